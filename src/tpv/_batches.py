@@ -1,0 +1,131 @@
+"""Batches as people write them: tensors, tuples, mappings; their size, device and slices."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpv._errors import TPVError
+
+_LABELS = ("label", "labels", "target", "targets")
+_TENSOR_BATCH = 256
+
+
+def batches(data: object) -> Iterable[Any]:
+    """A re-iterable of batches from a tensor of inputs or from a re-iterable of batches.
+
+    Raises:
+        TPVError: for a one-shot iterator, for a single batch given as data, or for what cannot be iterated.
+    """
+    if isinstance(data, Tensor):
+        if data.ndim == 0 or len(data) == 0:
+            raise TPVError("data is an empty tensor: give at least one example along the first axis.")
+        return _TensorBatches(data)
+    if isinstance(data, Mapping | str | bytes):
+        raise TPVError(
+            f"data is a single {type(data).__name__}, not a collection of batches: wrap one batch in a list, [batch]."
+        )
+    if not isinstance(data, Iterable):
+        raise TPVError(f"data must be a tensor or an iterable of batches, for example a DataLoader; got {type(data).__name__}.")
+    if isinstance(data, Iterator):
+        raise TPVError(
+            "data is a one-shot iterator, and the data is read more than once: give the DataLoader, a list of batches or a tensor."
+        )
+    return data
+
+
+class _TensorBatches:
+    def __init__(self, data: Tensor) -> None:
+        self._parts = data.split(_TENSOR_BATCH)
+        self.examples = len(data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def count_examples(data: object) -> int | None:
+    """Number of examples if it can be told without reading the data, else None."""
+    if isinstance(data, _TensorBatches):
+        return data.examples
+    if isinstance(data, list | tuple):
+        return sum(batch_size(batch) for batch in data)
+    dataset = getattr(data, "dataset", None)
+    try:
+        return len(dataset) if dataset is not None else None
+    except TypeError:
+        return None
+
+
+def call_model(model: torch.nn.Module, batch: Any) -> Any:
+    """The default ``forward``: a tensor or a tuple's first element as input, a mapping as keywords without labels."""
+    if isinstance(batch, Mapping):
+        return model(**{key: value for key, value in batch.items() if key not in _LABELS})
+    if isinstance(batch, list | tuple):
+        return model(batch[0])
+    return model(batch)
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """Every tensor in a batch."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors(value)
+    elif isinstance(batch, list | tuple):
+        for value in batch:
+            yield from tensors(value)
+
+
+def batch_size(batch: Any) -> int:
+    """Length of the first axis of the first tensor that has one.
+
+    Raises:
+        TPVError: if the batch holds no such tensor.
+    """
+    for tensor in tensors(batch):
+        if tensor.ndim:
+            return len(tensor)
+    raise TPVError(
+        f"a batch of type {type(batch).__name__} holds no tensor with a batch axis: "
+        "a batch is a tensor, a tuple whose first element is the input, or a mapping of keywords."
+    )
+
+
+def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The batch with every tensor replaced by ``change(tensor)``, in the order of :func:`tensors`."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        mapped = {key: map_tensors(value, change) for key, value in batch.items()}
+        if not isinstance(batch, MutableMapping):
+            return mapped
+        copied = copy.copy(batch)
+        copied.update(mapped)
+        return copied
+    if isinstance(batch, list | tuple):
+        parts = [map_tensors(value, change) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
+def narrow(batch: Any, start: int, stop: int, size: int) -> Any:
+    """Examples start..stop of a batch of ``size``; what has no batch axis of that size is kept whole."""
+    return map_tensors(batch, lambda t: t[start:stop] if per_example(t, size) else t)
+
+
+def per_example(tensor: Tensor, size: int) -> bool:
+    """Whether the first axis counts the ``size`` examples of a batch."""
+    return tensor.ndim > 0 and len(tensor) == size
+
+
+def move(batch: Any, device: torch.device | str) -> Any:
+    """The batch with every tensor on ``device``."""
+    return map_tensors(batch, lambda t: t.to(device))

@@ -1,0 +1,16 @@
+"""The one exception of the library, and suggestions for misspelt names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TPVError(ValueError):
+    """The input cannot give a meaningful number. The message says why and what to do."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,41 @@
+"""Numbers rounded by their own error."""
+
+from __future__ import annotations
+
+import math
+
+
+def plus_minus(value: float, stderr: float) -> str:
+    """'38.8 ± 0.5': one significant digit of the error, two if it starts with 1; '± ?' where the error is unknown."""
+    if not math.isfinite(value):
+        return "cannot tell"
+    if not math.isfinite(stderr):
+        return f"{value:.3g} ± ?"
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        exponent = math.floor(math.log10(abs(value)))
+        return f"({_fixed(value / 10**exponent, stderr / 10**exponent)})e{exponent}"
+    return _fixed(value, stderr)
+
+
+def _fixed(value: float, stderr: float) -> str:
+    if stderr == 0:
+        return f"{value:.4g} ± 0"
+    leading = math.floor(math.log10(stderr))
+    digits = -leading + (1 if stderr / 10**leading < 1.95 else 0)
+    places = max(digits, 0)
+    return f"{round(value, digits):.{places}f} ± {round(stderr, digits):.{places}f}"
+
+
+def percent(share: float) -> str:
+    """'13.2 %'."""
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "?"
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Plain text columns, the first flush left and the others flush right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""The promise that a model is never left changed."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore parameters, buffers, flags and the global random state on exit, whatever happens inside.
+
+    Nothing here writes to parameters; their identity is restored in case an interrupt caught the model
+    while ``functional_call`` had others in their place. Buffers are copied (a stateful module may
+    update them in evaluation mode too).
+    """
+    slots = [_Slots(module) for module in model.modules()]
+    generators = _GlobalRandomState()
+    try:
+        yield
+    finally:
+        for slot in slots:
+            slot.restore()
+        generators.restore()
+
+
+class _Slots:
+    """What one module holds."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._training = module.training
+        self._parameters = dict(module._parameters)
+        self._requires_grad = {k: p.requires_grad for k, p in self._parameters.items() if p is not None}
+        self._buffers = {key: (buffer, _copy(buffer)) for key, buffer in module._buffers.items()}
+
+    def restore(self) -> None:
+        module = self._module
+        module.training = self._training
+        for key, parameter in self._parameters.items():
+            module._parameters[key] = parameter
+            if parameter is not None and parameter.requires_grad != self._requires_grad[key]:
+                parameter.requires_grad_(self._requires_grad[key])
+        for key in module._buffers.keys() - self._buffers.keys():
+            del module._buffers[key]
+        for key, (buffer, copy) in self._buffers.items():
+            module._buffers[key] = buffer
+            if buffer is not None and copy is not None and not torch.equal(buffer, copy):
+                with torch.no_grad():
+                    buffer.copy_(copy)
+
+
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None else buffer.detach().clone()
+
+
+class _GlobalRandomState:
+    """The states of the global generators of Python, NumPy (if loaded) and torch."""
+
+    def __init__(self) -> None:
+        self._python = random.getstate()
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        numpy: Any = sys.modules.get("numpy")
+        self._numpy = numpy.random.get_state() if numpy is not None else None
+
+    def restore(self) -> None:
+        random.setstate(self._python)
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)

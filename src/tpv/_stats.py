@@ -1,0 +1,152 @@
+"""Additive sums in float64, and the means and standard errors that follow from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its two uncertainties.
+
+    ``stderr`` covers the sampling of examples and of probes or draws; ``mc_stderr`` covers probes or
+    draws alone, with the data held fixed. Both are ``nan`` where a single sample cannot tell.
+    """
+
+    value: float
+    stderr: float
+    mc_stderr: float
+
+
+class Moments:
+    r"""Sums over examples of a vector q of m quantities, enough for means and their covariances.
+
+    Each example contributes its average over draws, :math:`\bar q_n = \frac1D \sum_d q_{nd}`. Every
+    attribute is a plain sum, so the moments of two shards of the data add up (:meth:`merge`).
+
+    Args:
+        names: the m quantities.
+        draws: number of weight draws that all examples share; 0 where every example has its own probes.
+    """
+
+    def __init__(self, names: list[str], draws: int = 0) -> None:
+        m = len(names)
+        self.names = names
+        self.count = 0
+        self.total = torch.zeros(m, dtype=torch.float64)
+        self.outer = torch.zeros(m, m, dtype=torch.float64)
+        self.by_draw = torch.zeros(draws, m, dtype=torch.float64)
+        self.noise = torch.zeros(m, m, dtype=torch.float64)
+        self.noise_count = 0
+
+    def update(self, values: Tensor, noise: Tensor | None = None) -> None:
+        """Add examples.
+
+        Args:
+            values: (N, m), or (N, D, m) with D shared draws.
+            noise: (M, m), deviations whose mean outer product is the probe covariance of one
+                example's value, from M of the examples.
+        """
+        values = values.detach().to("cpu", torch.float64)
+        if values.ndim == 3:
+            self.by_draw += values.sum(0)
+            values = values.mean(1)
+        self.count += values.shape[0]
+        self.total += values.sum(0)
+        self.outer += values.T @ values
+        if noise is not None:
+            noise = noise.detach().to("cpu", torch.float64)
+            self.noise += noise.T @ noise
+            self.noise_count += noise.shape[0]
+
+    def merge(self, other: Moments) -> None:
+        """Add the sums of another shard of the data."""
+        if other.names != self.names or other.by_draw.shape != self.by_draw.shape:
+            raise ValueError("only moments of the same quantities and draws can be merged")
+        self.count += other.count
+        self.noise_count += other.noise_count
+        for mine, theirs in zip(self._sums(), other._sums(), strict=True):
+            mine += theirs
+
+    def _sums(self) -> tuple[Tensor, ...]:
+        return self.total, self.outer, self.by_draw, self.noise
+
+    @property
+    def mean(self) -> Tensor:
+        """(m,) average over examples and draws."""
+        return self.total / self.count
+
+    @property
+    def example_covariance(self) -> Tensor:
+        """(m, m) covariance of the mean from the scatter of the examples."""
+        n, mean = self.count, self.mean
+        if n < 2:
+            return torch.full_like(self.outer, math.nan)
+        return (self.outer / n - torch.outer(mean, mean)) / (n - 1)
+
+    @property
+    def draw_means(self) -> Tensor:
+        """(D, m) average over examples for each shared draw."""
+        return self.by_draw / self.count
+
+    @property
+    def mc_covariance(self) -> Tensor:
+        """(m, m) covariance of the mean from probes or draws, data fixed."""
+        draws = self.by_draw.shape[0]
+        if draws == 1:
+            return torch.full_like(self.outer, math.nan)
+        if draws > 1:
+            centred = self.draw_means - self.mean
+            return centred.T @ centred / (draws * (draws - 1))
+        if self.noise_count:
+            return self.noise / self.noise_count / self.count
+        return torch.zeros_like(self.outer)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(m, m) covariance of the mean from everything.
+
+        Probes of an example's own are part of the scatter of the examples; shared draws come on top
+        (their interaction with the examples is then counted twice: slightly conservative).
+        """
+        shared = self.by_draw.shape[0] > 0
+        return self.example_covariance + self.mc_covariance if shared else self.example_covariance
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every quantity with its uncertainties."""
+        stderr = self.covariance.diagonal().clamp(min=0).sqrt()
+        mc_stderr = self.mc_covariance.diagonal().clamp(min=0).sqrt()
+        rows = zip(self.mean.tolist(), stderr.tolist(), mc_stderr.tolist(), strict=True)
+        return {name: Estimate(*row) for name, row in zip(self.names, rows, strict=True)}
+
+    def ratio(self, numerator: str, denominator: str) -> Estimate:
+        """Ratio of two means, with the delta method's standard errors."""
+        a, b = self.names.index(numerator), self.names.index(denominator)
+        value = (self.total[a] / self.total[b]).item()
+        contrast = torch.zeros_like(self.total)
+        contrast[a], contrast[b] = 1.0, -value
+        contrast /= self.mean[b]
+        errors = [(contrast @ c @ contrast).clamp(min=0).sqrt().item() for c in (self.covariance, self.mc_covariance)]
+        return Estimate(value, *errors)
+
+
+def independent_ratio(a: Estimate, b: Estimate, draws_a: Tensor | None = None, draws_b: Tensor | None = None) -> Estimate:
+    """Ratio a/b of two independent samples of examples, paired over the draws they share.
+
+    Args:
+        a, b: numerator and denominator.
+        draws_a, draws_b: (D,) per-draw means of each, from the same draws; None if nothing is shared.
+    """
+    if b.value == 0:
+        return Estimate(math.nan, math.nan, math.nan)
+    value = a.value / b.value
+    if draws_a is None or draws_b is None or len(draws_a) < 2:
+        return Estimate(value, math.hypot(a.stderr, value * b.stderr) / b.value, math.hypot(a.mc_stderr, value * b.mc_stderr) / b.value)
+    examples = [max(e.stderr**2 - e.mc_stderr**2, 0.0) for e in (a, b)]
+    paired = (draws_a - value * draws_b).var().item() / len(draws_a)
+    total = examples[0] + value**2 * examples[1] + paired
+    return Estimate(value, math.sqrt(total) / b.value, math.sqrt(paired) / b.value)

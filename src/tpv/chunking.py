@@ -1,0 +1,48 @@
+"""How many examples go through at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpv._batches import batch_size, narrow
+from tpv.linearization import Linearization
+
+_CPU_BYTES = 2**29
+_LARGEST = 256
+
+
+def choose_chunk_size(lin: Linearization, batch: Any) -> int:
+    """Examples per chunk, a power of two, so that the work of a sweep stays within 512 MiB (on a GPU, a quarter of what is free).
+
+    An example counts with twice what autograd saves for it, because output gradients and layer inputs
+    are held as well, and with two gradients of the largest parameter.
+    """
+    saved = _saved_bytes(lin, narrow(batch, 0, 1, batch_size(batch)))
+    largest = max(w.numel() * w.element_size() for w in lin.weights.values())
+    fitting = _budget(next(iter(lin.weights.values())).device) // (2 * saved + 2 * largest)
+    return min(_LARGEST, 2 ** max(fitting, 1).bit_length() // 2)
+
+
+def _saved_bytes(lin: Linearization, example: Any) -> int:
+    """Bytes that autograd keeps for the backward pass of one example, parameters aside."""
+    parameters = {p.untyped_storage().data_ptr() for p in lin.model.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = lin(example)
+    return sum(found.values()) + outputs.numel() * outputs.element_size()
+
+
+def _budget(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return _CPU_BYTES

@@ -1,0 +1,34 @@
+"""What Exact and Hutchinson share: sweeps of cotangents, summed by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpv.estimators.base import TOTAL, Setting, layer_of
+from tpv.sweep import Sweep
+
+
+class LayerSweep:
+    """Per-example values v ↦ Σ c_i (Jᵀv)_i², total first and then by layer."""
+
+    def __init__(self, setting: Setting, variance: Mapping[str, Tensor], passes: int) -> None:
+        self.sweep = Sweep(setting.lin, variance, passes)
+        layers = list(dict.fromkeys(layer_of(name) for name in self.sweep.names))
+        self.names = [TOTAL, *layers]
+        self._membership = torch.zeros(len(self.sweep.names), len(self.names), dtype=torch.float64)
+        self._membership[:, 0] = 1
+        for row, name in enumerate(self.sweep.names):
+            self._membership[row, 1 + layers.index(layer_of(name))] = 1
+
+    def by_layer(self, squares: Tensor) -> Tensor:
+        """(N, parameters) to (N, 1 + layers)."""
+        return squares.cpu() @ self._membership
+
+    def facts(self) -> dict[str, Any]:
+        """The parameters that left the fast route, and those that the outputs do not depend on."""
+        found: dict[str, Any] = {"slow_routes": dict(self.sweep.routes)} if self.sweep.routes else {}
+        return found | ({"unused_parameters": sorted(self.sweep.unreached)} if self.sweep.unreached else {})

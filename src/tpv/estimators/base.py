@@ -1,0 +1,116 @@
+"""What an estimator is: a procedure that turns a piece of a batch into per-example contributions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpv.linearization import Linearization
+from tpv.perturbations import Perturbation
+from tpv.perturbations.base import displacement
+
+TOTAL = "total"
+_CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Examples start … start + n of a batch of ``size``: what fits in memory at a time."""
+
+    batch: Any
+    start: int
+    n: int
+    size: int
+
+
+@dataclass
+class Contribution:
+    """Per-example values: (N, m), or (N, D, m) with D shared draws; ``noise`` as in ``Moments.update``."""
+
+    values: Tensor
+    noise: Tensor | None = None
+
+
+class Procedure(ABC):
+    """An estimator at work on one model and one perturbation.
+
+    Attributes:
+        names: the m quantities, the total first, then the layers if they are known.
+        draws: D, the number of draws that all examples share; 0 if there are none.
+        no_layers: why there is no split by layer, None if there is one.
+        method: the estimator as the metadata shall name it.
+    """
+
+    names: list[str]
+    draws: int = 0
+    no_layers: str | None = None
+    method: str
+
+    @abstractmethod
+    def contribution(self, piece: Piece) -> Contribution:
+        """Values of the piece's examples."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the metadata should say once all is done."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an estimator meets: model, perturbation, randomness, and the number of outputs per example."""
+
+    lin: Linearization
+    perturbation: Perturbation
+    generator: torch.Generator
+    outputs: int
+
+
+class Estimator(ABC):
+    """A way to compute TPV: :class:`Exact`, :class:`Hutchinson`, :class:`LinearizedMonteCarlo` or :class:`MonteCarlo`."""
+
+    @abstractmethod
+    def begin(self, setting: Setting) -> Procedure:
+        """Meet the model.
+
+        Raises:
+            TPVError: if the estimator cannot treat the perturbation.
+        """
+
+
+@dataclass
+class Draws:
+    """Displacements δ₁ … δ_D, the same for every example; kept while they fit in 1 GiB, else drawn again."""
+
+    setting: Setting
+    count: int
+    _seeds: list[int] = field(init=False)
+    _kept: dict[int, dict[str, Tensor]] = field(init=False, default_factory=dict)
+    _bytes: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._seeds = torch.randint(2**62, (self.count,), generator=self.setting.generator).tolist()
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if index in self._kept:
+            return self._kept[index]
+        generator = torch.Generator().manual_seed(self._seeds[index])
+        delta = displacement(self.setting.perturbation, self.setting.lin.weights, generator)
+        size = sum(d.numel() * d.element_size() for d in delta.values())
+        if self._bytes + size <= _CACHE_BYTES:
+            self._kept[index] = delta
+            self._bytes += size
+        return delta
+
+
+def squared_norms(outputs: Tensor) -> Tensor:
+    """‖·‖² summed over outputs, one float64 number per example."""
+    return outputs.flatten(1).double().square().sum(1)
+
+
+def layer_of(parameter: str) -> str:
+    """The module that a parameter belongs to."""
+    return parameter.rpartition(".")[0] or "(model)"

@@ -1,0 +1,127 @@
+"""Tr(H_eff C) from random cotangents in output space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpv._errors import TPVError
+from tpv._options import require_int
+from tpv.estimators._sweeping import LayerSweep
+from tpv.estimators.base import Contribution, Estimator, Piece, Procedure, Setting
+from tpv.perturbations.base import diagonal
+
+_PAIRED_PIECES = 16
+
+
+@dataclass(frozen=True)
+class Hutchinson(Estimator):
+    r"""Unbiased estimate with R random cotangents of each example's own:
+
+    .. math:: \frac1R \sum_r v_r^\top J C J^\top v_r, \qquad E[v v^\top] = I.
+
+    One probe is a vector of random signs; several are orthogonal within an example (columns of a
+    randomly signed Hadamard matrix where K is a power of two, else of a Haar-random frame), so that
+    R = K probes are exact. Probes are drawn on the CPU: the same on every device and for every chunk size.
+
+    ``mc_stderr`` comes from the scatter of an example's probes, which are draws without replacement
+    from K (variance S²/R · (1 − R/K)); with one probe, from a second one on every 16th piece of the data.
+
+    Cost per example: one forward pass and R sweeps, about 1.2 forward+backward passes for R = 1 and 0.8
+    for each probe more.
+
+    Args:
+        probes: R. More than the K outputs are not needed, and K are used then.
+
+    Raises:
+        TPVError: if ``probes`` is not a positive int, or for a perturbation without variances.
+
+    Source: Hutchinson (1990); random frames as in Epperly, Tropp & Webber, "XTrace" (2024).
+
+    Example:
+        >>> import torch, tpv
+        >>> model = torch.nn.Linear(3, 2).double()
+        >>> x = torch.ones(5, 3).double()
+        >>> every = tpv.estimate(model, x, tpv.Isotropic(0.1), estimator=tpv.Hutchinson(probes=2))
+        >>> round(every.value, 6), round(every.mc_stderr, 6)
+        (0.08, 0.0)
+    """
+
+    probes: int = 1
+
+    def __post_init__(self) -> None:
+        require_int("Hutchinson", "probes", self.probes, 1)
+
+    def begin(self, setting: Setting) -> Procedure:
+        """A sweep of random cotangents."""
+        variance = None if setting.perturbation.deterministic else diagonal(setting.perturbation, setting.lin.weights)
+        if variance is None:
+            instead = "Exact()" if setting.perturbation.deterministic else "LinearizedMonteCarlo(draws=16)"
+            raise TPVError(f"Hutchinson needs a perturbation with variances, and {setting.perturbation!r} has none: use {instead}.")
+        return _RandomSweep(self.probes, LayerSweep(setting, variance, passes=self.probes), setting.generator)
+
+
+class _RandomSweep(Procedure):
+    def __init__(self, probes: int, layers: LayerSweep, generator: torch.Generator) -> None:
+        self._probes, self._layers, self._generator = probes, layers, generator
+        self._pieces = 0
+        self._drawn: Tensor | None = None
+        self.names = layers.names
+        self.method = repr(Hutchinson(probes))
+
+    def contribution(self, piece: Piece) -> Contribution:
+        with self._layers.sweep.linearized(piece.batch) as (outputs, squares):
+            k = outputs[0].numel()
+            v = self._cotangents(piece, k).to(outputs)
+            used = min(self._probes, k)
+            values = torch.stack([self._layers.by_layer(squares(v[:, r])) for r in range(used)], dim=1)
+            noise = self._noise(values, k)
+            if used == 1 < k and self._pieces % _PAIRED_PIECES == 0:
+                second = self._layers.by_layer(squares(v[:, 1]))
+                noise = (values[:, 0] - second) / math.sqrt(2)
+        self._pieces += 1
+        return Contribution(values.mean(1), noise)
+
+    def _noise(self, values: Tensor, k: int) -> Tensor | None:
+        """Deviations (M, m) whose mean outer product is S²/R · (1 − R/K), the covariance of the mean of R of K."""
+        r = values.shape[1]
+        if r == 1 < k:
+            return None
+        scale = math.sqrt((1 - r / k) / max(r - 1, 1))
+        return ((values - values.mean(1, keepdim=True)) * scale).flatten(0, 1)
+
+    def _cotangents(self, piece: Piece, k: int) -> Tensor:
+        """(n, R or 2, K): drawn for the whole batch when its first piece arrives."""
+        if piece.start == 0 or self._drawn is None:
+            self._drawn = cotangents(piece.size, min(self._probes, k), k, self._generator)
+        return self._drawn[piece.start : piece.start + piece.n]
+
+    def facts(self) -> dict[str, Any]:
+        return self._layers.facts()
+
+
+def cotangents(n: int, probes: int, k: int, generator: torch.Generator) -> Tensor:
+    """(n, probes, K) with E[vvᵀ] = I for each, orthogonal within an example; two independent sign vectors for ``probes=1``."""
+    if probes == 1:
+        return _signs((n, 2, k), generator)
+    if k & (k - 1) == 0:
+        chosen = torch.rand(n, k, generator=generator).argsort(1)[:, :probes]
+        return _hadamard(k)[chosen] * _signs((n, 1, k), generator)
+    gaussian = torch.randn(n, k, probes, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q.transpose(1, 2) * math.sqrt(k)
+
+
+def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8).double() * 2 - 1
+
+
+def _hadamard(order: int) -> Tensor:
+    """Sylvester's matrix of a power of two: entries (−1)^(number of ones common to row and column)."""
+    h = torch.ones(1, 1, dtype=torch.float64)
+    while len(h) < order:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+    return h

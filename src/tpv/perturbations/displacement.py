@@ -1,0 +1,64 @@
+"""A fixed displacement: towards another checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tpv._errors import TPVError, did_you_mean
+from tpv.perturbations.base import Displacements, Perturbation
+from tpv.weights import Patterns, Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Displacement(Perturbation):
+    """δ = w' − w* towards another checkpoint of the same model, for example a quantized or pruned one.
+
+    Args:
+        state_dict: the other checkpoint, with every parameter that moves. Buffers in it are not
+            applied; a warning says so where they differ from the model's.
+        params: glob patterns of the parameters that move.
+
+    Raises:
+        TPVError: when it meets a model, if a parameter is missing or has another shape.
+
+    Example:
+        >>> import torch, tpv
+        >>> model = torch.nn.Linear(3, 2, bias=False).double()
+        >>> other = {"weight": model.weight.detach() + 1}
+        >>> round(tpv.estimate(model, torch.ones(1, 3).double(), tpv.Displacement(other)).value, 6)  # 2 × 3²
+        18.0
+    """
+
+    state_dict: Mapping[str, Tensor] = field(repr=False)
+    params: Patterns = None
+    deterministic = True
+
+    def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
+        """δ, the same for every generator."""
+        for name, w in at.items():
+            if name not in self.state_dict:
+                raise TPVError(f"the state_dict of Displacement has no {name!r}: give it, or leave it out with params=.{did_you_mean(name, self.state_dict)}")
+            if self.state_dict[name].shape != w.shape:
+                raise TPVError(
+                    f"the state_dict of Displacement gives {name!r} the shape {tuple(self.state_dict[name].shape)}; the model has {tuple(w.shape)}."
+                )
+        self._warn_about_buffers(at)
+        return {name: self.state_dict[name].to(w) - w for name, w in at.items()}
+
+    def _warn_about_buffers(self, at: Weights) -> None:
+        differing = [
+            name
+            for name, buffer in at.buffers.items()
+            if name in self.state_dict and not torch.equal(self.state_dict[name].to(buffer), buffer)
+        ]
+        if differing:
+            warnings.warn(
+                f"Displacement moves parameters only, and {len(differing)} buffers of the state_dict differ from the model's "
+                f"(first: {differing[0]!r}): w* + δ is not that checkpoint.",
+                stacklevel=2,
+            )

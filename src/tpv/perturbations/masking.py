@@ -1,0 +1,61 @@
+"""Removing weights: δ = −w where the mask is zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tpv._errors import TPVError, did_you_mean
+from tpv.perturbations.base import Displacements, Perturbation
+from tpv.weights import Patterns, Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Masking(Perturbation):
+    """Pruning with given masks: δ = (mask − 1) ⊙ w, so that w* + δ is the pruned model.
+
+    Args:
+        masks: parameter name → mask in the convention of ``torch.nn.utils.prune``: 1 or True keeps a
+            weight, 0 or False removes it. A mask broadcasts to its parameter ((C, 1, 1, 1) removes whole
+            channels). Parameters without a mask stay.
+        params: glob patterns to restrict the masks to.
+
+    Raises:
+        TPVError: when it meets a model, for an unknown name, a shape that does not broadcast, or values
+            other than 0 and 1.
+
+    Example:
+        >>> import torch, tpv
+        >>> model = torch.nn.Linear(3, 2, bias=False).double()
+        >>> result = tpv.estimate(model, torch.eye(3).double(), tpv.Masking({"weight": torch.zeros(2, 3)}))
+        >>> abs(result.value - model.weight.square().sum().item() / 3) < 1e-12
+        True
+    """
+
+    masks: Mapping[str, Tensor] = field(repr=False)
+    params: Patterns = None
+    deterministic = True
+
+    def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
+        """δ, the same for every generator."""
+        delta = {}
+        for name, mask in self.masks.items():
+            if name not in at:
+                if self.params is not None:
+                    continue
+                raise TPVError(f"Masking has a mask for {name!r}, which is not a trainable parameter.{did_you_mean(name, at)}")
+            delta[name] = (_checked(name, mask, at[name]) - 1) * at[name]
+        return delta
+
+
+def _checked(name: str, mask: Tensor, w: Tensor) -> Tensor:
+    try:
+        mask = mask.to(w).expand_as(w)
+    except RuntimeError:
+        raise TPVError(f"the mask of {name!r} has shape {tuple(mask.shape)}, which does not broadcast to {tuple(w.shape)}.") from None
+    if not ((mask == 0) | (mask == 1)).all():
+        raise TPVError(f"the mask of {name!r} has values other than 0 (remove) and 1 (keep).")
+    return mask

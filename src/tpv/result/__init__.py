@@ -1,0 +1,7 @@
+"""Results: numbers with their uncertainty and provenance."""
+
+from tpv.result.linearity import LinearityResult
+from tpv.result.stability import StabilityResult
+from tpv.result.tpv_result import TPVResult
+
+__all__ = ["LinearityResult", "StabilityResult", "TPVResult"]

@@ -1,0 +1,106 @@
+"""The number, its uncertainties, the layers that cause it, and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tpv._format import percent, plus_minus, table
+from tpv._stats import Estimate, Moments
+from tpv.result.serialization import JSONResult
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, repr=False)
+class TPVResult(JSONResult):
+    """What :func:`tpv.estimate` returns.
+
+    Attributes:
+        value: TPV, in squared units of the outputs: summed over outputs, averaged over examples.
+        stderr: standard error of ``value`` from the sampling of examples and of probes or draws.
+        mc_stderr: from probes or draws alone, with the data fixed; 0 where nothing was sampled, nan
+            where one draw cannot tell.
+        n_examples: number of examples.
+        layers: module name → its part of ``value``. The parts sum to ``value``. Empty where there is no
+            such split: ``no_layers`` then says why.
+        no_layers: the reason for a missing split, else None.
+        draws: per-draw averages over examples where all examples share the draws, else empty.
+        metadata: perturbation, estimator, seed, numbers of outputs and parameters, chunk size, device,
+            seconds, versions; ``slow_routes`` and ``unused_parameters`` where there were any.
+
+    Example:
+        >>> import torch, tpv
+        >>> model = torch.nn.Linear(3, 2).double()
+        >>> result = tpv.estimate(model, torch.ones(5, 3).double(), tpv.Isotropic(0.1))
+        >>> tpv.TPVResult.from_json(result.to_json()) == result
+        True
+    """
+
+    value: float
+    stderr: float
+    mc_stderr: float
+    n_examples: int
+    layers: dict[str, Estimate] = field(default_factory=dict)
+    no_layers: str | None = None
+    draws: tuple[float, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_moments(cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any]) -> TPVResult:
+        """The result of sums whose first quantity is the total and whose others are layers."""
+        total, *layers = moments.estimates().items()
+        draws = tuple(moments.draw_means[:, 0].tolist())
+        return cls(total[1].value, total[1].stderr, total[1].mc_stderr, moments.count, dict(layers), no_layers, draws, metadata)
+
+    @property
+    def estimate(self) -> Estimate:
+        """The value with its errors, as one object."""
+        return Estimate(self.value, self.stderr, self.mc_stderr)
+
+    def ranked(self) -> list[tuple[str, Estimate]]:
+        """Layers by falling value."""
+        return sorted(self.layers.items(), key=lambda item: -item[1].value)
+
+    def share(self, layer: str) -> float:
+        """A layer's part of the value, in [0, 1]."""
+        return self.layers[layer].value / self.value if self.value else float("nan")
+
+    def __str__(self) -> str:
+        meta = self.metadata
+        lines = [
+            f"TPV {plus_minus(self.value, self.stderr)}   (probes or draws alone: ± {self.mc_stderr:.2g})",
+            f"{meta.get('perturbation', '')}",
+            f"{self.n_examples} examples, {meta.get('estimator', '')}, seed {meta.get('seed', '')}",
+            "",
+        ]
+        if not self.layers:
+            return "\n".join([*lines, f"no split by layer: {self.no_layers}"])
+        ranked = self.ranked()
+        rows = [(name, plus_minus(e.value, e.stderr), percent(self.share(name))) for name, e in ranked[:_SHOWN]]
+        if rest := ranked[_SHOWN:]:
+            remaining = sum(e.value for _, e in rest)
+            rows.append((f"{len(rest)} more", f"{remaining:.3g}", percent(remaining / self.value if self.value else float("nan"))))
+        return "\n".join([*lines, table(("layer", "TPV", "share"), rows)])
+
+    __repr__ = __str__
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per layer: value, stderr, mc_stderr, share. Needs ``pip install 'tpv[pandas]'``."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install 'tpv[pandas]'") from error
+        rows = {n: {"value": e.value, "stderr": e.stderr, "mc_stderr": e.mc_stderr, "share": self.share(n)} for n, e in self.layers.items()}
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "stderr", "mc_stderr", "share"])
+        return frame.rename_axis("layer")
+
+    def plot(self, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:
+        """Bars of the layers with their standard errors, in the model's order. Needs ``pip install 'tpv[plot]'``."""
+        from tpv.report.plots import plot_layers
+
+        return plot_layers(self, ax)

@@ -1,0 +1,35 @@
+"""nn.Embedding: Σ_p onehot(token_p) ⊗ g_p."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tpv.sweep.layer import LayerCall, Variance
+
+
+class EmbeddingCall(LayerCall):
+    """Closed form: positions with the same token add before squaring, so Σ_pq [token_p = token_q] ⟨g_p, g_q⟩."""
+
+    def __init__(self, module: nn.Embedding, x: Tensor, n: int) -> None:
+        self.rows, self.n = module.num_embeddings, n
+        self.tokens = x.detach().reshape(n, -1)
+        self.keep = None if module.padding_idx is None else (self.tokens != module.padding_idx).unsqueeze(-1)
+
+    def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        g = self._positions(g)
+        out = g.new_zeros(self.n, self.rows, g.shape[2])
+        return {"weight": out.scatter_add_(1, self.tokens.unsqueeze(-1).expand_as(g), g)}
+
+    def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
+        scale = variance["weight"].full.sqrt()
+        by_token = scale[self.tokens] if scale.ndim == 2 and len(scale) == self.rows else scale
+        g = self._positions(g) * by_token
+        same = self.tokens.unsqueeze(1) == self.tokens.unsqueeze(2)
+        return {"weight": (torch.bmm(g, g.transpose(1, 2)) * same).sum((1, 2))}
+
+    def _positions(self, g: Tensor) -> Tensor:
+        g = g.reshape(self.n, self.tokens.shape[1], -1)
+        return g if self.keep is None else g * self.keep

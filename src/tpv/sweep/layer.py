@@ -1,0 +1,59 @@
+"""What the sweep asks of a layer: per-example gradients from its input and its output gradient."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+
+class LayerCall(ABC):
+    """One call of one layer on n examples, with its input recorded.
+
+    Subclasses know a single layer type. ``g`` is always the gradient of ⟨v, f⟩ with respect to the
+    layer's output, one cotangent v per example; parameters go by their local names ("weight", "bias").
+    """
+
+    @abstractmethod
+    def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Per-example gradients (n, \\*parameter shape) of the parameters in ``names``."""
+
+    @abstractmethod
+    def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
+        """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance``, the cheapest way."""
+
+
+class Variance:
+    """A parameter's variance c, broadcastable to its shape, with what the formulas need of it worked out once.
+
+    Attributes:
+        full: c itself.
+        rows: √c as a number or as one number per row (first axis); None if c varies within a row.
+    """
+
+    def __init__(self, full: Tensor, ndim: int) -> None:
+        self.full = full
+        self.rows: float | Tensor | None = None
+        if full.numel() == 1:
+            self.rows = math.sqrt(full.item())
+        elif full.ndim == ndim and full.numel() == full.shape[0]:
+            self.rows = full.sqrt().reshape(-1)
+
+    def square(self, gradient: Tensor) -> Tensor:
+        """(n,) Σᵢ c_i gradient_i² of materialised per-example gradients (n, \\*shape)."""
+        if isinstance(self.rows, float):
+            return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square() * self.rows**2
+        return gradient.flatten(1).square() @ self.full.expand(gradient.shape[1:]).reshape(-1).to(gradient.dtype)
+
+
+def gram_square(left: Tensor, right_gram: Tensor) -> Tensor:
+    """‖Σ_p left_p ⊗ right_p‖² = Σ_pq ⟨left_p, left_q⟩⟨right_p, right_q⟩ from (B, P, F) and (B, P, P), as (B,)."""
+    return (torch.bmm(left, left.transpose(1, 2)) * right_gram).sum((1, 2))
+
+
+def gram_is_cheaper(positions: int, inputs: int, outputs: int, passes: int) -> bool:
+    """Whether Gram matrices cost half the gradient itself or less, the input's being shared by ``passes`` cotangents."""
+    return 2 * positions * (inputs / passes + outputs) <= inputs * outputs

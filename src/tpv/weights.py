@@ -1,0 +1,66 @@
+"""The weights that a perturbation meets: names, values and the layers they belong to."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from tpv._errors import TPVError, did_you_mean
+
+Patterns = str | Sequence[str] | None
+
+
+class Weights(Mapping[str, Tensor]):
+    """The trained weights w*, as a mapping from parameter names to detached tensors.
+
+    This is what :meth:`tpv.Perturbation.sample` and :meth:`tpv.DiagonalPerturbation.variance` receive.
+    It holds the floating-point parameters with ``requires_grad=True`` that the perturbation's
+    ``params=`` selects; a parameter shared by several modules appears once, under its first name.
+
+    Example:
+        >>> import torch, tpv
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
+        >>> at = tpv.Weights(model)
+        >>> list(at), tuple(at["0.weight"].shape), at.module("0.weight")
+        (['0.weight', '0.bias'], (2, 3), Linear(in_features=3, out_features=2, bias=True))
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str] | None = None) -> None:
+        self._model = model
+        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
+        self._tensors = {n: trainable[n].detach() for n in (trainable if names is None else names)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def module(self, name: str) -> nn.Module:
+        """The module that owns the parameter ``name``."""
+        return self._model.get_submodule(name.rpartition(".")[0])
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The model's buffers (BatchNorm statistics and the like), which no perturbation moves."""
+        return {name: buffer.detach() for name, buffer in self._model.named_buffers()}
+
+    def select(self, patterns: Patterns) -> Weights:
+        """The weights whose names match one of the glob ``patterns`` (``"layer1.*"``, ``"*.weight"``); None keeps all.
+
+        Raises:
+            TPVError: if a pattern matches nothing.
+        """
+        if patterns is None:
+            return self
+        globs = [patterns] if isinstance(patterns, str) else list(patterns)
+        for glob in globs:
+            if not fnmatch.filter(self._tensors, glob):
+                hint = did_you_mean(glob, self._tensors) or f" Names look like {next(iter(self._tensors), '(none)')!r}."
+                raise TPVError(f"params={glob!r} matches no trainable parameter.{hint}")
+        return Weights(self._model, [n for n in self._tensors if any(fnmatch.fnmatchcase(n, g) for g in globs)])
