@@ -10,12 +10,12 @@ from torch import Tensor
 from tpv._batches import batch_size, narrow
 from tpv.linearization import Linearization
 
-_CPU_BYTES = 2**29
+_CPU_BYTES = 2**28
 _LARGEST = 256
 
 
 def choose_chunk_size(lin: Linearization, batch: Any) -> int:
-    """Examples per chunk, a power of two, so that the work of a sweep stays within 512 MiB (on a GPU, a quarter of what is free).
+    """Examples per chunk, a power of two, so that the work of a sweep stays within 256 MiB (on a GPU, a quarter of what is free).
 
     An example counts with twice what autograd saves for it, because output gradients and layer inputs
     are held as well, and with two gradients of the largest parameter.
@@ -34,7 +34,7 @@ def _saved_bytes(lin: Linearization, example: Any) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            found[storage.data_ptr()] = storage.nbytes()
+            found[storage.data_ptr()] = max(found.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size())
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -61,7 +61,7 @@ def estimate(
         forward: ``(model, batch) -> outputs`` for batches or outputs of another form; outputs are (N, ...).
         generator: a seed, or a CPU ``torch.Generator``; nothing else is random.
         progress: called with (examples done, examples in all or None) after each chunk.
-        chunk_size: examples at a time; by default as many as fit in 512 MiB, or a quarter of the free GPU memory.
+        chunk_size: examples at a time; by default as many as fit in 256 MiB, or a quarter of the free GPU memory.
 
     Returns:
         The value, its standard errors and, where it is defined, the split by layer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +63,14 @@ class Perturbation(ABC):
         """
         return None
 
+    def __repr__(self) -> str:
+        """The options that differ from their defaults, and the first one always."""
+        if not dataclasses.is_dataclass(self):
+            return f"{type(self).__name__}()"
+        shown = [f for f in dataclasses.fields(self) if f.repr]
+        options = [f"{f.name}={getattr(self, f.name)!r}" for i, f in enumerate(shown) if i == 0 or getattr(self, f.name) != f.default]
+        return f"{type(self).__name__}({', '.join(options)})"
+
     def __add__(self, other: object) -> Perturbation:
         """The sum of independent zero-mean perturbations."""
         if not isinstance(other, Perturbation):
@@ -84,7 +93,7 @@ class DiagonalPerturbation(Perturbation):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sum(Perturbation):
     """``a + b``: independent zero-mean perturbations at once; each keeps its own ``params``.
 

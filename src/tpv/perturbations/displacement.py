@@ -14,7 +14,7 @@ from tpv.perturbations.base import Displacements, Perturbation
 from tpv.weights import Patterns, Weights
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Displacement(Perturbation):
     """δ = w' − w* towards another checkpoint of the same model, for example a quantized or pruned one.
 

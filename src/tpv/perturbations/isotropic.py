@@ -11,7 +11,7 @@ from tpv.perturbations.base import DiagonalPerturbation, Variances
 from tpv.weights import Patterns, Weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Isotropic(DiagonalPerturbation):
     r"""Normal noise of the same standard deviation on every weight, C = std²·I.
 

@@ -13,7 +13,7 @@ from tpv.perturbations.base import Displacements, Perturbation
 from tpv.weights import Patterns, Weights
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Masking(Perturbation):
     """Pruning with given masks: δ = (mask − 1) ⊙ w, so that w* + δ is the pruned model.
 

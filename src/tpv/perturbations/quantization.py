@@ -21,7 +21,7 @@ _LAYERS = (
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Quantization(Perturbation):
     r"""Weights rounded to a grid of step Δ: noise of variance Δ²/12, or the actual error Q(w) − w.
 

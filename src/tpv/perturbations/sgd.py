@@ -11,7 +11,7 @@ from tpv.perturbations.base import DiagonalPerturbation, Variances
 from tpv.weights import Patterns, Weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SGDNoise(DiagonalPerturbation):
     r"""Fluctuation of the weights under SGD at constant learning rate: :math:`C = \frac{\eta}{2B(1-\beta)} I`.
 

@@ -1,0 +1,32 @@
+# Each target creates the virtual environment by itself; only python3 (3.11 or newer), pip and make are needed.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: install demo test lint bench clean
+
+.venv/%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable '.[$*]'
+	touch $@
+
+install: .venv/cli
+
+demo: .venv/cli
+	$(BIN)/tpv demo
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+lint: .venv/test .venv/lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/bench
+	$(PIP) --no-deps backpack-for-pytorch nngeometry
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv
