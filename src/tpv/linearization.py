@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv._batches import call_model
@@ -28,6 +28,7 @@ class Linearization:
     def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:
         self.model = model
         self.weights = Weights(model)
+        self._forward_mode = True
         self._caller = _Caller(model, forward or call_model)
 
     def __call__(self, batch: Any) -> Tensor:
@@ -52,25 +53,30 @@ class Linearization:
         """
         point = {name: self.weights[name] for name in delta}
 
-        def f(w: dict[str, Tensor]) -> Tensor:
+        def f(w: Mapping[str, Tensor]) -> Tensor:
             return self.at(w, batch)
 
         with sdpa_kernel(SDPBackend.MATH):
-            try:
-                with torch.no_grad():
-                    value, tangent = jvp(f, (point,), (dict(delta),))
-            except (NotImplementedError, RuntimeError) as error:
-                if "forward" not in str(error).lower():
-                    raise
-                value, tangent = _double_vjp(f, point, dict(delta))
-        return value.detach(), tangent.detach()
+            if self._forward_mode:
+                try:
+                    with torch.no_grad():
+                        value, tangent = jvp(f, (point,), (dict(delta),))
+                    return value, tangent
+                except (NotImplementedError, RuntimeError):
+                    self._forward_mode = False
+            return _double_backward(f, point, delta)
 
 
-def _double_vjp(f: Callable[[dict[str, Tensor]], Tensor], point: dict[str, Tensor], delta: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """J δ as the derivative of v ↦ ⟨Jᵀv, δ⟩."""
-    value, pullback = vjp(f, point)
-    _, pushforward = vjp(lambda v: pullback(v)[0], torch.zeros_like(value))
-    return value, pushforward(delta)[0]
+def _double_backward(f: Callable[[Mapping[str, Tensor]], Tensor], point: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """f and J δ, as the derivative of v ↦ ⟨Jᵀv, δ⟩."""
+    with torch.enable_grad():
+        w = {name: value.clone().requires_grad_() for name, value in point.items()}
+        value = f(w)
+        v = torch.zeros_like(value, requires_grad=True)
+        pulled = torch.autograd.grad(value, list(w.values()), v, create_graph=True, allow_unused=True)
+        inner = sum(((g * d).sum() for g, d in zip(pulled, delta.values(), strict=True) if g is not None), v.sum() * 0)
+        (tangent,) = torch.autograd.grad(inner, v)
+    return value.detach(), tangent.detach()
 
 
 class _Caller(nn.Module):

@@ -17,7 +17,8 @@ class Weights(Mapping[str, Tensor]):
 
     This is what :meth:`tpv.Perturbation.sample` and :meth:`tpv.DiagonalPerturbation.variance` receive.
     It holds the floating-point parameters with ``requires_grad=True`` that the perturbation's
-    ``params=`` selects; a parameter shared by several modules appears once, under its first name.
+    ``params=`` selects; a parameter shared by several modules appears once, under its first name. The
+    ``padding_idx`` row of an ``nn.Embedding`` counts as frozen: whatever is asked of it, it stays.
 
     Example:
         >>> import torch, tpv

@@ -90,7 +90,7 @@ class FloatGrid(Grid):
         _, mantissa, smallest, _ = _FORMATS[self.dtype]
         fraction, exponent = torch.frexp(w / self.scale)
         floor_log2 = torch.where(fraction == 0, smallest, exponent - 1).clamp(min=smallest)
-        return torch.ldexp(self.scale, floor_log2 - mantissa)
+        return torch.ldexp(self.scale.expand_as(w), floor_log2 - mantissa)
 
     def rounded(self, w: Tensor) -> Tensor:
         return (w / self.scale).to(_FORMATS[self.dtype][0]).to(w.dtype) * self.scale

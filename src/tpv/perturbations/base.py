@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpv._errors import TPVError, did_you_mean
 from tpv.weights import Patterns, Weights
@@ -149,7 +149,7 @@ def displacement(perturbation: Perturbation, weights: Weights, generator: torch.
             raise TPVError(f"{perturbation!r} displaces {name!r} by NaN or infinity.")
     if not delta:
         raise TPVError(f"{perturbation!r} moves no parameter of this model.")
-    return {name: value.to(weights[name]) for name, value in delta.items()}
+    return {name: _padding_kept(at, name, value.to(weights[name])) for name, value in delta.items()}
 
 
 def diagonal(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] | None:
@@ -176,7 +176,7 @@ def diagonal(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] 
             raise TPVError(f"{perturbation!r} gives {name!r} a variance that is negative, NaN or infinite.")
     if not found:
         raise TPVError(f"{perturbation!r} moves no parameter of this model.")
-    return {name: value.to(weights[name].device) for name, value in found.items()}
+    return {name: _padding_kept(at, name, value.to(weights[name].device)) for name, value in found.items()}
 
 
 def _known(perturbation: Perturbation, at: Weights, name: str) -> Tensor:
@@ -185,3 +185,13 @@ def _known(perturbation: Perturbation, at: Weights, name: str) -> Tensor:
     return at[name]
 
 
+
+
+def _padding_kept(at: Weights, name: str, value: Tensor) -> Tensor:
+    """Zero in the ``padding_idx`` row of an embedding: PyTorch never trains it, and gradients leave it out."""
+    module = at.module(name)
+    if not isinstance(module, nn.Embedding) or module.padding_idx is None:
+        return value
+    rows = torch.ones(module.num_embeddings, 1, dtype=value.dtype, device=value.device)
+    rows[module.padding_idx] = 0
+    return value * rows

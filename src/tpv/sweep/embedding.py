@@ -16,7 +16,6 @@ class EmbeddingCall(LayerCall):
     def __init__(self, module: nn.Embedding, x: Tensor, n: int) -> None:
         self.rows, self.n = module.num_embeddings, n
         self.tokens = x.detach().reshape(n, -1)
-        self.keep = None if module.padding_idx is None else (self.tokens != module.padding_idx).unsqueeze(-1)
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         g = self._positions(g)
@@ -31,5 +30,4 @@ class EmbeddingCall(LayerCall):
         return {"weight": (torch.bmm(g, g.transpose(1, 2)) * same).sum((1, 2))}
 
     def _positions(self, g: Tensor) -> Tensor:
-        g = g.reshape(self.n, self.tokens.shape[1], -1)
-        return g if self.keep is None else g * self.keep
+        return g.reshape(self.n, self.tokens.shape[1], -1)
