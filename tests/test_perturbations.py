@@ -18,9 +18,7 @@ from tpv.testing import check_perturbation
 
 def network() -> nn.Module:
     torch.manual_seed(2)
-    return settled(
-        nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 2), nn.Flatten(), nn.Linear(54, 3))
-    )
+    return settled(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 2), nn.Flatten(), nn.Linear(54, 3)))
 
 
 INT = [tpv.Quantization(bits=b, granularity=g, symmetric=s, range=r) for b, g, s, r in itertools.product((3, 8), ("tensor", "channel", "global"), (True, False), ("full", "restricted"))]  # fmt: skip
@@ -34,7 +32,7 @@ def test_laws_keep_the_contract(law: tpv.Perturbation) -> None:
     check_perturbation(law, network(), draws=150)
 
 
-@pytest.mark.parametrize("law", [law for law in (*INT, *FLOAT, *GROUPS)], ids=repr)
+@pytest.mark.parametrize("law", [*INT, *FLOAT, *GROUPS], ids=repr)
 def test_actual_errors_are_deterministic_and_at_most_half_a_step(law: tpv.Quantization) -> None:
     import dataclasses
 

@@ -26,9 +26,7 @@ def batches(data: object) -> Iterable[Any]:
             raise TPVError("data is an empty tensor: give at least one example along the first axis.")
         return _TensorBatches(data)
     if isinstance(data, Mapping | str | bytes):
-        raise TPVError(
-            f"data is a single {type(data).__name__}, not a collection of batches: wrap one batch in a list, [batch]."
-        )
+        raise TPVError(f"data is a single {type(data).__name__}, not a collection of batches: wrap one batch in a list, [batch].")
     if not isinstance(data, Iterable):
         raise TPVError(f"data must be a tensor or an iterable of batches, for example a DataLoader; got {type(data).__name__}.")
     if isinstance(data, Iterator):

@@ -127,5 +127,10 @@ def explain_non_finite(lin: Linearization, batch: Any) -> str:
         for handle in handles:
             handle.remove()
     if culprits:
-        return f"the outputs are NaN or infinite; {culprits[0]} is the first module to produce them: check its inputs and the dtype's range."
-    return "the result is NaN or infinite although the outputs are finite: gradients or displaced outputs overflow; use a wider dtype or a smaller perturbation."
+        return (
+            f"the outputs are NaN or infinite; {culprits[0]} is the first module to produce them: check its inputs and the dtype's range."
+        )
+    return (
+        "the result is NaN or infinite although the outputs are finite: gradients or displaced outputs overflow; "
+        "use a wider dtype or a smaller perturbation."
+    )

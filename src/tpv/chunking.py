@@ -23,7 +23,7 @@ def choose_chunk_size(lin: Linearization, batch: Any) -> int:
     saved = _saved_bytes(lin, narrow(batch, 0, 1, batch_size(batch)))
     largest = max(w.numel() * w.element_size() for w in lin.weights.values())
     fitting = _budget(next(iter(lin.weights.values())).device) // (2 * saved + 2 * largest)
-    return min(_LARGEST, 2 ** max(fitting, 1).bit_length() // 2)
+    return min(_LARGEST, 1 << (max(fitting, 1).bit_length() - 1))
 
 
 def _saved_bytes(lin: Linearization, example: Any) -> int:

@@ -60,14 +60,16 @@ class Linearization:
             if self._forward_mode:
                 try:
                     with torch.no_grad():
-                        value, tangent = jvp(f, (point,), (dict(delta),))
+                        value, tangent = jvp(f, (point,), (dict(delta),))[:2]
                     return value, tangent
                 except (NotImplementedError, RuntimeError):
                     self._forward_mode = False
             return _double_backward(f, point, delta)
 
 
-def _double_backward(f: Callable[[Mapping[str, Tensor]], Tensor], point: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _double_backward(
+    f: Callable[[Mapping[str, Tensor]], Tensor], point: Mapping[str, Tensor], delta: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """f and J δ, as the derivative of v ↦ ⟨Jᵀv, δ⟩."""
     with torch.enable_grad():
         w = {name: value.clone().requires_grad_() for name, value in point.items()}
@@ -105,6 +107,7 @@ def outputs_tensor(outputs: Any) -> Tensor:
         )
     if logits.ndim == 0 or not logits.is_floating_point():
         raise TPVError(
-            f"the model's outputs must be floating-point with examples along the first axis; got shape {tuple(logits.shape)}, {logits.dtype}."
+            "the model's outputs must be floating-point with the examples along the first axis; "
+            f"got shape {tuple(logits.shape)}, {logits.dtype}."
         )
     return logits

@@ -65,11 +65,11 @@ class _BasisSweep(Procedure):
 
 
 class _Directional(Procedure):
-    names = [TOTAL]
     method = "Exact(), one Jacobian-vector product"
     no_layers = "a fixed displacement moves all layers at once, and their contributions to ‖Jδ‖² do not add up"
 
     def __init__(self, setting: Setting) -> None:
+        self.names = [TOTAL]
         self._lin, self._delta = setting.lin, Draws(setting, 1)[0]
 
     def contribution(self, piece: Piece) -> Contribution:

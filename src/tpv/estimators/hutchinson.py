@@ -112,18 +112,19 @@ def cotangents(n: int, probes: int, k: int, generator: torch.Generator) -> Tenso
         return _signs((n, 2, k), generator)
     if k & (k - 1) == 0:
         chosen = torch.rand(n, k, generator=generator).argsort(1)[:, :probes]
-        return _hadamard(k)[chosen] * _signs((n, 1, k), generator)
+        return _hadamard_rows(chosen, k) * _signs((n, 1, k), generator)
     gaussian = torch.randn(n, k, probes, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(gaussian).Q.transpose(1, 2) * math.sqrt(k)
+    frame: Tensor = torch.linalg.qr(gaussian).Q
+    return frame.transpose(1, 2) * math.sqrt(k)
 
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8).double() * 2 - 1
 
 
-def _hadamard(order: int) -> Tensor:
-    """Sylvester's matrix of a power of two: entries (−1)^(number of ones common to row and column)."""
-    h = torch.ones(1, 1, dtype=torch.float64)
-    while len(h) < order:
-        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
-    return h
+def _hadamard_rows(rows: Tensor, order: int) -> Tensor:
+    """Rows of Sylvester's matrix of a power of two: (−1)^(number of ones that row and column have in common)."""
+    common = rows.unsqueeze(-1) & torch.arange(order)
+    for shift in (32, 16, 8, 4, 2, 1):
+        common = common ^ (common >> shift)
+    return 1.0 - 2.0 * (common & 1).double()

@@ -185,8 +185,6 @@ def _known(perturbation: Perturbation, at: Weights, name: str) -> Tensor:
     return at[name]
 
 
-
-
 def _padding_kept(at: Weights, name: str, value: Tensor) -> Tensor:
     """Zero in the ``padding_idx`` row of an embedding: PyTorch never trains it, and gradients leave it out."""
     module = at.module(name)

@@ -42,11 +42,10 @@ class Displacement(Perturbation):
         """δ, the same for every generator."""
         for name, w in at.items():
             if name not in self.state_dict:
-                raise TPVError(f"the state_dict of Displacement has no {name!r}: give it, or leave it out with params=.{did_you_mean(name, self.state_dict)}")
-            if self.state_dict[name].shape != w.shape:
-                raise TPVError(
-                    f"the state_dict of Displacement gives {name!r} the shape {tuple(self.state_dict[name].shape)}; the model has {tuple(w.shape)}."
-                )
+                hint = did_you_mean(name, self.state_dict)
+                raise TPVError(f"the state_dict of Displacement has no {name!r}: give it, or leave it out with params=.{hint}")
+            if (shape := self.state_dict[name].shape) != w.shape:
+                raise TPVError(f"the state_dict of Displacement gives {name!r} the shape {tuple(shape)}; the model has {tuple(w.shape)}.")
         self._warn_about_buffers(at)
         return {name: self.state_dict[name].to(w) - w for name, w in at.items()}
 

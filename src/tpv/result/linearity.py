@@ -66,15 +66,16 @@ class LinearityResult(JSONResult):
         """In plain words, what V means for the first-order number."""
         if not math.isfinite(self.value):
             return "cannot tell: the displacement changes no output"
-        error = self.stderr if math.isfinite(self.stderr) else 0.0
-        for limit in (HOLDS, FAILS):
-            if abs(self.value - limit) < 2 * error and abs(self.value - limit) > 0:
-                return f"cannot tell: V is within two standard errors of {limit}"
-        if self.value <= HOLDS:
+        margin = 2 * self.stderr if math.isfinite(self.stderr) else 0.0
+        low, high = self.value - margin, self.value + margin
+        if high <= HOLDS:
             return "first order holds"
-        if self.value <= FAILS:
-            return "first order wavers: use MonteCarlo for a number to rely on"
-        return "first order fails: use MonteCarlo"
+        if low <= HOLDS:
+            return f"cannot tell: V is within two standard errors of {HOLDS}"
+        advice = "use MonteCarlo for a number to rely on"
+        if high <= FAILS:
+            return f"first order wavers: {advice}"
+        return f"first order wavers or fails: {advice}" if low <= FAILS else f"first order fails: {advice}"
 
     def __str__(self) -> str:
         return (

@@ -52,7 +52,7 @@ class StabilityResult(JSONResult):
         if not math.isfinite(error):
             return "cannot tell: one draw has no standard error"
         low, high = ratio - 2 * error, ratio + 2 * error
-        if 1 / 1.5 <= low and high <= 1.5:
+        if low >= 1 / 1.5 and high <= 1.5:
             return "the training inputs tell the test value within a factor of 1.5"
         if high < 1 / 1.5 or low > 1.5:
             return "the training inputs mislead: they differ from the test value by more than a factor of 1.5"

@@ -45,8 +45,10 @@ class Variance:
     def square(self, gradient: Tensor) -> Tensor:
         """(n,) Σᵢ c_i gradient_i² of materialised per-example gradients (n, \\*shape)."""
         if isinstance(self.rows, float):
-            return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square() * self.rows**2
-        return gradient.flatten(1).square() @ self.full.expand(gradient.shape[1:]).reshape(-1).to(gradient.dtype)
+            norm: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+            return norm.square() * self.rows**2
+        weights = self.full.expand(gradient.shape[1:]).reshape(-1).to(gradient.dtype)
+        return torch.mv(gradient.flatten(1).square(), weights)
 
 
 def gram_square(left: Tensor, right_gram: Tensor) -> Tensor:

@@ -17,8 +17,10 @@ class LastNormCall(LayerCall):
 
     def __init__(self, module: nn.LayerNorm | nn.RMSNorm, x: Tensor, n: int) -> None:
         self.shape = (n, -1, *module.normalized_shape)
-        normalise = F.layer_norm if isinstance(module, nn.LayerNorm) else F.rms_norm
-        self.x_hat = normalise(x.detach(), module.normalized_shape, eps=module.eps)
+        if isinstance(module, nn.LayerNorm):
+            self.x_hat = F.layer_norm(x.detach(), module.normalized_shape, eps=module.eps)
+        else:
+            self.x_hat = F.rms_norm(x.detach(), module.normalized_shape, eps=module.eps)
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         products = {"weight": lambda: g * self.x_hat, "bias": lambda: g}
@@ -41,7 +43,8 @@ class ChannelNormCall(LayerCall):
             x = F.group_norm(x, module.num_groups, eps=module.eps)
             self.mean, self.var, self.eps = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1]), 0.0
         else:
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             self.mean, self.var, self.eps = module.running_mean, module.running_var, module.eps
         self.x = x.reshape(1, -1, *x.shape[2:])
 

@@ -1,0 +1,148 @@
+"""The command line: arguments, files, printing, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+
+from tpv._errors import TPVError
+from tpv._spec import parse_estimator, parse_perturbation
+from tpv.report.contents import Report
+from tpv.report.html import page
+from tpv.report.measuring import DEFAULTS, Plan, measure
+from tpv.report.target import Target, describe, load_target, make_importable
+from tpv.report.terminal import console, progress_bars, show
+from tpv.report.unfinished import Unfinished, fingerprint, write
+
+_EPILOG = "Exit codes: 0 done, 1 the model raised an error, 2 bad input, 130 interrupted."
+
+app = typer.Typer(
+    help="Test Prediction Variance: how much a trained network's predictions move when its weights are disturbed.",
+    epilog=_EPILOG,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error in the model.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tpv {version('tpv')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(asked: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def demo(out: Out = Path("tpv-demo"), debug: Debug = False) -> None:
+    """Train a small network on handwritten digits in seconds, then report on it."""
+    with _one_sentence(debug):
+        print("Training a small convolutional network on scikit-learn's digits …", file=sys.stderr)
+        _produce(load_target("tpv.demo"), Plan(), out, fresh=True)
+
+
+@app.command()
+def report(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A Python file or module that defines model, train_data and optionally test_data.")
+    ],
+    perturbation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--perturbation", "-p", help="Such as 'Quantization(bits=4)', 'a + b' or 'package.module:MyNoise(p=0.1)'; repeatable."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples of each data set.")] = None,
+    estimator: Annotated[str | None, typer.Option(help="Such as 'Hutchinson(probes=4)'; by default each perturbation's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Where to move model and batches, such as 'cuda'.")] = None,
+    out: Out = Path("tpv-report"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of the tables.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run finished.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Report how much the predictions of TARGET's model move under perturbations of its weights."""
+    with _one_sentence(debug):
+        make_importable(target)
+        plan = Plan(
+            perturbations=tuple(map(parse_perturbation, perturbation)) if perturbation else DEFAULTS,
+            estimator=None if estimator is None else parse_estimator(estimator),
+            limit=limit,
+            seed=seed,
+            device=None if device is None else _device(device),
+        )
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            torch.manual_seed(seed)
+            found = load_target(target)
+            made = _produce(found, plan, out, fresh=fresh, quiet=as_json)
+        if as_json:
+            print(made.to_json())
+
+
+def _produce(target: Target, plan: Plan, out: Path, *, fresh: bool, quiet: bool = False) -> Report:
+    """Measure, write both files, print the tables."""
+    told = console(stderr=True)
+    if plan.device is not None:
+        target.model.to(plan.device)
+    asked = fingerprint(target.model, target.digest, plan.estimator, plan.limit, plan.seed, plan.device)
+    kept = Unfinished(out, asked, fresh=fresh)
+    if len(kept):
+        told.print(f"Resumed: {len(kept)} of {len(plan.perturbations) + 1} parts were finished before; --fresh starts afresh.")
+    try:
+        with progress_bars(told) as tell:
+            made = measure(target, plan, kept, tell)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{len(kept)} of {len(plan.perturbations) + 1} parts are finished; the same command resumes.") from None
+    write(out / "report.json", made.to_json() + "\n")
+    write(out / "report.html", page(made))
+    kept.discard()
+    printed = told if quiet else console()
+    if not quiet:
+        show(made, printed)
+    printed.print(f"\nReport: {out / 'report.html'}")
+    return made
+
+
+def _device(text: str) -> torch.device:
+    try:
+        found = torch.device(text)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise TPVError(f"--device {text}: {str(error).splitlines()[0]}") from error
+    return found
+
+
+@contextlib.contextmanager
+def _one_sentence(debug: bool) -> Iterator[None]:
+    """Errors as one sentence and an exit code."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except TPVError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt as stop:
+        _fail(f"interrupted: {stop}" if str(stop) else "interrupted.", 130)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(f"the model or its data raised {describe(error)}; --debug shows the traceback.", 1)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    print(f"tpv: {sentence}", file=sys.stderr)
+    raise typer.Exit(code)
