@@ -62,7 +62,7 @@ class InPlace(nn.Module):
         x = F.relu_(self.bn(self.conv1(x)))
         out = self.conv2(x)
         out += x
-        tokens = self.tokens(F.relu_(out).flatten(2).transpose(1, 2))
+        tokens = self.tokens(F.relu_(out).flatten(2).transpose(1, 2).contiguous())
         return self.head(tokens.relu_().mean(1))
 
 

@@ -92,6 +92,7 @@ DATA = [
     (lambda: iter([X]), "one-shot iterator"),
     (lambda: (x for x in [X]), "one-shot iterator"),
     (lambda: {"input": X}, r"wrap one batch in a list, \[batch\]"),
+    (lambda: (X, torch.zeros(6)), r"a single tuple.*wrap one batch in a list, \[batch\]"),
     (lambda: 3, "must be a tensor or an iterable of batches"),
     (lambda: [Unsliceable()], "holds no tensor with a batch axis"),
     (lambda: [X.to("meta")], "the batch is on meta and the model on cpu"),

@@ -48,7 +48,7 @@ def a_report(title="net", **options):
 class Page(HTMLParser):
     """Checks nesting, collects tags with their attributes and the text."""
 
-    VOID = {"meta", "br", "path", "use", "rect", "line"}
+    VOID = ("meta", "br", "path", "use", "rect", "line")
 
     def __init__(self, source):
         super().__init__()
@@ -119,7 +119,7 @@ def test_page_says_what_the_results_say():
         "4.0 ± 0.2",
         both.verdict,
         "first order fails: use MonteCarlo",
-        "0.500 ± 0.001",
+        "0.5000 ± 0.0010",
         "50.0 %",
         "1,234 parameters",
         "Exact()",
@@ -168,12 +168,12 @@ def test_numbers_as_powers_of_ten():
 def test_tables_fit_80_columns(monkeypatch, capsys, options):
     monkeypatch.setenv("COLUMNS", "200")
     report = a_report(slow_routes={f"layer{i}.weight": "no reducer" for i in range(30)}, **options)
-    long = an_entry("MyNoise(params=['" + "layer*" * 30 + "'])", **options)
+    long = an_entry("MyNoise([red], " + "layer*" * 30 + ")", **options)
     show(Report("net" * 40, report.headline, (*report.entries, long), report.settings), console())
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "4.0 ± 0.2" in out
-    assert "[" in out, "brackets are not markup"
+    assert "MyNoise([red], " in out, "brackets are not markup"
 
 
 def test_terminal_names_each_verdict():
@@ -194,7 +194,7 @@ def test_progress_only_on_a_terminal():
             for done in (0, 10, 20):
                 tell("Quantization(bits=4, granularity='group', group_size=32)", "linearity", done, 20 if done else None)
         out = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", to.file.getvalue())
-        assert ("20/20" in out) == terminal
+        assert ("20/20" in out) if terminal else (out == "")
         assert max(map(len, re.split("[\r\n]", out))) <= 80
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from cases import CASES, Case, randn, seeded
 from torch import nn
 
 import tpv
+from tpv._batches import batch_size, narrow
+from tpv.sweep.recording import Recorder, coverage
 from tpv.testing import assert_unchanged, dense_tpv
 
 IDS = [case.name for case in CASES]
@@ -75,7 +78,48 @@ def test_unused_parameters_are_named() -> None:
     assert "frozen" not in result.layers
 
 
-def test_float32_takes_the_fast_convolution_and_agrees() -> None:
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_a_single_example_agrees_too(case: Case) -> None:
+    model, law = case.model(), tpv.Isotropic(0.3)
+    one = narrow(case.batch(), 0, 1, batch_size(case.batch()))
+    assert_agrees(tpv.estimate(model, [one], law), dense_tpv(model, one, law))
+
+
+def test_uses_outside_recorded_calls_are_seen_in_the_graph() -> None:
+    case = next(case for case in CASES if case.name == "functional use")
+    model = case.model()
+    names = {id(p): name for name, p in model.named_parameters()}
+    with Recorder(model, names) as recorder:
+        outputs = model(case.batch())
+    assert coverage(outputs, recorder.calls, names).uncovered == {"layer.weight", "scale"}
+
+
+def test_an_input_overwritten_after_its_call_is_refused_by_autograd() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x) * 2
+            y = self.last(h)
+            h.add_(1)
+            return y
+
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        tpv.estimate(Overwriting().double(), [randn(1, 3)], tpv.Isotropic(1.0))
+
+
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"dilation": 2}, {"groups": 8}, {"padding": "same", "bias": False}])
+def test_float32_takes_the_grouped_convolution_and_agrees(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(8, 8, 3, **options), nn.Tanh(), nn.AvgPool2d(3), nn.Flatten()).double(), randn(3, 8, 15, 15)
+    expected = dense_tpv(model, x, tpv.Isotropic(1.0))
+    monkeypatch.setattr("tpv.sweep.conv.ConvCall._unfolded", None)
+    assert_agrees(tpv.estimate(model.float(), x.float(), tpv.Isotropic(1.0)), expected, tolerance=1e-5)
+
+
+def test_float32_agrees() -> None:
     case = next(case for case in CASES if case.name == "stride and padding")
     model, x = case.model(), case.batch()
     expected = dense_tpv(model, x, tpv.Isotropic(1.0))
@@ -108,3 +152,19 @@ def test_checkpointed_blocks_are_covered() -> None:
     model, x = Checkpointed().double(), randn(4, 3)
     result = tpv.estimate(model, x, tpv.Isotropic(1.0))
     assert_agrees(result, dense_tpv(model, x, tpv.Isotropic(1.0)))
+
+
+def test_a_parameter_is_unused_only_if_no_batch_uses_it() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.left(x) if (x < 0).all() else self.right(x)
+
+    torch.manual_seed(0)
+    model, x = Routed().double(), randn(4, 3).abs()
+    result = tpv.estimate(model, [-x, x], tpv.Isotropic(1.0))
+    assert "unused_parameters" not in result.metadata
+    assert result.layers["left"].value == pytest.approx(result.layers["right"].value)

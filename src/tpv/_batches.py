@@ -25,7 +25,7 @@ def batches(data: object) -> Iterable[Any]:
         if data.ndim == 0 or len(data) == 0:
             raise TPVError("data is an empty tensor: give at least one example along the first axis.")
         return _TensorBatches(data)
-    if isinstance(data, Mapping | str | bytes):
+    if isinstance(data, Mapping | tuple | str | bytes):
         raise TPVError(f"data is a single {type(data).__name__}, not a collection of batches: wrap one batch in a list, [batch].")
     if not isinstance(data, Iterable):
         raise TPVError(f"data must be a tensor or an iterable of batches, for example a DataLoader; got {type(data).__name__}.")
@@ -115,8 +115,8 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def narrow(batch: Any, start: int, stop: int, size: int) -> Any:
-    """Examples start..stop of a batch of ``size``; what has no batch axis of that size is kept whole."""
-    return map_tensors(batch, lambda t: t[start:stop] if per_example(t, size) else t)
+    """Examples start..stop of a batch of ``size``, contiguous; what has no batch axis of that size is kept whole."""
+    return map_tensors(batch, lambda t: t[start:stop].contiguous() if per_example(t, size) else t)
 
 
 def per_example(tensor: Tensor, size: int) -> bool:

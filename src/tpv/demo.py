@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tpv._errors import TPVError
+
 title = "a small convolutional network on handwritten digits"
 _TRAIN, _EPOCHS, _BATCH = 1297, 12, 64
 
@@ -53,8 +55,10 @@ def _network() -> nn.Sequential:
 @functools.cache
 def _digits() -> tuple[Tensor, Tensor]:
     """Images in [0, 1] and labels, in a fixed random order."""
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise TPVError("the demo needs scikit-learn: pip install 'tpv[cli]'") from error
     found = load_digits()
     order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
     return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1)[order] / 16, torch.tensor(found.target)[order]

@@ -57,7 +57,7 @@ class _BasisSweep(Procedure):
             for index in range(k):
                 v = outputs.new_zeros(n, k)
                 v[:, index] = 1
-                total = total + squares(v).cpu()
+                total = total + squares(v, last=index == k - 1).cpu()
         return Contribution(self._layers.by_layer(total))
 
     def facts(self) -> dict[str, Any]:

@@ -79,11 +79,11 @@ class _RandomSweep(Procedure):
             k = outputs[0].numel()
             v = self._cotangents(piece, k).to(outputs)
             used = min(self._probes, k)
-            values = torch.stack([self._layers.by_layer(squares(v[:, r])) for r in range(used)], dim=1)
-            noise = self._noise(values, k)
-            if used == 1 < k and (self._examples < _PAIRED_EXAMPLES or self._pieces % _PAIRED_PIECES == 0):
-                second = self._layers.by_layer(squares(v[:, 1]))
-                noise = (values[:, 0] - second) / math.sqrt(2)
+            paired = used == 1 < k and (self._examples < _PAIRED_EXAMPLES or self._pieces % _PAIRED_PIECES == 0)
+            passes = 2 if paired else used
+            swept = [self._layers.by_layer(squares(v[:, r], last=r == passes - 1)) for r in range(passes)]
+        values = torch.stack(swept[:used], dim=1)
+        noise = (swept[0] - swept[1]) / math.sqrt(2) if paired else self._noise(values, k)
         self._pieces += 1
         self._examples += piece.n
         return Contribution(values.mean(1), noise)

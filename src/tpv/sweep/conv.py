@@ -65,7 +65,7 @@ class ConvCall(LayerCall):
 
     def _weight_gradient(self, g: Tensor) -> Tensor:
         shape = self.module.weight.shape
-        rows = self._grouped(g) if _grouped_is_fast(g) else self._unfolded(g)
+        rows = self._grouped(g) if _grouped_is_fast(self.module, g) else self._unfolded(g)
         return rows.reshape(self.n, -1, *shape).sum(1) if len(g) != self.n else rows.reshape(self.n, *shape)
 
     def _unfolded(self, g: Tensor) -> Tensor:
@@ -82,9 +82,12 @@ class ConvCall(LayerCall):
         return gradient
 
 
-def _grouped_is_fast(g: Tensor) -> bool:
-    """oneDNN has kernels for grouped float32 weight gradients; elsewhere they run group by group."""
-    return g.device.type == "cpu" and g.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+def _grouped_is_fast(module: Conv, g: Tensor) -> bool:
+    """oneDNN has kernels for grouped float32 weight gradients, good for whole blocks of channels and many positions."""
+    if g.device.type != "cpu" or g.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return False
+    channels = module.in_channels // module.groups
+    return math.prod(module.kernel_size) > 1 and (channels == 1 or channels >= 8) and math.prod(g.shape[2:]) > 32
 
 
 def _symmetric_padding(module: Conv, x: Tensor) -> tuple[Tensor, list[int]]:

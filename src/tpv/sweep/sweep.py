@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,13 @@ from tpv.sweep.layers import layer_call
 from tpv.sweep.per_example import one_by_one, vectorised
 from tpv.sweep.recording import Coverage, Recorded, Recorder, coverage
 
-Squares = Callable[[Tensor], Tensor]
+
+class Squares(Protocol):
+    """v (N, K) ↦ squares (N, number of parameters); ``last=True`` frees the graph on the way."""
+
+    def __call__(self, v: Tensor, last: bool = False) -> Tensor: ...
+
+
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-2}
 
 
@@ -28,7 +34,8 @@ class Sweep:
 
     Layers with a closed form turn (input, output gradient) into exact per-example numbers. Whatever
     they do not account for, by the autograd graph or by a comparison with single-example gradients on
-    the first batch, goes through ``torch.func``; ``routes`` says which parameters and how.
+    the first batches, goes through ``torch.func``; ``routes`` says which parameters and how, and ``unreached``
+    which of them no output of any batch depended on.
 
     Args:
         lin: the model at w*.
@@ -40,8 +47,8 @@ class Sweep:
     variance: Mapping[str, Tensor]
     passes: int = 1
     routes: dict[str, str] = field(default_factory=dict)
-    unreached: set[str] = field(default_factory=set)
-    _verified: bool = False
+    unreached: set[str] | None = None
+    _verified: int = 0
     _one_by_one: bool = False
 
     def __post_init__(self) -> None:
@@ -51,7 +58,7 @@ class Sweep:
 
     @contextmanager
     def linearized(self, batch: Any) -> Iterator[tuple[Tensor, Squares]]:
-        """Outputs (N, ...) and the function v (N, K) ↦ squares (N, number of parameters).
+        """Outputs (N, ...) and the function from cotangents to per-example squares.
 
         Cost: one forward pass, then per call one backward pass to the layer outputs plus the layers'
         own products (0.6 to 0.8 of a forward+backward pass in all).
@@ -67,9 +74,9 @@ class Sweep:
             graph = coverage(outputs, recorder.calls, self._ids)
             pass_ = _Pass(self, batch, outputs, graph)
             with torch.no_grad():
-                if not self._verified and len(outputs) > 1:
+                if self._verified < min(len(outputs), 2):
                     self._verify(pass_)
-                    self._verified = True
+                    self._verified = min(len(outputs), 2)
                 yield outputs.detach(), pass_.squares
 
     def _verify(self, pass_: _Pass) -> None:
@@ -79,7 +86,7 @@ class Sweep:
         v = torch.randint(0, 2, pass_.outputs.shape, generator=generator).mul(2).sub(1).to(pass_.outputs)
         mine = pass_.squares(v.flatten(1))
         tolerance = _TOLERANCE.get(v.dtype, 0.3)
-        for i in (0, n - 1):
+        for i in {0, n - 1}:
             reference = one_by_one(self.lin, self.names, narrow(pass_.batch, i, i + 1, n), v[i : i + 1])
             for column, name in enumerate(self.names):
                 expected = self.variances[name].square(reference[name])[0]
@@ -108,14 +115,15 @@ class _Pass:
         self._calls = [(call, layer, self._locals(call)) for call, layer in prepared if layer is not None]
         for name in slow:
             sweep.routes.setdefault(name, "per-example gradients")
-        sweep.unreached = graph.unreached
+        self._unreached = graph.unreached
+        sweep.unreached = graph.unreached if sweep.unreached is None else sweep.unreached & graph.unreached
 
     def _locals(self, call: Recorded) -> dict[str, str]:
         """Local parameter name → global name, of the perturbed parameters of a call's module."""
         ids = self.sweep._ids
         return {local: ids[id(p)] for local, p in call.module._parameters.items() if id(p) in ids}
 
-    def squares(self, v: Tensor) -> Tensor:
+    def squares(self, v: Tensor, last: bool = False) -> Tensor:
         """(N, number of parameters) from cotangents v (N, K)."""
         sweep, v = self.sweep, v.reshape(self.outputs.shape).to(self.outputs)
         columns: dict[str, Tensor] = {}
@@ -124,7 +132,7 @@ class _Pass:
         wanted = [entry for entry in wanted if entry[2]]
         several = _repeated([name for _, _, names in wanted for name in names.values()])
         edges = [call.edge for call, _, _ in wanted]
-        found = torch.autograd.grad(self.outputs, edges, v, retain_graph=True) if edges else ()
+        found = torch.autograd.grad(self.outputs, edges, v, retain_graph=not last) if edges else ()
         for (_, layer, names), g in zip(wanted, found, strict=True):
             alone = {k: sweep.variances[n] for k, n in names.items() if n not in several}
             shared = {k: sweep.variances[n] for k, n in names.items() if n in several}
@@ -132,7 +140,7 @@ class _Pass:
                 columns |= {names[k]: square for k, square in layer.squares(g, alone).items()}
             for k, gradient in (layer.gradients(g, shared) if shared else {}).items():
                 pooled[names[k]] = pooled[names[k]] + gradient if names[k] in pooled else gradient
-        if slow := [name for name in sweep.names if name in sweep.routes and name not in sweep.unreached]:
+        if slow := [name for name in sweep.names if name in sweep.routes and name not in self._unreached]:
             pooled |= sweep.per_example(self.batch, slow, v)
         columns |= {name: sweep.variances[name].square(gradient) for name, gradient in pooled.items()}
         nothing = v.new_zeros(len(v))

@@ -1,0 +1,132 @@
+"""What a report shows, and its JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tpv._errors import TPVError
+from tpv.result import LinearityResult, StabilityResult, TPVResult
+
+FORMAT, VERSION = "tpv-report", 1
+_KINDS: dict[str, type[StabilityResult] | type[TPVResult]] = {"StabilityResult": StabilityResult, "TPVResult": TPVResult}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One perturbation.
+
+    Attributes:
+        perturbation: its text.
+        result: train and test, or train alone where there are no test data.
+        linearity: whether first order is enough at this size; None for the headline, whose unit is no displacement.
+    """
+
+    perturbation: str
+    result: StabilityResult | TPVResult
+    linearity: LinearityResult | None = None
+
+    @property
+    def stability(self) -> StabilityResult | None:
+        """Train against test, None without test data."""
+        return self.result if isinstance(self.result, StabilityResult) else None
+
+    @property
+    def train(self) -> TPVResult:
+        """On the training inputs."""
+        return self.result.train if isinstance(self.result, StabilityResult) else self.result
+
+    @property
+    def shown(self) -> TPVResult:
+        """On the test inputs where there are some, else on the training inputs."""
+        return self.result.test if isinstance(self.result, StabilityResult) else self.result
+
+    def parts(self) -> list[tuple[str, TPVResult | LinearityResult]]:
+        """Everything computed, by what it was computed on or for."""
+        found: list[tuple[str, TPVResult | LinearityResult]] = [("train", self.train)]
+        if self.stability:
+            found.append(("test", self.stability.test))
+        return [*found, ("linearity", self.linearity)] if self.linearity else found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        linearity = self.linearity.to_dict() if self.linearity else None
+        return {"perturbation": self.perturbation, "result": self.result.to_dict(), "linearity": linearity}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Entry:
+        """The inverse of :meth:`to_dict`."""
+        linearity = found["linearity"]
+        return cls(
+            found["perturbation"],
+            _KINDS[found["result"]["type"]].from_dict(found["result"]),
+            LinearityResult.from_dict(linearity) if linearity else None,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on one page.
+
+    Attributes:
+        title: what was measured.
+        headline: ``Isotropic(1.0)``, whose TPV is Tr(H_eff).
+        entries: the perturbations that were asked for.
+        settings: how it was asked: target, limit, estimator, seed, device, examples and draws of the linearity check.
+    """
+
+    title: str
+    headline: Entry
+    entries: tuple[Entry, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def all_entries(self) -> tuple[Entry, ...]:
+        """The headline and the rest."""
+        return (self.headline, *self.entries)
+
+    def facts(self, key: str) -> list[str]:
+        """A metadata list or mapping ("slow_routes", "unused_parameters") over all results, as lines."""
+        found: dict[str, None] = {}
+        for entry in self.all_entries:
+            for _, result in entry.parts():
+                noted = result.metadata.get(key, [])
+                lines = [f"{name}: {why}" for name, why in noted.items()] if isinstance(noted, dict) else noted
+                found |= dict.fromkeys(lines)
+        return list(found)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text, written to ``path`` too if one is given."""
+        found = {
+            "format": FORMAT,
+            "version": VERSION,
+            "title": self.title,
+            "settings": self.settings,
+            "headline": self.headline.to_dict(),
+            "entries": [entry.to_dict() for entry in self.entries],
+        }
+        text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> Report:
+        """A report from JSON text, or from a file (a ``Path``, or a string that does not start with "{").
+
+        Raises:
+            TPVError: if it is not one, or of another version.
+        """
+        text = source if isinstance(source, str) and source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TPVError(f"this is not JSON: {error}.") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise TPVError(f"this is not a saved report: its format is not {FORMAT!r}.")
+        if found.get("version") != VERSION:
+            raise TPVError(f"this report has version {found.get('version')!r}, and this tpv reads version {VERSION}.")
+        entries = tuple(map(Entry.from_dict, found["entries"]))
+        return cls(found["title"], Entry.from_dict(found["headline"]), entries, found["settings"])

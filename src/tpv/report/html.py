@@ -1,0 +1,69 @@
+"""A report as one self-contained page."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tpv._format import percent, plus_minus
+from tpv._stats import Estimate
+from tpv.report.contents import Entry, Report
+from tpv.report.plots import Pair, plot_layers, plot_train_test, positive, svg
+from tpv.result import LinearityResult, TPVResult
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_TONES = {"first order holds": "good", "the training inputs tell": "good", "cannot tell": "unsure", "first order wavers": "unsure"}
+
+
+def page(report: Report) -> str:
+    """The page; it loads nothing from elsewhere, and all text in it is escaped."""
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    found.filters |= {"pm": _pm, "number": number, "percent": percent, "tone": _tone}
+    found.globals["plus_minus"] = plus_minus
+    return found.get_template("page.html.jinja").render(report=report, top=report.headline.shown, plots=_plots(report))
+
+
+def number(text: str) -> str:
+    """'(1.2 ± 0.1)e-5' as '(1.2 ± 0.1) × 10⁻⁵'."""
+    return re.sub(r"\)e(-?\d+)$", lambda m: f") × 10{m[1].translate(_SUPERSCRIPTS)}", text)
+
+
+def _pm(estimate: Estimate | TPVResult | LinearityResult) -> str:
+    return number(plus_minus(estimate.value, estimate.stderr))
+
+
+def _tone(verdict: str) -> str:
+    return next((tone for start, tone in _TONES.items() if verdict.startswith(start)), "bad")
+
+
+def _plots(report: Report) -> dict[str, Any]:
+    """The drawings that there are numbers for."""
+    found: dict[str, Any] = dict.fromkeys(("totals", "by_layer", "layers"))
+    pairs = [p for entry in report.all_entries for p in _totals(entry)]
+    for name, what, shown in (("totals", "perturbations", pairs), ("by_layer", "layers", _layers(report.headline))):
+        if shown := positive(shown):
+            label = f"Train against test on logarithmic axes: {len(shown)} {what} around the line y = x. The numbers are in the table."
+            found[name] = Markup(svg(functools.partial(plot_train_test, shown), label))
+    layers = report.headline.shown.layers
+    if layers:
+        label = f"Bars of TPV for the {len(layers)} layers in the order of the model. The numbers are in the table."
+        draw = functools.partial(plot_layers, report.headline.shown)
+        found["layers"] = Markup(svg(draw, label, height=0.8 + 0.2 * len(layers)))
+    return found
+
+
+def _totals(entry: Entry) -> list[Pair]:
+    both = entry.stability
+    return [(entry.perturbation, both.train.estimate, both.test.estimate)] if both else []
+
+
+def _layers(entry: Entry) -> list[Pair]:
+    both = entry.stability
+    return [(name, e, both.test.layers[name]) for name, e in both.train.layers.items() if name in both.test.layers] if both else []

@@ -1,0 +1,115 @@
+"""A report as tables for the terminal, and the progress bars on the way there. They fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tpv._format import percent, plus_minus
+from tpv.report.contents import Entry, Report
+from tpv.report.measuring import Tell
+
+WIDTH, _LAYERS = 80, 10
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that takes text as it is and is at most 80 columns wide."""
+    made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    made.width = min(made.width, WIDTH)
+    return made
+
+
+def show(report: Report, to: Console) -> None:
+    """Print the report's numbers."""
+    to.print(f"{report.title}: Tr(H_eff), the TPV of unit noise on every weight\n", style="bold")
+    to.print(_values((report.headline,)))
+    to.print()
+    _show_layers(report.headline, to)
+    if report.entries:
+        to.print("\nTPV of each perturbation\n", style="bold")
+        to.print(_values(report.entries))
+    _show_verdicts(report, to)
+    if checked := [entry for entry in report.entries if entry.linearity]:
+        to.print("\nIs first order enough?\n", style="bold")
+        to.print(_linearity(checked))
+        examples, draws = report.settings["linearity_examples"], report.settings["linearity_draws"]
+        to.print(f"V = E‖Δf − Jδ‖² / E‖Δf‖², on at most {examples} examples and {draws} draws.", style="dim")
+    for key, said in (("slow_routes", "through per-example gradients"), ("unused_parameters", "without effect on the outputs")):
+        if names := report.facts(key):
+            to.print(f"\nParameters {said}: {', '.join(names)}.", style="dim")
+
+
+def _values(entries: tuple[Entry, ...]) -> Table:
+    paired = any(entry.stability for entry in entries)
+    table = _table("perturbation", *(("train", "test", "train/test") if paired else ("TPV",)))
+    for entry in entries:
+        cells = [plus_minus(entry.train.value, entry.train.stderr)]
+        if entry.stability:
+            test, ratio = entry.stability.test, entry.stability.ratio_estimate
+            cells += [plus_minus(test.value, test.stderr), plus_minus(ratio.value, ratio.stderr)]
+        table.add_row(entry.perturbation, *cells)
+    return table
+
+
+def _show_layers(entry: Entry, to: Console) -> None:
+    result = entry.shown
+    if not result.layers:
+        to.print(f"No split by layer: {result.no_layers}.", style="dim")
+        return
+    table = _table("layer", "TPV", "share")
+    ranked = result.ranked()
+    for name, part in ranked[:_LAYERS]:
+        table.add_row(name, plus_minus(part.value, part.stderr), percent(result.share(name)))
+    to.print(table)
+    if rest := ranked[_LAYERS:]:
+        to.print(f"and {len(rest)} layers with less", style="dim")
+
+
+def _show_verdicts(report: Report, to: Console) -> None:
+    by_verdict: dict[str, list[str]] = {}
+    for entry in report.all_entries:
+        if entry.stability:
+            by_verdict.setdefault(entry.stability.verdict, []).append(entry.perturbation)
+    for verdict, names in by_verdict.items():
+        to.print(f"\n{'All' if len(by_verdict) == 1 else ', '.join(names)}: {verdict}.")
+
+
+def _linearity(entries: list[Entry]) -> Table:
+    table = _table("perturbation", "V")
+    table.add_column("verdict", overflow="fold")
+    for entry in entries:
+        if entry.linearity:
+            table.add_row(entry.perturbation, plus_minus(entry.linearity.value, entry.linearity.stderr), entry.linearity.verdict)
+    return table
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+@contextmanager
+def progress_bars(to: Console) -> Iterator[Tell]:
+    """Bars while it works, on a terminal; nothing elsewhere."""
+    if not to.is_terminal:
+        yield lambda perturbation, stage, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=to, transient=True) as progress:
+        task, current = progress.add_task("…", total=None), ""
+
+        def tell(perturbation: str, stage: str, done: int, total: int | None) -> None:
+            nonlocal current
+            if (said := f"{perturbation[:36]} · {stage}") != current:
+                current = said
+                progress.reset(task, description=said, total=None)
+            progress.update(task, completed=done, total=total)
+
+        yield tell
