@@ -119,6 +119,14 @@ def test_float32_takes_the_grouped_convolution_and_agrees(options: dict[str, Any
     assert_agrees(tpv.estimate(model.float(), x.float(), tpv.Isotropic(1.0)), expected, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("name", ["pixel grams", "pixel grams, groups", "pixel grams, dilation"])
+def test_pixel_grams_need_no_patches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in CASES if case.name == name)
+    monkeypatch.setattr("tpv.sweep.conv.ConvCall.patches", None)
+    result = tpv.estimate(case.model(), [case.batch()], tpv.Isotropic(1.0), estimator=tpv.Exact())
+    assert_agrees(result, dense_tpv(case.model(), case.batch(), tpv.Isotropic(1.0)))
+
+
 def test_float32_agrees() -> None:
     case = next(case for case in CASES if case.name == "stride and padding")
     model, x = case.model(), case.batch()

@@ -119,6 +119,12 @@ def narrow(batch: Any, start: int, stop: int, size: int) -> Any:
     return map_tensors(batch, lambda t: t[start:stop].contiguous() if per_example(t, size) else t)
 
 
+def ends(batch: Any, size: int) -> Any:
+    """The first and the last example of a batch of ``size``."""
+    chosen = sorted({0, size - 1})
+    return map_tensors(batch, lambda t: t[chosen] if per_example(t, size) else t)
+
+
 def per_example(tensor: Tensor, size: int) -> bool:
     """Whether the first axis counts the ``size`` examples of a batch."""
     return tensor.ndim > 0 and len(tensor) == size

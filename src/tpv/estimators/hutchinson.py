@@ -15,7 +15,7 @@ from tpv.estimators._sweeping import LayerSweep
 from tpv.estimators.base import Contribution, Estimator, Piece, Procedure, Setting
 from tpv.perturbations.base import diagonal
 
-_PAIRED_EXAMPLES, _PAIRED_PIECES = 128, 16
+_PAIRED_EXAMPLES, _PAIRED_PIECES = 64, 16
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Hutchinson(Estimator):
     R = K probes are exact. Probes are drawn on the CPU: the same on every device and for every chunk size.
 
     ``mc_stderr`` comes from the scatter of an example's probes, which are draws without replacement
-    from K (variance S²/R · (1 − R/K)); with one probe, from a second one on the first 128 examples and
+    from K (variance S²/R · (1 − R/K)); with one probe, from a second one on the first 64 examples and
     every 16th piece of the data after.
 
     Cost per example: one forward pass and R sweeps, about 1.2 forward+backward passes for R = 1 and 0.8

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
 import torch
@@ -23,20 +25,43 @@ class ConvCall(LayerCall):
         self.x, self.padding = _symmetric_padding(module, x.detach())
 
     @cached_property
+    def padded(self) -> Tensor:
+        """(N·groups, C/groups, ...): the input with its zero padding."""
+        x = F.pad(self.x, [p for p in reversed(self.padding) for _ in range(2)])
+        return x.reshape(len(x) * self.module.groups, -1, *x.shape[2:])
+
+    @cached_property
     def patches(self) -> Tensor:
         """(N·groups, C/groups·k, P): every input window as a column."""
-        m, x = self.module, F.pad(self.x, [p for p in reversed(self.padding) for _ in range(2)])
-        spatial = range(2, x.ndim)
-        reach = [d * (k - 1) + 1 for d, k in zip(m.dilation, m.kernel_size, strict=True)]
-        out = [(x.shape[i] - reach[i - 2]) // m.stride[i - 2] + 1 for i in spatial]
-        windows = [x.stride(i) * m.dilation[i - 2] for i in spatial]
-        steps = [x.stride(i) * m.stride[i - 2] for i in spatial]
+        m, x = self.module, self.padded
+        windows = [step * d for step, d in zip(x.stride()[2:], m.dilation, strict=True)]
+        steps = [step * s for step, s in zip(x.stride()[2:], m.stride, strict=True)]
+        out = self._out_size()
         view = x.as_strided([*x.shape[:2], *m.kernel_size, *out], [*x.stride()[:2], *windows, *steps], x.storage_offset())
-        return view.reshape(len(x) * m.groups, -1, math.prod(out))
+        return view.reshape(len(x), -1, math.prod(out))
 
     @cached_property
     def gram(self) -> Tensor:
-        return torch.bmm(self.patches.transpose(1, 2), self.patches)
+        """(N·groups, P, P) inner products of windows, or where there are fewer pixel pairs, sums of shifted pixel products."""
+        pixels, positions = math.prod(self.padded.shape[2:]), math.prod(self._out_size())
+        if pixels**2 > positions**2 * math.prod(self.module.kernel_size):
+            return torch.bmm(self.patches.transpose(1, 2), self.patches)
+        flat = self.padded.flatten(2)
+        grams = torch.bmm(flat.transpose(1, 2), flat).reshape(len(flat), *self.padded.shape[2:], *self.padded.shape[2:])
+        shifted = [grams[(slice(None), *window, *window)] for window in self._windows()]
+        return functools.reduce(torch.add, shifted).reshape(len(flat), positions, positions)
+
+    def _out_size(self) -> list[int]:
+        m = self.module
+        reach = [d * (k - 1) + 1 for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+        return [(size - r) // s + 1 for size, r, s in zip(self.padded.shape[2:], reach, m.stride, strict=True)]
+
+    def _windows(self) -> Iterator[tuple[slice, ...]]:
+        """The pixels that each kernel offset sees."""
+        m, out = self.module, self._out_size()
+        for offset in itertools.product(*map(range, m.kernel_size)):
+            starts = [o * d for o, d in zip(offset, m.dilation, strict=True)]
+            yield tuple(slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, out, m.stride, strict=True))
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         out = {"weight": self._weight_gradient(g)} if "weight" in names else {}

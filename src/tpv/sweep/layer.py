@@ -57,5 +57,8 @@ def gram_square(left: Tensor, right_gram: Tensor) -> Tensor:
 
 
 def gram_is_cheaper(positions: int, inputs: int, outputs: int, passes: int) -> bool:
-    """Whether Gram matrices cost half the gradient itself or less, the input's being shared by ``passes`` cotangents."""
-    return 2 * positions * (inputs / passes + outputs) <= inputs * outputs
+    """Whether Gram matrices, the input's shared by ``passes`` cotangents, take at most a quarter more products than the gradient.
+
+    The gradient must be written out besides, and that costs more than the difference.
+    """
+    return positions * (inputs / passes + outputs) <= 1.25 * inputs * outputs

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tpv._batches import narrow
+from tpv._batches import batch_size, ends
 from tpv._errors import TPVError
 from tpv.linearization import Linearization
 from tpv.sweep.layer import LayerCall, Variance
@@ -63,6 +63,15 @@ class Sweep:
         Cost: one forward pass, then per call one backward pass to the layer outputs plus the layers'
         own products (0.6 to 0.8 of a forward+backward pass in all).
         """
+        n = batch_size(batch)
+        if self._verified < min(n, 2):
+            self._verified = min(n, 2)
+            self._verify(ends(batch, n))
+        with self._recorded(batch) as pass_:
+            yield pass_.outputs.detach(), pass_.squares
+
+    @contextmanager
+    def _recorded(self, batch: Any) -> Iterator[_Pass]:
         with Recorder(self.lin.model, self._ids) as recorder, torch.enable_grad():
             outputs = self.lin(batch)
             recorder.recording = False
@@ -72,26 +81,22 @@ class Sweep:
                     "or detaches its outputs, or params= selects parameters that it does not use."
                 )
             graph = coverage(outputs, recorder.calls, self._ids)
-            pass_ = _Pass(self, batch, outputs, graph)
             with torch.no_grad():
-                if self._verified < min(len(outputs), 2):
-                    self._verify(pass_)
-                    self._verified = min(len(outputs), 2)
-                yield outputs.detach(), pass_.squares
+                yield _Pass(self, batch, outputs, graph)
 
-    def _verify(self, pass_: _Pass) -> None:
+    def _verify(self, few: Any) -> None:
         """Send to the slow route every parameter whose squares differ from plain single-example gradients."""
-        n = len(pass_.outputs)
-        generator = torch.Generator().manual_seed(0)
-        v = torch.randint(0, 2, pass_.outputs.shape, generator=generator).mul(2).sub(1).to(pass_.outputs)
-        mine = pass_.squares(v.flatten(1))
+        with self._recorded(few) as pass_:
+            generator = torch.Generator().manual_seed(0)
+            v = torch.randint(0, 2, pass_.outputs.shape, generator=generator).mul(2).sub(1).to(pass_.outputs)
+            mine = pass_.squares(v.flatten(1))
         tolerance = _TOLERANCE.get(v.dtype, 0.3)
-        for i in {0, n - 1}:
-            reference = one_by_one(self.lin, self.names, narrow(pass_.batch, i, i + 1, n), v[i : i + 1])
-            for column, name in enumerate(self.names):
-                expected = self.variances[name].square(reference[name])[0]
-                if (mine[i, column] - expected).abs() > tolerance * expected.abs() + 1e-9 * mine[i].sum():
-                    self.routes.setdefault(name, "per-example gradients")
+        reference = one_by_one(self.lin, self.names, few, v)
+        for column, name in enumerate(self.names):
+            expected = self.variances[name].square(reference[name])
+            off = (mine[:, column] - expected).abs() > tolerance * expected.abs() + 1e-9 * mine.sum(1)
+            if off.any():
+                self.routes.setdefault(name, "per-example gradients")
 
     def per_example(self, batch: Any, names: list[str], v: Tensor) -> dict[str, Tensor]:
         if not self._one_by_one:

@@ -1,0 +1,28 @@
+"""A fresh process for every measurement: no warm caches, no hooks, no memory of another library."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+J = TypeVar("J")
+
+
+def fresh(function: Callable[[J], T], job: J, threads: int | None = None) -> T:
+    """``function(job)`` in a process that ends with it, on as many threads as torch likes or on ``threads``."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.measure"])
+    with ProcessPoolExecutor(1, context, initializer=_start, initargs=(threads,)) as pool:
+        return pool.submit(function, job).result()
+
+
+def _start(threads: int | None) -> None:
+    warnings.simplefilter("ignore")
+    if threads is not None:
+        torch.set_num_threads(threads)

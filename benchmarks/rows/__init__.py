@@ -1,0 +1,6 @@
+"""Every row of the table; the first is the unit of cost."""
+
+from benchmarks.row import Row
+from benchmarks.rows import backpack, curvlinops, loop, nngeometry, ours, plain, torch_func
+
+ROWS: tuple[Row, ...] = (plain.ROW, *ours.ROWS, *torch_func.ROWS, *loop.ROWS, *curvlinops.ROWS, *backpack.ROWS, *nngeometry.ROWS)

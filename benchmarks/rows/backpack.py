@@ -1,0 +1,93 @@
+"""BackPACK: quantities beside the gradient, from one extended backward pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.row import Answer, Law, Row, Run
+from benchmarks.rows.torch_func import random_signs
+from benchmarks.subject import Subject
+
+
+def diagonal_exact(subject: Subject, batch: int) -> Run:
+    from backpack.extensions import DiagGGNExact
+
+    return gauss_newton_diagonal(subject, batch, DiagGGNExact())
+
+
+def diagonal_sampled(subject: Subject, batch: int) -> Run:
+    from backpack.extensions import DiagGGNMC
+
+    return gauss_newton_diagonal(subject, batch, DiagGGNMC(mc_samples=1))
+
+
+def gauss_newton_diagonal(subject: Subject, batch: int, extension: Any) -> Run:
+    """The diagonal of 2 Σ_n J_nᵀJ_n, the Gauss-Newton matrix of the summed squared error."""
+    from backpack import backpack, extend
+
+    model, loss = extend(as_modules(subject.model)), extend(nn.MSELoss(reduction="sum"))
+
+    def run(seed: int) -> Answer:
+        torch.manual_seed(seed)
+        total = 0.0
+        for x in subject.images.split(batch):
+            with backpack(extension):
+                loss(model(x), torch.zeros(len(x), subject.outputs)).backward()
+            total += sum(getattr(p, extension.savefield).sum().item() for p in model.parameters())
+        return Answer(torch.tensor([total / (2 * len(subject.images))]))
+
+    return run
+
+
+def squared_gradients(subject: Subject, batch: int) -> Run:
+    from backpack import backpack, extend
+    from backpack.extensions import BatchL2Grad
+
+    model = extend(copy.deepcopy(subject.model))
+
+    def squares(x: Tensor, v: Tensor) -> Tensor:
+        with backpack(BatchL2Grad()):
+            (model(x) * v).sum().backward()
+        return torch.stack([p.batch_l2 for p in model.parameters()]).double().sum(0)
+
+    def run(seed: int) -> Answer:
+        signs = random_signs(len(subject.images), subject.outputs, seed)
+        return Answer(torch.cat([squares(x, v) for x, v in zip(subject.images.split(batch), signs.split(batch), strict=True)]))
+
+    return run
+
+
+def as_modules(network: Any) -> nn.Sequential:
+    """The same network of modules only, which second-order extensions require."""
+    network = copy.deepcopy(network)
+    blocks = [*network.layer1, *network.layer2, *network.layer3]
+    stem = [network.conv1, network.bn1, nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), network.linear]
+    return nn.Sequential(*stem, *[m for block in blocks for m in residual(block)], *head).eval()
+
+
+def residual(block: Any) -> Iterator[nn.Module]:
+    from backpack.custom_module.branching import Parallel
+    from backpack.custom_module.pad import Pad
+    from backpack.custom_module.slicing import Slicing
+
+    every, step, p = slice(None), slice(None, None, block.stride), block.padding
+    main = nn.Sequential(block.conv1, block.bn1, nn.ReLU(), block.conv2, block.bn2)
+    strided = nn.Sequential(Slicing((every, every, step, step)), Pad((0, 0, 0, 0, p, p)))
+    yield Parallel(main, nn.Identity() if block.stride == 1 else strided)
+    yield nn.ReLU()
+
+
+ROWS = tuple(
+    Row("BackPACK", method, prepare, law, 64, calls, batches, "--no-deps backpack-for-pytorch einops unfoldNd", note)
+    for method, prepare, law, calls, batches, note in (
+        ("DiagGGNExact", diagonal_exact, Law.EXACT, 3, (16, 8, 32), "network rewritten in modules"),
+        ("DiagGGNMC(1)", diagonal_sampled, Law.IMAGES, 12, (32, 16, 64), "network rewritten in modules"),
+        ("BatchL2Grad, one probe", squared_gradients, Law.IMAGES, 3, (32, 16, 64), ""),
+    )
+)

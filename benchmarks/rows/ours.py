@@ -1,0 +1,52 @@
+"""tpv, at its default chunk size."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+import tpv
+from benchmarks.row import Answer, Law, Row, Run
+from benchmarks.subject import Subject
+
+STD = 1e-3
+
+
+def estimate(estimator: tpv.Estimator, subject: Subject, batch: int) -> Run:
+    def run(seed: int) -> Answer:
+        r = tpv.estimate(subject.model, subject.images, tpv.Isotropic(STD), estimator=estimator, generator=seed)
+        stderr = r.mc_stderr / STD**2 if math.isfinite(r.mc_stderr) else None
+        return Answer(torch.tensor([r.value / STD**2]), stderr)
+
+    return run
+
+
+def exact(subject: Subject) -> float:
+    """The value that every row is compared with."""
+    return tpv.estimate(subject.model, subject.images, tpv.Isotropic(1.0), estimator=tpv.Exact()).value
+
+
+ROWS = (
+    Row("tpv", "Exact", functools.partial(estimate, tpv.Exact()), images=256),
+    Row("tpv", "Hutchinson(1)", functools.partial(estimate, tpv.Hutchinson(1)), Law.IMAGES, images=1024),
+    Row(
+        "tpv",
+        "LinearizedMonteCarlo(1)",
+        functools.partial(estimate, tpv.LinearizedMonteCarlo(1)),
+        Law.DRAWS,
+        256,
+        16,
+        note="one Jacobian-vector product with a random δ a call",
+    ),
+    Row(
+        "tpv",
+        "MonteCarlo(1)",
+        functools.partial(estimate, tpv.MonteCarlo(1)),
+        Law.DRAWS,
+        256,
+        16,
+        note=f"one finite random δ of standard deviation {STD} a call",
+    ),
+)

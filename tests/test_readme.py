@@ -1,0 +1,25 @@
+"""The README's code runs, and prints what the README shows but for digits that depend on the machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def shape(text: str) -> list[str]:
+    """Lines with numbers and alignment taken out, and rankings that rest on them."""
+    lines = (re.sub(r"[\d.]+(e-?\d+)?", "#", re.sub(r"\s+", " ", line)).strip() for line in text.splitlines())
+    return sorted(line for line in lines if line)
+
+
+def test_the_code_of_the_readme_prints_its_output() -> None:
+    blocks = dict(re.findall(r"```(python|text)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
+    ran = subprocess.run(
+        [sys.executable, "-c", "import torch; torch.set_num_threads(1)\n" + blocks["python"]], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert shape(ran.stdout) == shape(blocks["text"])
