@@ -187,6 +187,16 @@ def test_terminal_names_each_verdict():
     assert far.linearity.verdict in out
 
 
+def test_every_perturbation_tells_its_layers(capsys):
+    split, fixed = an_entry("Quantization(bits=4)", layers=("p", "q")), an_entry("Fixed()", layers=())
+    report = Report("net", split, (split, fixed), a_report().settings)
+    show(report, console())
+    assert "Quantization(bits=4)  p 50.0 %, q 50.0 %" in capsys.readouterr().out
+    html = page(report)
+    assert html.count("<summary>Layers under") == 1
+    assert "Layers under <code>Quantization(bits=4)</code>" in html
+
+
 def test_progress_only_on_a_terminal():
     for terminal in (True, False):
         to = Console(file=io.StringIO(), width=80, force_terminal=terminal)

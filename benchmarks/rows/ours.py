@@ -29,7 +29,7 @@ def exact(subject: Subject) -> float:
 
 
 ROWS = (
-    Row("tpv", "Exact", functools.partial(estimate, tpv.Exact()), images=256),
+    Row("tpv", "Exact", functools.partial(estimate, tpv.Exact()), images=512),
     Row("tpv", "Hutchinson(1)", functools.partial(estimate, tpv.Hutchinson(1)), Law.IMAGES, images=1024),
     Row(
         "tpv",

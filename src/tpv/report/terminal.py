@@ -13,7 +13,7 @@ from tpv._format import percent, plus_minus
 from tpv.report.contents import Entry, Report
 from tpv.report.measuring import Tell
 
-WIDTH, _LAYERS = 80, 10
+WIDTH, _LAYERS, _CAUSES = 80, 10, 3
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -33,6 +33,9 @@ def show(report: Report, to: Console) -> None:
         to.print("\nTPV of each perturbation\n", style="bold")
         to.print(_values(report.entries))
     _show_verdicts(report, to)
+    if split := [entry for entry in report.entries if entry.shown.layers]:
+        to.print("\nLayers that cause most of it\n", style="bold")
+        to.print(_causes(split))
     if checked := [entry for entry in report.entries if entry.linearity]:
         to.print("\nIs first order enough?\n", style="bold")
         to.print(_linearity(checked))
@@ -76,6 +79,15 @@ def _show_verdicts(report: Report, to: Console) -> None:
             by_verdict.setdefault(entry.stability.verdict, []).append(entry.perturbation)
     for verdict, names in by_verdict.items():
         to.print(f"\n{'All' if len(by_verdict) == 1 else ', '.join(names)}: {verdict}.")
+
+
+def _causes(entries: list[Entry]) -> Table:
+    table = _table("perturbation")
+    table.add_column("layers and their shares", overflow="fold")
+    for entry in entries:
+        ranked = entry.shown.ranked()[:_CAUSES]
+        table.add_row(entry.perturbation, ", ".join(f"{name} {percent(entry.shown.share(name))}" for name, _ in ranked))
+    return table
 
 
 def _linearity(entries: list[Entry]) -> Table:

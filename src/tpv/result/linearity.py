@@ -72,10 +72,8 @@ class LinearityResult(JSONResult):
             return "first order holds"
         if low <= HOLDS:
             return f"cannot tell: V is within two standard errors of {HOLDS}"
-        advice = "use MonteCarlo for a number to rely on"
-        if high <= FAILS:
-            return f"first order wavers: {advice}"
-        return f"first order wavers or fails: {advice}" if low <= FAILS else f"first order fails: {advice}"
+        words = "wavers" if high <= FAILS else "wavers or fails" if low <= FAILS else "fails"
+        return f"first order {words}: use MonteCarlo"
 
     def __str__(self) -> str:
         return (
