@@ -32,7 +32,7 @@ def test_sign_probes_average_to_the_trace_over_all_sign_vectors() -> None:
 
 @pytest.mark.parametrize(("probes", "k"), [(1, 5), (2, 5), (5, 5), (3, 8), (8, 8), (2, 1000)])
 def test_probes_have_identity_covariance_and_are_orthogonal(probes: int, k: int) -> None:
-    v = cotangents(4000 if k < 10 else 50, probes, k, seeded(0))
+    v = cotangents(4000 if k < 10 else 50, probes, k, seeded(0)).double()
     gram = v @ v.transpose(1, 2)
     if probes > 1:
         assert torch.allclose(gram, k * torch.eye(probes).double().expand_as(gram), atol=1e-8 * k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -61,13 +61,17 @@ def count_examples(data: object) -> int | None:
         return None
 
 
+def inputs(batch: Any) -> Any:
+    """The part of a batch that :func:`call_model` uses."""
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in _LABELS}
+    return batch[0] if isinstance(batch, list | tuple) else batch
+
+
 def call_model(model: torch.nn.Module, batch: Any) -> Any:
     """The default ``forward``: a tensor or a tuple's first element as input, a mapping as keywords without labels."""
-    if isinstance(batch, Mapping):
-        return model(**{key: value for key, value in batch.items() if key not in _LABELS})
-    if isinstance(batch, list | tuple):
-        return model(batch[0])
-    return model(batch)
+    used = inputs(batch)
+    return model(**used) if isinstance(batch, Mapping) else model(used)
 
 
 def tensors(batch: Any) -> Iterator[Tensor]:
@@ -101,28 +105,54 @@ def map_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The batch with every tensor replaced by ``change(tensor)``, in the order of :func:`tensors`."""
     if isinstance(batch, Tensor):
         return change(batch)
+    if isinstance(batch, Mapping | list | tuple):
+        return _rebuilt(batch, [map_tensors(value, change) for value in _values(batch)])
+    return batch
+
+
+def _values(batch: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> list[Any]:
+    return list(batch.values() if isinstance(batch, Mapping) else batch)
+
+
+def _rebuilt(batch: Any, values: list[Any]) -> Any:
+    """A container of the batch's own type with other values."""
     if isinstance(batch, Mapping):
-        mapped = {key: map_tensors(value, change) for key, value in batch.items()}
+        mapped = dict(zip(batch, values, strict=True))
         if not isinstance(batch, MutableMapping):
             return mapped
         copied = copy.copy(batch)
         copied.update(mapped)
         return copied
-    if isinstance(batch, list | tuple):
-        parts = [map_tensors(value, change) for value in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch
+    return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
 
 
 def narrow(batch: Any, start: int, stop: int, size: int) -> Any:
     """Examples start..stop of a batch of ``size``, contiguous; what has no batch axis of that size is kept whole."""
-    return map_tensors(batch, lambda t: t[start:stop].contiguous() if per_example(t, size) else t)
+    return _rows(batch, range(start, stop), size)
 
 
 def ends(batch: Any, size: int) -> Any:
     """The first and the last example of a batch of ``size``."""
-    chosen = sorted({0, size - 1})
-    return map_tensors(batch, lambda t: t[chosen] if per_example(t, size) else t)
+    return _rows(batch, sorted({0, size - 1}), size)
+
+
+def has_plain_rows(batch: Any, size: int) -> bool:
+    """Whether examples come in a plain list too, such as one of strings or lengths."""
+    nested = isinstance(batch, Mapping | list | tuple) and any(has_plain_rows(value, size) for value in _values(batch))
+    return _is_plain(batch, size) or nested
+
+
+def _is_plain(batch: Any, size: int) -> bool:
+    return isinstance(batch, list) and len(batch) == size and not any(isinstance(v, Tensor | Mapping | list | tuple) for v in batch)
+
+
+def _rows(batch: Any, chosen: Sequence[int], size: int) -> Any:
+    index = slice(chosen.start, chosen.stop) if isinstance(chosen, range) else list(chosen)
+    if _is_plain(batch, size):
+        return [batch[i] for i in chosen]
+    if isinstance(batch, Mapping | list | tuple):
+        return _rebuilt(batch, [_rows(value, chosen, size) for value in _values(batch)])
+    return batch[index].contiguous() if isinstance(batch, Tensor) and per_example(batch, size) else batch
 
 
 def per_example(tensor: Tensor, size: int) -> bool:

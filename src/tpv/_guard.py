@@ -18,7 +18,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     Nothing here writes to parameters; their identity is restored in case an interrupt caught the model
     while ``functional_call`` had others in their place. Buffers are copied (a stateful module may
-    update them in evaluation mode too).
+    update them in evaluation mode too), and so are the lists of forward hooks and the tensors that a
+    module keeps as plain attributes.
     """
     slots = [_Slots(module) for module in model.modules()]
     generators = _GlobalRandomState()
@@ -30,6 +31,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         generators.restore()
 
 
+_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
 class _Slots:
     """What one module holds."""
 
@@ -38,11 +42,18 @@ class _Slots:
         self._training = module.training
         self._parameters = dict(module._parameters)
         self._requires_grad = {k: p.requires_grad for k, p in self._parameters.items() if p is not None}
+        self._hooks = {key: dict(hooks) for key, hooks in vars(module).items() if key in _HOOKS}
+        self._attributes = {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
         self._buffers = {key: (buffer, _copy(buffer)) for key, buffer in module._buffers.items()}
 
     def restore(self) -> None:
         module = self._module
         module.training = self._training
+        for key, hooks in self._hooks.items():
+            if vars(module)[key] != hooks:
+                vars(module)[key].clear()
+                vars(module)[key].update(hooks)
+        vars(module).update(self._attributes)
         for key, parameter in self._parameters.items():
             module._parameters[key] = parameter
             if parameter is not None and parameter.requires_grad != self._requires_grad[key]:

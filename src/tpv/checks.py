@@ -34,6 +34,9 @@ def check_model(model: nn.Module) -> None:
         frozen = any(p.is_floating_point() for p in model.parameters())
         cause = "all its parameters are frozen: call model.requires_grad_(True)" if frozen else "it has no floating-point parameters"
         raise TPVError(f"the model has nothing to disturb, because {cause}.")
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex() and parameter.requires_grad:
+            raise TPVError(f"{name} is complex, and TPV is defined for real weights: freeze it, or hold its real and imaginary parts.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
             raise TPVError(f"{name} holds NaN or infinity: the checkpoint is broken or training diverged.")
@@ -52,6 +55,8 @@ def _unsteady(module: nn.Module) -> str | None:
         return f"a {kind} with active dropout={module.dropout}, which makes predictions random: call model.eval() first."
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
         return f"a {kind} with max_norm, which rewrites its weights in every forward pass: set max_norm=None."
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.scale_grad_by_freq or module.sparse):
+        return f"a {kind} with scale_grad_by_freq or sparse gradients, which are no Jacobian: set both to False."
     return None
 
 
@@ -63,6 +68,8 @@ def check_device(model: nn.Module, batch: Any) -> None:
     """
     home = {p.device for p in model.parameters()}
     for tensor in tensors(batch):
+        if tensor.is_inference():
+            raise TPVError("the batch was made under torch.inference_mode(), and autograd cannot use it: make it outside, or clone() it.")
         if tensor.device not in home and tensor.ndim:
             raise TPVError(
                 f"the batch is on {tensor.device} and the model on {', '.join(sorted(map(str, home)))}: "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tpv._batches import batch_size, batches, count_examples, narrow
+from tpv._batches import batch_size, batches, count_examples, inputs, narrow
 from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv._options import require_int
@@ -131,10 +131,11 @@ def stability(
         >>> abs(result.ratio - 1) < 4 * result.ratio_stderr
         True
     """
-    settings: dict[str, Any] = {"estimator": estimator, "forward": forward, "generator": generator, "progress": progress}
+    if not isinstance(generator, int):
+        raise TPVError(f"stability(generator={generator!r}): give an int seed, so that both sides share their draws.")
     if estimator is None:
         estimator = _common_estimator(model, (train, test), perturbation, forward)
-    settings["estimator"] = estimator
+    settings: dict[str, Any] = {"estimator": estimator, "forward": forward, "generator": generator, "progress": progress}
     return StabilityResult(
         estimate(model, train, perturbation, **settings),
         estimate(model, test, perturbation, **settings),
@@ -208,7 +209,7 @@ def _common_estimator(model: nn.Module, sides: tuple[object, ...], perturbation:
         first = next(iter(batches(sides[0])), None)
         if first is None:
             raise TPVError("the training data is empty: it gave no batch.")
-        check_device(model, first)
+        check_device(model, first if forward else inputs(first))
         return default_estimator(lin, perturbation, largest, check_outputs(lin, first)[0].numel())
 
 
@@ -253,12 +254,15 @@ def _accumulate(
 ) -> _Run:
     """One pass over the data, chunk by chunk. ``begin`` gets the number of outputs per example."""
     run: _Run | None = None
+    checked: set[int] = set()
     total = count_examples(data)
     for batch in data:
-        check_device(lin.model, batch)
+        check_device(lin.model, batch if lin.custom_forward else inputs(batch))
         size = batch_size(batch)
-        if run is None:
+        if size not in checked:
             outputs = check_outputs(lin, batch)[0].numel()
+            checked.add(size)
+        if run is None:
             procedure = begin(outputs)
             chunk = _chunk_size(chunk_size, lin, batch)
             run = _Run(Moments(procedure.names, procedure.draws), procedure, chunk, outputs, lin)

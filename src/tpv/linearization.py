@@ -28,6 +28,7 @@ class Linearization:
     def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:
         self.model = model
         self.weights = Weights(model)
+        self.custom_forward = forward is not None
         self._forward_mode = True
         self._caller = _Caller(model, forward or call_model)
 

@@ -47,9 +47,21 @@ class Weights(Mapping[str, Tensor]):
         return self._model.get_submodule(name.rpartition(".")[0])
 
     @property
-    def buffers(self) -> dict[str, Tensor]:
-        """The model's buffers (BatchNorm statistics and the like), which no perturbation moves."""
-        return {name: buffer.detach() for name, buffer in self._model.named_buffers()}
+    def fixed(self) -> dict[str, Tensor]:
+        """What no perturbation moves: buffers (BatchNorm statistics and the like) and frozen parameters."""
+        frozen = {name: p.detach() for name, p in self._model.named_parameters() if not p.requires_grad}
+        return frozen | {name: buffer.detach() for name, buffer in self._model.named_buffers()}
+
+    @property
+    def names(self) -> list[str]:
+        """Every parameter of the model, selected or not."""
+        return [name for name, _ in self._model.named_parameters()]
+
+    def padding_rows(self, name: str) -> set[int]:
+        """The ``padding_idx`` of the embeddings that hold the parameter ``name``."""
+        parameter = self._model.get_parameter(name)
+        holders = [m for m in self._model.modules() if isinstance(m, nn.Embedding) and m.weight is parameter]
+        return {m.padding_idx for m in holders if m.padding_idx is not None}
 
     def select(self, patterns: Patterns) -> Weights:
         """The weights whose names match one of the glob ``patterns`` (``"layer1.*"``, ``"*.weight"``); None keeps all.

@@ -29,6 +29,7 @@ class LayerSweep:
         return squares.cpu() @ self._membership
 
     def facts(self) -> dict[str, Any]:
-        """The parameters that left the fast route, and those that the outputs do not depend on."""
-        found: dict[str, Any] = {"slow_routes": dict(self.sweep.routes)} if self.sweep.routes else {}
+        """How many weights move, the parameters that left the fast route, and those that the outputs do not depend on."""
+        found: dict[str, Any] = {"moved_parameters": sum(self.sweep.lin.weights[n].numel() for n in self.sweep.names)}
+        found |= {"slow_routes": dict(self.sweep.routes)} if self.sweep.routes else {}
         return found | ({"unused_parameters": sorted(self.sweep.unreached)} if self.sweep.unreached else {})

@@ -119,7 +119,7 @@ def cotangents(n: int, probes: int, k: int, generator: torch.Generator) -> Tenso
 
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8).double() * 2 - 1
+    return torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) * 2 - 1
 
 
 def _hadamard_rows(rows: Tensor, order: int) -> Tensor:

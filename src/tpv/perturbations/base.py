@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tpv._errors import TPVError, did_you_mean
 from tpv.weights import Patterns, Weights
@@ -187,9 +187,9 @@ def _known(perturbation: Perturbation, at: Weights, name: str) -> Tensor:
 
 def _padding_kept(at: Weights, name: str, value: Tensor) -> Tensor:
     """Zero in the ``padding_idx`` row of an embedding: PyTorch never trains it, and gradients leave it out."""
-    module = at.module(name)
-    if not isinstance(module, nn.Embedding) or module.padding_idx is None:
+    padding = at.padding_rows(name)
+    if not padding:
         return value
-    rows = torch.ones(module.num_embeddings, 1, dtype=value.dtype, device=value.device)
-    rows[module.padding_idx] = 0
+    rows = torch.ones(len(at[name]), 1, dtype=value.dtype, device=value.device)
+    rows[list(padding)] = 0
     return value * rows

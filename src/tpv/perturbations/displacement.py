@@ -19,8 +19,8 @@ class Displacement(Perturbation):
     """δ = w' − w* towards another checkpoint of the same model, for example a quantized or pruned one.
 
     Args:
-        state_dict: the other checkpoint, with every parameter that moves. Buffers in it are not
-            applied; a warning says so where they differ from the model's.
+        state_dict: the other checkpoint, with every parameter that moves. Buffers and frozen
+            parameters in it are not applied; a warning says so where they differ from the model's.
         params: glob patterns of the parameters that move.
 
     Raises:
@@ -46,18 +46,16 @@ class Displacement(Perturbation):
                 raise TPVError(f"the state_dict of Displacement has no {name!r}: give it, or leave it out with params=.{hint}")
             if (shape := self.state_dict[name].shape) != w.shape:
                 raise TPVError(f"the state_dict of Displacement gives {name!r} the shape {tuple(shape)}; the model has {tuple(w.shape)}.")
-        self._warn_about_buffers(at)
+        self._warn_about_fixed(at)
         return {name: self.state_dict[name].to(w) - w for name, w in at.items()}
 
-    def _warn_about_buffers(self, at: Weights) -> None:
+    def _warn_about_fixed(self, at: Weights) -> None:
         differing = [
-            name
-            for name, buffer in at.buffers.items()
-            if name in self.state_dict and not torch.equal(self.state_dict[name].to(buffer), buffer)
+            name for name, value in at.fixed.items() if name in self.state_dict and not torch.equal(self.state_dict[name].to(value), value)
         ]
         if differing:
             warnings.warn(
-                f"Displacement moves parameters only, and {len(differing)} buffers of the state_dict differ from the model's "
-                f"(first: {differing[0]!r}): w* + δ is not that checkpoint.",
+                f"Displacement moves trainable parameters only, and {len(differing)} buffers or frozen parameters of the state_dict differ "
+                f"from the model's (first: {differing[0]!r}): w* + δ is not that checkpoint.",
                 stacklevel=2,
             )

@@ -44,7 +44,7 @@ class Masking(Perturbation):
         delta = {}
         for name, mask in self.masks.items():
             if name not in at:
-                if self.params is not None:
+                if name in at.names and self.params is not None:
                     continue
                 raise TPVError(f"Masking has a mask for {name!r}, which is not a trainable parameter.{did_you_mean(name, at)}")
             delta[name] = (_checked(name, mask, at[name]) - 1) * at[name]

@@ -22,7 +22,7 @@ class ConvCall(LayerCall):
 
     def __init__(self, module: Conv, x: Tensor, n: int, passes: int) -> None:
         self.module, self.n, self.passes = module, n, passes
-        self.x, self.padding = _symmetric_padding(module, x.detach())
+        self.x, self.padding = _symmetric_padding(module, x)
 
     @cached_property
     def padded(self) -> Tensor:

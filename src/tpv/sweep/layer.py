@@ -44,11 +44,17 @@ class Variance:
 
     def square(self, gradient: Tensor) -> Tensor:
         """(n,) Σᵢ c_i gradient_i² of materialised per-example gradients (n, \\*shape)."""
+        gradient = widened(gradient)
         if isinstance(self.rows, float):
             norm: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-            return norm.square() * self.rows**2
+            return norm.double().square() * self.rows**2
         weights = self.full.expand(gradient.shape[1:]).reshape(-1).to(gradient.dtype)
         return torch.mv(gradient.flatten(1).square(), weights)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Half precision as float32, where squares neither overflow nor vanish; other dtypes as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def gram_square(left: Tensor, right_gram: Tensor) -> Tensor:

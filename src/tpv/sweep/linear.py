@@ -16,7 +16,7 @@ class LinearCall(LayerCall):
 
     def __init__(self, module: nn.Linear, x: Tensor, n: int, passes: int) -> None:
         self.n = n
-        self.a = x.detach().reshape(n, -1, module.in_features)
+        self.a = x.reshape(n, -1, module.in_features)
         self.use_gram = gram_is_cheaper(self.a.shape[1], module.in_features, module.out_features, passes)
 
     @cached_property

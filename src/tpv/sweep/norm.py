@@ -18,9 +18,9 @@ class LastNormCall(LayerCall):
     def __init__(self, module: nn.LayerNorm | nn.RMSNorm, x: Tensor, n: int) -> None:
         self.shape = (n, -1, *module.normalized_shape)
         if isinstance(module, nn.LayerNorm):
-            self.x_hat = F.layer_norm(x.detach(), module.normalized_shape, eps=module.eps)
+            self.x_hat = F.layer_norm(x, module.normalized_shape, eps=module.eps)
         else:
-            self.x_hat = F.rms_norm(x.detach(), module.normalized_shape, eps=module.eps)
+            self.x_hat = F.rms_norm(x, module.normalized_shape, eps=module.eps)
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         products = {"weight": lambda: g * self.x_hat, "bias": lambda: g}
@@ -38,14 +38,14 @@ class ChannelNormCall(LayerCall):
     """
 
     def __init__(self, module: _BatchNorm | nn.GroupNorm, x: Tensor, n: int) -> None:
-        self.n, x = n, x.detach()
+        self.n = n
         if isinstance(module, nn.GroupNorm):
             x = F.group_norm(x, module.num_groups, eps=module.eps)
             self.mean, self.var, self.eps = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1]), 0.0
         else:
             assert module.running_mean is not None
             assert module.running_var is not None
-            self.mean, self.var, self.eps = module.running_mean, module.running_var, module.eps
+            self.mean, self.var, self.eps = module.running_mean.to(x), module.running_var.to(x), module.eps
         self.x = x.reshape(1, -1, *x.shape[2:])
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:

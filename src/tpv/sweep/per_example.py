@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from tpv._batches import map_tensors, narrow, per_example, tensors
+from tpv._batches import has_plain_rows, map_tensors, narrow, per_example, tensors
 from tpv.linearization import Linearization
 
 
@@ -17,8 +17,10 @@ def vectorised(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) 
     """Per-example gradients (n, \\*shape) of ⟨v, f⟩ by ``vmap(grad)``; v is (n, ...) like the outputs.
 
     Cost: about one forward+backward pass through the whole model.
-    Raises whatever ``torch.func`` raises for a model that it cannot trace.
+    Raises whatever ``torch.func`` raises for a model that it cannot trace, and TypeError for examples that are not tensors.
     """
+    if has_plain_rows(batch, len(v)):
+        raise TypeError("only tensors can be vectorised over")
     point = {name: lin.weights[name] for name in names}
     n = len(v)
     leaves = [t for t in tensors(batch) if per_example(t, n)]

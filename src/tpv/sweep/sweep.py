@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from torch import Tensor
 from tpv._batches import batch_size, ends
 from tpv._errors import TPVError
 from tpv.linearization import Linearization
-from tpv.sweep.layer import LayerCall, Variance
+from tpv.sweep.layer import LayerCall, Variance, widened
 from tpv.sweep.layers import layer_call
 from tpv.sweep.per_example import one_by_one, vectorised
 from tpv.sweep.recording import Coverage, Recorded, Recorder, coverage
@@ -26,6 +26,7 @@ class Squares(Protocol):
 
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-2}
+_CHECKS = 8
 
 
 @dataclass
@@ -48,13 +49,15 @@ class Sweep:
     passes: int = 1
     routes: dict[str, str] = field(default_factory=dict)
     unreached: set[str] | None = None
-    _verified: int = 0
+    _unverified: set[str] = field(init=False)
+    _checks: int = 0
     _one_by_one: bool = False
 
     def __post_init__(self) -> None:
         self._ids = {id(p): n for n, p in self.lin.model.named_parameters() if n in self.variance}
         self.names = list(self.variance)
         self.variances = {n: Variance(c, self.lin.weights[n].ndim) for n, c in self.variance.items()}
+        self._unverified = set(self.names)
 
     @contextmanager
     def linearized(self, batch: Any) -> Iterator[tuple[Tensor, Squares]]:
@@ -64,8 +67,7 @@ class Sweep:
         own products (0.6 to 0.8 of a forward+backward pass in all).
         """
         n = batch_size(batch)
-        if self._verified < min(n, 2):
-            self._verified = min(n, 2)
+        if self._unverified and self._checks < _CHECKS:
             self._verify(ends(batch, n))
         with self._recorded(batch) as pass_:
             yield pass_.outputs.detach(), pass_.squares
@@ -85,11 +87,16 @@ class Sweep:
                 yield _Pass(self, batch, outputs, graph)
 
     def _verify(self, few: Any) -> None:
-        """Send to the slow route every parameter whose squares differ from plain single-example gradients."""
+        """Send to the slow route every parameter whose squares differ from plain single-example gradients.
+
+        One that the examples do not move at all stays unverified, for the next batch to tell.
+        """
+        self._checks += 1
         with self._recorded(few) as pass_:
             generator = torch.Generator().manual_seed(0)
             v = torch.randint(0, 2, pass_.outputs.shape, generator=generator).mul(2).sub(1).to(pass_.outputs)
             mine = pass_.squares(v.flatten(1))
+            self._refuse_hidden_use(few, pass_.outputs.detach(), sorted(pass_.unreached & self._unverified))
         tolerance = _TOLERANCE.get(v.dtype, 0.3)
         reference = one_by_one(self.lin, self.names, few, v)
         for column, name in enumerate(self.names):
@@ -97,6 +104,17 @@ class Sweep:
             off = (mine[:, column] - expected).abs() > tolerance * expected.abs() + 1e-9 * mine.sum(1)
             if off.any():
                 self.routes.setdefault(name, "per-example gradients")
+            if len(v) > 1 and (expected > 0).all():
+                self._unverified.discard(name)
+
+    def _refuse_hidden_use(self, few: Any, outputs: Tensor, names: list[str]) -> None:
+        """Refuse parameters that move the outputs although autograd does not see it."""
+        moved = self.lin.displaced(few, {name: 0.1 * (self.lin.weights[name].abs() + 0.1) for name in names}) if names else outputs
+        if not torch.allclose(moved, outputs, rtol=1e-3, atol=1e-6):
+            raise TPVError(
+                f"the model uses {', '.join(names[:3])} under torch.no_grad() or detached, so that their effect has no gradient: "
+                "freeze them with requires_grad_(False), or leave them out with params=."
+            )
 
     def per_example(self, batch: Any, names: list[str], v: Tensor) -> dict[str, Tensor]:
         if not self._one_by_one:
@@ -112,44 +130,77 @@ class _Pass:
     """One batch: its graph, its recorded calls, and the parameters that need the slow route."""
 
     def __init__(self, sweep: Sweep, batch: Any, outputs: Tensor, graph: Coverage) -> None:
-        self.sweep, self.batch, self.outputs = sweep, batch, outputs
-        n = len(outputs)
-        prepared = [(call, layer_call(call.module, call.x, n, sweep.passes)) for call in graph.calls if not call.stale]
-        self._calls: list[tuple[Recorded, LayerCall, dict[str, str]]] = []
-        slow = set(graph.uncovered) | {name for call, layer in prepared if layer is None for name in self._locals(call).values()}
-        self._calls = [(call, layer, self._locals(call)) for call, layer in prepared if layer is not None]
-        for name in slow:
-            sweep.routes.setdefault(name, "per-example gradients")
-        self._unreached = graph.unreached
+        self.sweep, self.batch, self.outputs, self.unreached = sweep, batch, outputs, graph.unreached
+        self._calls: list[_Call] = []
+        self._send_slow(graph.uncovered)
+        for recorded in graph.calls:
+            names = {local: sweep._ids[id(p)] for local, p in recorded.module._parameters.items() if id(p) in sweep._ids}
+            layer = None if recorded.stale else layer_call(recorded.module, recorded.x, len(outputs), sweep.passes)
+            if layer is None:
+                self._send_slow(names.values())
+            else:
+                self._calls.append(_Call(recorded, layer, names, folded=len(recorded.x) != len(outputs)))
         sweep.unreached = graph.unreached if sweep.unreached is None else sweep.unreached & graph.unreached
 
-    def _locals(self, call: Recorded) -> dict[str, str]:
-        """Local parameter name → global name, of the perturbed parameters of a call's module."""
-        ids = self.sweep._ids
-        return {local: ids[id(p)] for local, p in call.module._parameters.items() if id(p) in ids}
+    def _send_slow(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.sweep.routes.setdefault(name, "per-example gradients")
 
     def squares(self, v: Tensor, last: bool = False) -> Tensor:
         """(N, number of parameters) from cotangents v (N, K)."""
         sweep, v = self.sweep, v.reshape(self.outputs.shape).to(self.outputs)
+        self._check_folded(v)
+        calls = [call for call in self._calls if call.fast(sweep.routes)]
+        found = torch.autograd.grad(self.outputs, [c.recorded.edge for c in calls], v, retain_graph=not last) if calls else ()
+        several = _repeated([name for call in calls for name in call.fast(sweep.routes).values()])
         columns: dict[str, Tensor] = {}
         pooled: dict[str, Tensor] = {}
-        wanted = [(c, layer, {k: n for k, n in names.items() if n not in sweep.routes}) for c, layer, names in self._calls]
-        wanted = [entry for entry in wanted if entry[2]]
-        several = _repeated([name for _, _, names in wanted for name in names.values()])
-        edges = [call.edge for call, _, _ in wanted]
-        found = torch.autograd.grad(self.outputs, edges, v, retain_graph=not last) if edges else ()
-        for (_, layer, names), g in zip(wanted, found, strict=True):
+        for call, g in zip(calls, found, strict=True):
+            names, g = call.fast(sweep.routes), widened(g)
             alone = {k: sweep.variances[n] for k, n in names.items() if n not in several}
-            shared = {k: sweep.variances[n] for k, n in names.items() if n in several}
-            if alone:
-                columns |= {names[k]: square for k, square in layer.squares(g, alone).items()}
-            for k, gradient in (layer.gradients(g, shared) if shared else {}).items():
+            shared = [k for k, n in names.items() if n in several]
+            columns |= {names[k]: square for k, square in (call.layer.squares(g, alone) if alone else {}).items()}
+            for k, gradient in (call.layer.gradients(g, shared) if shared else {}).items():
                 pooled[names[k]] = pooled[names[k]] + gradient if names[k] in pooled else gradient
-        if slow := [name for name in sweep.names if name in sweep.routes and name not in self._unreached]:
+        if slow := [name for name in sweep.names if name in sweep.routes and name not in self.unreached]:
             pooled |= sweep.per_example(self.batch, slow, v)
         columns |= {name: sweep.variances[name].square(gradient) for name, gradient in pooled.items()}
-        nothing = v.new_zeros(len(v))
-        return torch.stack([columns.get(name, nothing) for name in sweep.names], dim=1).double()
+        nothing = torch.zeros(len(v), dtype=torch.float64, device=v.device)
+        return torch.stack([columns.get(name, nothing).double() for name in sweep.names], dim=1)
+
+    def _check_folded(self, v: Tensor) -> None:
+        """Prove, once per batch, that rows folded into a layer's batch axis belong to the examples they are counted for.
+
+        Gradients are linear in v: scaling each example's cotangent must scale just its own rows.
+        """
+        calls = [call for call in self._calls if call.folded and call.fast(self.sweep.routes)]
+        for call in self._calls:
+            call.folded = False
+        if not calls:
+            return
+        scale = 1 + (torch.arange(len(v), device=v.device) * 0.618034) % 1
+        edges = [call.recorded.edge for call in calls]
+        scaled = scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v
+        once, again = (torch.autograd.grad(self.outputs, edges, u, retain_graph=True) for u in (v, scaled))
+        for call, g, h in zip(calls, once, again, strict=True):
+            expected = widened(g).reshape(len(v), -1) * scale.unsqueeze(1)
+            gap = (widened(h).reshape(len(v), -1) - expected).abs().amax(1)
+            if (gap > _TOLERANCE.get(v.dtype, 0.1) * expected.abs().amax(1) + torch.finfo(v.dtype).tiny).any():
+                self._send_slow(call.names.values())
+
+
+@dataclass
+class _Call:
+    """A recorded call with its layer's formula, and its parameters by local name."""
+
+    recorded: Recorded
+    layer: LayerCall
+    names: dict[str, str]
+    folded: bool
+
+    def fast(self, routes: Mapping[str, str]) -> dict[str, str]:
+        """The parameters that this formula is trusted with."""
+        return {local: name for local, name in self.names.items() if name not in routes}
 
 
 def _repeated(names: list[str]) -> set[str]:
