@@ -94,6 +94,10 @@ class Draws:
     def __post_init__(self) -> None:
         self._seeds = torch.randint(2**62, (self.count,), generator=self.setting.generator).tolist()
 
+    def facts(self) -> dict[str, Any]:
+        """How many weights move."""
+        return {"moved_parameters": sum(d.numel() for d in self[0].values())}
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if index in self._kept:
             return self._kept[index]

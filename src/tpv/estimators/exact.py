@@ -70,8 +70,11 @@ class _Directional(Procedure):
 
     def __init__(self, setting: Setting) -> None:
         self.names = [TOTAL]
-        self._lin, self._delta = setting.lin, Draws(setting, 1)[0]
+        self._lin, self._deltas = setting.lin, Draws(setting, 1)
 
     def contribution(self, piece: Piece) -> Contribution:
-        _, tangent = self._lin.jvp(piece.batch, self._delta)
+        _, tangent = self._lin.jvp(piece.batch, self._deltas[0])
         return Contribution(squared_norms(tangent).unsqueeze(1))
+
+    def facts(self) -> dict[str, Any]:
+        return self._deltas.facts()

@@ -106,6 +106,9 @@ class DrawnProcedure(Procedure):
     def _undisturbed(self, piece: Piece) -> Tensor:
         return self._lin(piece.batch).double()
 
+    def facts(self) -> dict[str, Any]:
+        return self._deltas.facts()
+
     def _draw(self, piece: Piece, base: Callable[[], Tensor], index: int) -> Tensor:
         found = self._quantities(self._lin, piece.batch, base, self._deltas[index])
         return torch.stack([squared_norms(q) for q in found], dim=1)

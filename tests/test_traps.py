@@ -1,0 +1,231 @@
+"""Models and batches that look ordinary and would give a wrong number: exact, or refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from cases import randn
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import tpv
+from tpv.testing import assert_unchanged, dense_tpv
+
+LAW = tpv.Isotropic(1.0)
+
+
+def assert_exact(model: nn.Module, batch: object, **options) -> tpv.TPVResult:
+    result = tpv.estimate(model, [batch], LAW, estimator=tpv.Exact(), **options)
+    reference = dense_tpv(model, batch, LAW, options.get("forward"))
+    assert result.value == pytest.approx(reference["total"], rel=1e-10)
+    assert {n: e.value for n, e in result.layers.items()} == pytest.approx({n: reference[n] for n in result.layers}, rel=1e-10)
+    return result
+
+
+class Ragged(nn.Module):
+    """Rows of examples of different lengths, gathered in front of a layer; the ends of the batch are equally long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x[:, :, 0] < 9
+        out = x.new_zeros(*x.shape[:2], 4)
+        out[kept] = torch.tanh(self.rows(x[kept]))
+        return self.head(out.sum(1))
+
+
+def test_ragged_rows_are_not_folded_blindly() -> None:
+    torch.manual_seed(0)
+    x = randn(4, 3, 3)
+    for example, length in enumerate((2, 1, 3, 2)):
+        x[example, length:, 0] = 10
+    result = assert_exact(Ragged().double(), x)
+    assert set(result.metadata["slow_routes"]) == {"rows.weight", "rows.bias"}
+
+
+def test_time_major_rows_are_seen_when_they_first_come_in_several() -> None:
+    class Flattened(Ragged):
+        def forward(self, x: Tensor) -> Tensor:
+            n, t, _ = x.shape
+            return self.head(torch.tanh(self.rows(x.transpose(0, 1).reshape(t * n, -1))).reshape(t, n, -1).sum(0))
+
+    torch.manual_seed(0)
+    model, first, second = Flattened().double(), randn(3, 1, 3), randn(3, 4, 3, seed=1)
+    expected = (dense_tpv(model, first, LAW)["total"] + dense_tpv(model, second, LAW)["total"]) / 2
+    assert tpv.estimate(model, [first, second], LAW, estimator=tpv.Exact()).value == pytest.approx(expected, rel=1e-10)
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def test_pruned_layers_are_exact_even_if_the_first_batch_shows_nothing() -> None:
+    model, x = small(), randn(5, 3)
+    prune.random_unstructured(model[0], "weight", 0.3)
+    x[0] = x[-1] = 0
+    assert_exact(model, x)
+    norm = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)).double()
+    prune.random_unstructured(norm[0], "weight", 1)
+    assert_exact(norm, x)
+
+
+def test_a_hook_that_the_ends_do_not_show_is_found_on_a_later_batch() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.layer.register_forward_hook(lambda module, args, output: 2 * output)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.sum(1, keepdim=True).clamp(min=0) * torch.tanh(self.layer(x)))
+
+    torch.manual_seed(0)
+    model, x = Gated().double(), randn(6, 3).abs()
+    batches = [-x, x]
+    expected = sum(dense_tpv(model, b, LAW)["total"] for b in batches) / 2
+    assert tpv.estimate(model, batches, LAW, estimator=tpv.Exact()).value == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_part_under_no_grad_is_refused() -> None:
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                z = torch.tanh(self.backbone(x))
+            return self.head(z)
+
+    torch.manual_seed(0)
+    model = Backbone().double()
+    with pytest.raises(tpv.TPVError, match=r"uses backbone\.bias, backbone\.weight under torch\.no_grad\(\)"):
+        tpv.estimate(model, randn(4, 3), LAW)
+    model.backbone.requires_grad_(False)
+    assert_exact(model, randn(4, 3))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("law", [tpv.Quantization(bits=8), tpv.Isotropic(1e-4), tpv.Isotropic(1e-6)], ids=repr)
+def test_half_precision_squares_neither_vanish_nor_overflow(law: tpv.Perturbation, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).to(dtype), randn(16, 64).to(dtype)
+    half = tpv.estimate(model, x, law, estimator=tpv.Exact()).value
+    assert half == pytest.approx(tpv.estimate(model.double(), x.double(), law, estimator=tpv.Exact()).value, rel=tolerance)
+
+
+def test_autocast_in_forward_agrees() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)), randn(4, 2, 5, 5).float()
+
+    def cast(model: nn.Module, batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(batch)
+
+    full, mixed = (tpv.estimate(model, x, LAW, estimator=tpv.Exact(), forward=f).value for f in (None, cast))
+    assert mixed == pytest.approx(full, rel=0.03)
+
+
+def test_plain_lists_are_split_with_the_tensors_beside_them() -> None:
+    model, x = small(), randn(6, 3)
+    lengths = [1, 2, 3, 1, 1, 2]
+
+    def scaled(model: nn.Module, batch: tuple[Tensor, list[int]]) -> Tensor:
+        return model(batch[0]) * torch.tensor(batch[1], dtype=torch.float64).unsqueeze(1)
+
+    expected = assert_exact(model, (x, lengths), forward=scaled).value
+    for size in (2, 6):
+        drawn = tpv.estimate(model, [(x, lengths)], LAW, estimator=tpv.Exact(), forward=scaled, chunk_size=size)
+        assert drawn.value == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_shared_tensor_as_long_as_a_batch_is_noticed() -> None:
+    def weighted(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return model((batch["x"] * batch["w"].reshape(-1, 1)).sum(1))
+
+    batches = [{"x": randn(n, 3, 3), "w": torch.tensor([1.0, 2.0, 3.0]).double()} for n in (2, 3)]
+    with pytest.raises(tpv.TPVError, match="change with the other examples"):
+        tpv.estimate(small(), batches, LAW, forward=weighted)
+
+
+def test_rows_without_a_batch_axis_take_the_slow_route() -> None:
+    class RowByRow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.norm(torch.tanh(self.layer(row))) for row in x])
+
+    torch.manual_seed(0)
+    assert_exact(RowByRow().double(), randn(4, 4))
+
+
+@pytest.mark.parametrize("options", [{"scale_grad_by_freq": True}, {"sparse": True}])
+def test_embeddings_whose_gradients_are_no_jacobian_are_refused(options: dict[str, bool]) -> None:
+    with pytest.raises(tpv.TPVError, match="no Jacobian"):
+        tpv.estimate(nn.Sequential(nn.Embedding(5, 3, **options)), torch.tensor([[1, 1], [2, 0]]), LAW)
+
+
+def test_complex_weights_and_inference_tensors_are_refused() -> None:
+    model = small()
+    model.register_parameter("phase", nn.Parameter(torch.ones(2, dtype=torch.complex128)))
+    with pytest.raises(tpv.TPVError, match="phase is complex"):
+        tpv.estimate(model, randn(4, 3), LAW)
+    with torch.inference_mode():
+        x = randn(4, 3).clone()
+    with pytest.raises(tpv.TPVError, match="inference_mode"):
+        tpv.estimate(small(), x, LAW)
+
+
+def test_displacement_warns_about_frozen_parameters_and_masking_about_unknown_names() -> None:
+    model = small()
+    model[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"2 buffers or frozen parameters.*first: '0\.weight'"):
+        tpv.estimate(model, randn(4, 3), tpv.Displacement({name: p + 1 for name, p in model.state_dict().items()}))
+    with pytest.raises(tpv.TPVError, match="not a trainable parameter"):
+        tpv.estimate(small(), randn(4, 3), tpv.Masking({"0.wieght": torch.zeros(())}, params="*"))
+
+
+def test_labels_may_be_anywhere() -> None:
+    labelled = [(randn(4, 3), torch.zeros(4, device="meta"))]
+    assert tpv.estimate(small(), labelled, LAW).value > 0
+
+
+def test_an_interrupt_while_hooks_are_installed_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, installed = nn.Module.register_forward_hook, []
+
+    def interrupted(self, *args, **options):
+        handle = original(self, *args, **options)
+        installed.append(handle)
+        if len(installed) == 2:
+            raise KeyboardInterrupt
+        return handle
+
+    model = small()
+    with assert_unchanged(model):
+        monkeypatch.setattr(nn.Module, "register_forward_hook", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tpv.estimate(model, randn(4, 3), LAW)
+    assert len(installed) == 2
+
+
+def test_tensors_kept_as_attributes_are_restored() -> None:
+    model = small()
+    prune.random_unstructured(model[0], "weight", 0.3)
+    before = model[0].weight
+    tpv.estimate(model, randn(4, 3), LAW)
+    assert model[0].weight is before
+    copy.deepcopy(before.detach())
+
+
+def test_the_metadata_counts_what_moves() -> None:
+    for law in (tpv.Quantization(bits=4), tpv.Quantization(bits=4, error="actual")):
+        assert tpv.estimate(small(), randn(4, 3), law).metadata["moved_parameters"] == 20
+    with pytest.raises(tpv.TPVError, match="both sides share"):
+        tpv.stability(small(), randn(4, 3), randn(4, 3), LAW, generator=torch.Generator())
