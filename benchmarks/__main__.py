@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from benchmarks.suite import run
 from benchmarks.table import markdown, terminal
 
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 
@@ -21,6 +23,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few images, nothing written: to see that every row runs")
     parser.add_argument("--only", default="", help="rows whose name contains this; nothing written")
     options = parser.parse_args()
+    os.environ.update(ALLOCATOR)
     console = Console(width=100)
     with tempfile.TemporaryDirectory() as folder:
         found = run(Path(folder) / "subject.pt", options.quick, options.only, console)
