@@ -9,6 +9,7 @@ from typing import Any
 
 from tpv._errors import TPVError
 from tpv.result import LinearityResult, StabilityResult, TPVResult
+from tpv.result.serialization import read_json
 
 FORMAT, VERSION = "tpv-report", 1
 _KINDS: dict[str, type[StabilityResult] | type[TPVResult]] = {"StabilityResult": StabilityResult, "TPVResult": TPVResult}
@@ -119,11 +120,7 @@ class Report:
         Raises:
             TPVError: if it is not one, or of another version.
         """
-        text = source if isinstance(source, str) and source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
-        try:
-            found = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise TPVError(f"this is not JSON: {error}.") from error
+        found = read_json(source)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise TPVError(f"this is not a saved report: its format is not {FORMAT!r}.")
         if found.get("version") != VERSION:

@@ -49,11 +49,20 @@ class JSONResult:
         Raises:
             TPVError: if it is not one.
         """
-        text = source if isinstance(source, str) and source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise TPVError(f"this is not JSON: {error}.") from error
+        return cls.from_dict(read_json(source))
+
+
+def read_json(source: str | Path) -> Any:
+    """What JSON text holds, or a file (a ``Path``, or a string that does not start with "{").
+
+    Raises:
+        TPVError: if it is not JSON.
+    """
+    text = source if isinstance(source, str) and source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TPVError(f"this is not JSON: {error}.") from error
 
 
 def _plain(value: Any) -> Any:
