@@ -225,7 +225,7 @@ CASES = [
     Case("frozen and unused", Frozen, lambda: randn(4, 3)),
     Case("functional use", FunctionalUse, lambda: randn(4, 4), slow=("layer.weight", "scale")),
     Case("time major", TimeMajor, lambda: randn(4, 4, 3), slow=("layer.weight", "layer.bias")),
-    Case("positions", Positions, lambda: randn(4, 5, 3), slow=("positions.weight",)),
+    Case("positions", Positions, lambda: randn(4, 5, 3)),
     Case("hooked", Hooked, lambda: randn(4, 3), slow=("layer.weight", "layer.bias")),
     Case("data dependent", DataDependent, lambda: randn(4, 3), slow=("weight",)),
     Case("transposed convolution", lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 3), nn.Tanh(), nn.Flatten()), lambda: randn(3, 2, 4), slow=("0.weight", "0.bias")),

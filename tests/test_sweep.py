@@ -12,7 +12,7 @@ from torch import nn
 
 import tpv
 from tpv._batches import batch_size, narrow
-from tpv.sweep.recording import Recorder, coverage
+from tpv.sweep.recording import Graph, Recorder
 from tpv.testing import assert_unchanged, dense_tpv
 
 IDS = [case.name for case in CASES]
@@ -89,9 +89,11 @@ def test_uses_outside_recorded_calls_are_seen_in_the_graph() -> None:
     case = next(case for case in CASES if case.name == "functional use")
     model = case.model()
     names = {id(p): name for name, p in model.named_parameters()}
-    with Recorder(model, names) as recorder:
-        outputs = model(case.batch())
-    assert coverage(outputs, recorder.calls, names).uncovered == {"layer.weight", "scale"}
+    layers = [model.layer, model.head]
+    with Recorder(layers, n=4) as recorder:
+        graph = Graph(model(case.batch()), recorder.calls)
+    uncovered = {name for key, name in names.items() if not graph.covered(key, recorder.calls)}
+    assert uncovered == {"layer.weight", "scale"}
 
 
 def test_an_input_overwritten_after_its_call_is_refused_by_autograd() -> None:

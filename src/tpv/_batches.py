@@ -117,11 +117,11 @@ def _values(batch: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> list[Any]
 def _rebuilt(batch: Any, values: list[Any]) -> Any:
     """A container of the batch's own type with other values."""
     if isinstance(batch, Mapping):
-        mapped = dict(zip(batch, values, strict=True))
         if not isinstance(batch, MutableMapping):
-            return mapped
+            return dict(zip(batch, values, strict=True))
         copied = copy.copy(batch)
-        copied.update(mapped)
+        for key, value in zip(batch, values, strict=True):
+            copied[key] = value
         return copied
     return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
 

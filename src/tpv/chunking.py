@@ -10,7 +10,7 @@ from torch import Tensor
 from tpv._batches import batch_size, narrow
 from tpv.linearization import Linearization
 
-_CPU_BYTES = 2**28
+SCRATCH_BYTES = 2**28
 _LARGEST = 256
 
 
@@ -45,4 +45,4 @@ def _saved_bytes(lin: Linearization, example: Any) -> int:
 def _budget(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
-    return _CPU_BYTES
+    return SCRATCH_BYTES

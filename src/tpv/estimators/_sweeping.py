@@ -29,7 +29,9 @@ class LayerSweep:
         return squares.cpu() @ self._membership
 
     def facts(self) -> dict[str, Any]:
-        """How many weights move, the parameters that left the fast route, and those that the outputs do not depend on."""
-        found: dict[str, Any] = {"moved_parameters": sum(self.sweep.lin.weights[n].numel() for n in self.sweep.names)}
-        found |= {"slow_routes": dict(self.sweep.routes)} if self.sweep.routes else {}
-        return found | ({"unused_parameters": sorted(self.sweep.unreached)} if self.sweep.unreached else {})
+        """How many weights move, the parameters without a closed form, and those that the outputs do not depend on."""
+        sweep = self.sweep
+        slow = {name: route for name, route in sweep.routes.items() if "gradients" in route and name not in (sweep.unreached or ())}
+        found: dict[str, Any] = {"moved_parameters": sum(sweep.lin.weights[n].numel() for n in sweep.names)}
+        found |= {"slow_routes": slow} if slow else {}
+        return found | ({"unused_parameters": sorted(sweep.unreached)} if sweep.unreached else {})

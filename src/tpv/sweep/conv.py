@@ -23,6 +23,8 @@ class ConvCall(LayerCall):
     def __init__(self, module: Conv, x: Tensor, n: int, passes: int) -> None:
         self.module, self.n, self.passes = module, n, passes
         self.x, self.padding = _symmetric_padding(module, x)
+        positions = math.prod(self._out_size())
+        self.scratch = positions**2 if self._use_gram(positions) else module.weight.numel()
 
     @cached_property
     def padded(self) -> Tensor:
@@ -54,7 +56,8 @@ class ConvCall(LayerCall):
     def _out_size(self) -> list[int]:
         m = self.module
         reach = [d * (k - 1) + 1 for d, k in zip(m.dilation, m.kernel_size, strict=True)]
-        return [(size - r) // s + 1 for size, r, s in zip(self.padded.shape[2:], reach, m.stride, strict=True)]
+        sizes = [size + 2 * p for size, p in zip(self.x.shape[2:], self.padding, strict=True)]
+        return [(size - r) // s + 1 for size, r, s in zip(sizes, reach, m.stride, strict=True)]
 
     def _windows(self) -> Iterator[tuple[slice, ...]]:
         """The pixels that each kernel offset sees."""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from tpv.sweep.factors import Factors
 from tpv.sweep.layer import LayerCall, Variance
 
 
@@ -15,7 +16,11 @@ class EmbeddingCall(LayerCall):
 
     def __init__(self, module: nn.Embedding, x: Tensor, n: int) -> None:
         self.rows, self.n = module.num_embeddings, n
-        self.tokens = x.detach().reshape(n, -1)
+        self.tokens = x.reshape(n, -1)
+        self.scratch = self.tokens.shape[1] ** 2
+
+    def factors(self, g: Tensor, name: str) -> Factors:
+        return Factors(self.tokens, self._positions(g))
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         g = self._positions(g)
@@ -23,7 +28,7 @@ class EmbeddingCall(LayerCall):
         return {"weight": out.scatter_add_(1, self.tokens.unsqueeze(-1).expand_as(g), g)}
 
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
-        scale = variance["weight"].full.sqrt()
+        scale = variance["weight"].full.sqrt().to(g.dtype)
         by_token = scale[self.tokens] if scale.ndim == 2 and len(scale) == self.rows else scale
         g = self._positions(g) * by_token
         same = self.tokens.unsqueeze(1) == self.tokens.unsqueeze(2)

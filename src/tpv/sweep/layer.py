@@ -9,13 +9,20 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from tpv.sweep.factors import Factors
+
 
 class LayerCall(ABC):
     """One call of one layer on n examples, with its input recorded.
 
     Subclasses know a single layer type. ``g`` is always the gradient of ⟨v, f⟩ with respect to the
     layer's output, one cotangent v per example; parameters go by their local names ("weight", "bias").
+
+    Attributes:
+        scratch: numbers per example that :meth:`squares` writes out at a time, beyond the size of g.
     """
+
+    scratch: int = 0
 
     @abstractmethod
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
@@ -24,6 +31,10 @@ class LayerCall(ABC):
     @abstractmethod
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
         """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance``, the cheapest way."""
+
+    def factors(self, g: Tensor, name: str) -> Factors | None:
+        """The gradient of a matrix parameter as a sum of outer products, None if it is not one."""
+        return None
 
 
 class Variance:

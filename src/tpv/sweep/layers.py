@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 from tpv.sweep.conv import ConvCall
@@ -10,35 +13,59 @@ from tpv.sweep.layer import LayerCall, widened
 from tpv.sweep.linear import LinearCall
 from tpv.sweep.norm import ChannelNormCall, LastNormCall
 
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CHANNEL_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
-_LAST_NORM = (nn.LayerNorm, nn.RMSNorm)
+Formula = Callable[[Any, Tensor, int, int], LayerCall | None]
+"""(module, input, number of examples, number of cotangents) to the call, None for an input of another layout."""
+
+
+def _linear(module: nn.Linear, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return LinearCall(module, x, n, passes) if x.ndim > 1 else None
+
+
+def _transposed_linear(module: nn.Module, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return LinearCall(module, x, n, passes, transposed=True) if x.ndim > 1 else None
+
+
+def _conv(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return ConvCall(module, x, n, passes) if x.ndim == module.weight.ndim else None
+
+
+def _embedding(module: nn.Embedding, x: Tensor, n: int, passes: int) -> LayerCall:
+    return EmbeddingCall(module, x, n)
+
+
+def _last_norm(module: nn.LayerNorm | nn.RMSNorm, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return LastNormCall(module, x, n) if x.ndim > len(module.normalized_shape) else None
+
+
+def _channel_norm(module: nn.BatchNorm2d | nn.GroupNorm, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return ChannelNormCall(module, x, n) if x.ndim > 1 else None
+
+
+_FORMULAS: dict[str, Formula] = {
+    **{f"torch.nn.modules.conv.Conv{d}d": _conv for d in (1, 2, 3)},
+    **{f"torch.nn.modules.batchnorm.BatchNorm{d}d": _channel_norm for d in (1, 2, 3)},
+    "torch.nn.modules.linear.Linear": _linear,
+    "torch.nn.modules.sparse.Embedding": _embedding,
+    "torch.nn.modules.normalization.GroupNorm": _channel_norm,
+    "torch.nn.modules.normalization.LayerNorm": _last_norm,
+    "torch.nn.modules.normalization.RMSNorm": _last_norm,
+    "transformers.pytorch_utils.Conv1D": _transposed_linear,
+}
+"""By the type's full name, so that no other library is imported; a subclass may compute anything and is not known."""
+
+
+def type_name(module: nn.Module) -> str:
+    """'torch.nn.modules.linear.Linear'."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether the exact type has a formula and holds its own weight and bias.
-
-    A subclass may compute anything; pruning and weight norm leave the type but hold other parameters.
-    """
-    known = type(module) in (nn.Linear, nn.Embedding, *_CONV, *_CHANNEL_NORM, *_LAST_NORM)
-    return known and {name for name, p in module._parameters.items() if p is not None} <= {"weight", "bias"}
+    """Whether the exact type has a formula and holds its own weight and bias: pruning and weight norm leave the type only."""
+    return type_name(module) in _FORMULAS and {name for name, p in module._parameters.items() if p is not None} <= {"weight", "bias"}
 
 
 def layer_call(module: nn.Module, x: Tensor, n: int, passes: int) -> LayerCall | None:
     """The recorded call, or None if the input's layout is not one of n examples along the first axis."""
     if x.ndim == 0 or len(x) % n:
         return None
-    x = widened(x.detach())
-    match module:
-        case nn.Linear() if x.ndim > 1:
-            return LinearCall(module, x, n, passes)
-        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d() if x.ndim == module.weight.ndim:
-            return ConvCall(module, x, n, passes)
-        case nn.Embedding():
-            return EmbeddingCall(module, x, n)
-        case nn.LayerNorm() | nn.RMSNorm() if x.ndim > len(module.normalized_shape):
-            return LastNormCall(module, x, n)
-        case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() | nn.GroupNorm() if x.ndim > 1:
-            return ChannelNormCall(module, x, n)
-        case _:
-            return None
+    return _FORMULAS[type_name(module)](module, widened(x.detach()), n, passes)

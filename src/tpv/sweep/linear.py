@@ -1,42 +1,63 @@
-"""nn.Linear: the gradient of an example is Σ_p g_p ⊗ a_p over its positions p."""
+"""nn.Linear and its transposed twin: the gradient of an example is Σ_p g_p ⊗ a_p over its positions p."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from tpv.sweep.factors import Factors
 from tpv.sweep.layer import LayerCall, Variance, gram_is_cheaper, gram_square
 
 
 class LinearCall(LayerCall):
-    """‖Σ_p g_p ⊗ a_p‖² by the Gram matrices of g and a where positions are few, else by the product itself."""
+    """‖Σ_p g_p ⊗ a_p‖² by the Gram matrices of g and a where positions are few, else by the product itself.
 
-    def __init__(self, module: nn.Linear, x: Tensor, n: int, passes: int) -> None:
-        self.n = n
-        self.a = x.reshape(n, -1, module.in_features)
-        self.use_gram = gram_is_cheaper(self.a.shape[1], module.in_features, module.out_features, passes)
+    Args:
+        transposed: the weight is (in, out), as in the ``Conv1D`` of transformers, so that its gradient is Σ_p a_p ⊗ g_p.
+    """
 
-    @cached_property
-    def gram(self) -> Tensor:
-        return torch.bmm(self.a, self.a.transpose(1, 2))
+    def __init__(self, module: nn.Module, x: Tensor, n: int, passes: int, transposed: bool = False) -> None:
+        assert isinstance(module.weight, Tensor)
+        self.n, self.transposed = n, transposed
+        self.a = x.reshape(n, -1, x.shape[-1])
+        inputs = x.shape[-1]
+        self.use_gram = gram_is_cheaper(self.a.shape[1], inputs, module.weight.numel() // inputs, passes)
+        self.scratch = self.a.shape[1] ** 2 if self.use_gram else module.weight.numel()
+        self._input_gram: Tensor | None = None
+
+    def factors(self, g: Tensor, name: str) -> Factors | None:
+        if name != "weight":
+            return None
+        g = self._positions(g)
+        return Factors(self.a, g) if self.transposed else Factors(g, self.a)
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        g = g.reshape(self.n, self.a.shape[1], -1)
-        out = {"weight": torch.bmm(g.transpose(1, 2), self.a)} if "weight" in names else {}
+        g = self._positions(g)
+        left, right = (self.a, g) if self.transposed else (g, self.a)
+        out = {"weight": torch.bmm(left.transpose(1, 2), right)} if "weight" in names else {}
         return out | ({"bias": g.sum(1)} if "bias" in names else {})
 
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
-        g = g.reshape(self.n, self.a.shape[1], -1)
         out = {}
         if "weight" in variance:
-            scale = variance["weight"].rows
-            if scale is not None and self.use_gram:
-                out["weight"] = gram_square(g * scale, self.gram)
+            rows = variance["weight"].rows
+            if rows is not None and self.use_gram:
+                g_rows, a_rows = (1.0, rows) if self.transposed else (rows, 1.0)
+                out["weight"] = gram_square(self._positions(g) * g_rows, self._gram(a_rows))
             else:
-                out["weight"] = variance["weight"].square(torch.bmm(g.transpose(1, 2), self.a))
+                out["weight"] = variance["weight"].square(self.gradients(g, ["weight"])["weight"])
         if "bias" in variance:
-            out["bias"] = variance["bias"].square(g.sum(1))
+            out["bias"] = variance["bias"].square(self._positions(g).sum(1))
         return out
+
+    def _gram(self, rows: float | Tensor) -> Tensor:
+        """(n, P, P) inner products of inputs, scaled by the weight's one variance and kept for the next cotangent."""
+        if self._input_gram is None:
+            a = self.a * rows
+            self._input_gram = torch.bmm(a, a.transpose(1, 2))
+        return self._input_gram
+
+    def _positions(self, g: Tensor) -> Tensor:
+        return g.reshape(self.n, self.a.shape[1], -1)

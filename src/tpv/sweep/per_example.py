@@ -1,28 +1,43 @@
-"""The route for parameters that no layer formula covers: per-example gradients by ``torch.func``, exact but slower."""
+"""The route for parameters that no module's calls account for: gradients of the whole model, example by example."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv._batches import has_plain_rows, map_tensors, narrow, per_example, tensors
+from tpv.chunking import SCRATCH_BYTES
 from tpv.linearization import Linearization
+from tpv.sweep.layer import Variance
 
 
-def vectorised(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
-    """Per-example gradients (n, \\*shape) of ⟨v, f⟩ by ``vmap(grad)``; v is (n, ...) like the outputs.
+def vectorised(lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor) -> dict[str, Tensor]:
+    """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance`` by ``vmap(grad)``; v is (n, ...) like the outputs.
 
-    Cost: about one forward+backward pass through the whole model.
-    Raises whatever ``torch.func`` raises for a model that it cannot trace, and TypeError for examples that are not tensors.
+    As many examples at a time as have gradients that fit the scratch memory. Cost: about one forward+backward pass
+    through the whole model. Raises whatever ``torch.func`` raises for a model that it cannot trace, and TypeError for
+    examples that are not tensors.
     """
     if has_plain_rows(batch, len(v)):
         raise TypeError("only tensors can be vectorised over")
-    point = {name: lin.weights[name] for name in names}
-    n = len(v)
+    size = sum(lin.weights[name].numel() * lin.weights[name].element_size() for name in variance)
+    at_a_time = max(1, SCRATCH_BYTES // size)
+    blocks = []
+    with sdpa_kernel(SDPBackend.MATH):
+        for start in range(0, len(v), at_a_time):
+            stop = min(start + at_a_time, len(v))
+            gradients = _gradients(lin, list(variance), narrow(batch, start, stop, len(v)), v[start:stop])
+            blocks.append({name: variance[name].square(gradients.pop(name)) for name in variance})
+    return {name: torch.cat([block[name] for block in blocks]) for name in variance}
+
+
+def _gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
+    point, n = {name: lin.weights[name] for name in names}, len(v)
     leaves = [t for t in tensors(batch) if per_example(t, n)]
 
     def inner(w: dict[str, Tensor], v: Tensor, *rows: Tensor) -> Tensor:
@@ -30,17 +45,20 @@ def vectorised(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) 
         single = map_tensors(batch, lambda t: next(following).unsqueeze(0) if per_example(t, n) else t)
         return (lin.at(w, single).squeeze(0) * v).sum()
 
-    gradients: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
-    return gradients
+    found: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
+    return found
 
 
-def one_by_one(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
+def one_by_one(lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor) -> dict[str, Tensor]:
     """The same by a loop over examples: slow, but works for whatever autograd can differentiate."""
-    parameters = [lin.model.get_parameter(name) for name in names]
-    rows = []
-    for i in range(len(v)):
-        with torch.enable_grad():
-            f = lin(narrow(batch, i, i + 1, len(v)))
-        found = torch.autograd.grad(f, parameters, v[i : i + 1].reshape(f.shape), allow_unused=True)
-        rows.append([torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)])
-    return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    rows = [list(_squares(lin, variance, narrow(batch, i, i + 1, len(v)), v[i : i + 1])) for i in range(len(v))]
+    return {name: torch.stack(column) for name, column in zip(variance, zip(*rows, strict=True), strict=True)}
+
+
+def _squares(lin: Linearization, variance: Mapping[str, Variance], example: Any, v: Tensor) -> Iterator[Tensor]:
+    with torch.enable_grad():
+        f = lin(example)
+    parameters = [lin.model.get_parameter(name) for name in variance]
+    found = torch.autograd.grad(f, parameters, v.reshape(f.shape), allow_unused=True)
+    for g, c in zip(found, variance.values(), strict=True):
+        yield torch.zeros((), dtype=torch.float64, device=v.device) if g is None else c.square(g.unsqueeze(0))[0].double()

@@ -1,8 +1,10 @@
-"""Recording layer calls during a forward pass, and proving from the autograd graph what they cover."""
+"""Recording module calls during a forward pass, and proving from the autograd graph what they cover."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,98 +14,186 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from tpv._batches import map_tensors, tensors
 from tpv.sweep.layers import is_known
 
+Site = tuple[nn.Module, int]
+"""A module and which of its calls in a forward pass."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Recorded:
-    """One call: the module, its input, where its output sits in the graph, and where its input came from.
+    """One call: the module, what went in, where what came out sits in the graph, and where the inputs came from.
 
-    The gradient edge outlives in-place operations on the output (``relu_()``, ``out += shortcut``),
-    which leave the tensor itself stale.
+    Gradient edges outlive in-place operations on the outputs (``relu_()``, ``out += shortcut``), which leave
+    the tensors themselves stale.
+
+    Attributes:
+        site: the module and the number of this call.
+        arguments: positional and keyword arguments.
+        versions: of the argument tensors at the time of the call.
+        sources: the nodes that made them.
+        outputs: position among the output tensors → gradient edge, for those that carry a gradient.
+        shapes: of all output tensors.
     """
 
-    module: nn.Module
-    x: Tensor
-    version: int
-    edge: GradientEdge
-    source: Node | None
+    site: Site
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    versions: tuple[int, ...]
+    sources: frozenset[Node]
+    outputs: dict[int, GradientEdge]
+    shapes: tuple[torch.Size, ...]
+
+    @property
+    def module(self) -> nn.Module:
+        return self.site[0]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The argument tensors."""
+        return list(tensors(self.arguments))
+
+    @property
+    def x(self) -> Tensor | None:
+        """The first argument, which is a layer's input."""
+        args, kwargs = self.arguments
+        first = args[0] if args else kwargs.get("input")
+        return first if isinstance(first, Tensor) else None
 
     @property
     def stale(self) -> bool:
-        """Whether the input was written to after the call."""
-        return self.x._version != self.version
+        """Whether an input was written to during or after the call."""
+        return any(t._version != version for t, version in zip(self.inputs, self.versions, strict=True))
 
 
 class Recorder:
-    """A context in which forward passes leave their calls of known layers in ``calls``."""
+    """A context in which forward passes leave the calls of ``modules`` in ``calls``.
 
-    def __init__(self, model: nn.Module, names: Mapping[int, str]) -> None:
-        """``names`` maps ``id(parameter)`` to its name, for the perturbed parameters."""
+    Args:
+        modules: whose calls to record.
+        n: number of examples.
+        expand: calls whose outputs are the same for every example (position embeddings) and are to be given
+            an axis of n examples, so that each has a gradient of its own.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], n: int, expand: Collection[Site] = ()) -> None:
         self.calls: list[Recorded] = []
         self.recording = True
-        self._names = names
-        self._model = model
+        self._modules, self._n, self._expand = list(modules), n, expand
+        self._counts: Counter[nn.Module] = Counter()
+        self._open: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], tuple[int, ...], frozenset[Node]]] = []
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Recorder:
-        for module in self._model.modules():
-            if is_known(module) and any(id(p) in self._names for p in module._parameters.values()):
-                self._handles.append(module.register_forward_hook(self._record, with_kwargs=True))
+        for module in self._modules:
+            self._handles.append(module.register_forward_pre_hook(self._enter_call, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._leave_call))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        x = args[0] if args else kwargs.get("input")
-        if not isinstance(output, Tensor) or not isinstance(x, Tensor) or not output.requires_grad:
-            return output
-        if output._is_view():
-            # An in-place operation on a view rewrites its history; this shares the memory but is no view.
-            output = torch.ops.aten._unsafe_view(output, output.shape)
+    def _enter_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.recording:
-            self.calls.append(Recorded(module, x, x._version, get_gradient_edge(output), x.grad_fn))
+            inputs = list(tensors((args, kwargs)))
+            sources = frozenset(t.grad_fn for t in inputs if t.grad_fn is not None)
+            self._open.append((module, args, kwargs, tuple(t._version for t in inputs), sources))
+
+    def _leave_call(self, module: nn.Module, _: Any, output: Any) -> Any:
+        if not self.recording:
+            return output
+        while self._open[-1][0] is not module:  # calls that ended in an exception which the model caught
+            self._open.pop()
+        _, args, kwargs, versions, sources = self._open.pop()
+        site = (module, self._counts[module])
+        self._counts[module] += 1
+        edges: dict[int, GradientEdge] = {}
+        shapes: list[torch.Size] = []
+
+        def placed(t: Tensor) -> Tensor:
+            if t.requires_grad:
+                t = self._own(t, site)
+                edges[len(shapes)] = get_gradient_edge(t)
+            shapes.append(t.shape)
+            return t
+
+        output = map_tensors(output, placed)
+        self.calls.append(Recorded(site, (args, kwargs), versions, sources, edges, tuple(shapes)))
         return output
 
+    def _own(self, t: Tensor, site: Site) -> Tensor:
+        """The output as a node of its own where a later in-place operation on a view would rewrite its history,
+        or where a later output of the same call may depend on it. It shares the memory but is no view.
+        """
+        if site in self._expand:
+            t = expanded(t, self._n)
+        return torch.ops.aten._unsafe_view(t, t.shape) if t._is_view() or not is_known(site[0]) else t
 
-@dataclass(frozen=True)
-class Coverage:
-    """Which recorded calls lead to the outputs, and which parameters they account for completely."""
 
-    calls: list[Recorded]
-    uncovered: set[str]
-    unreached: set[str]
+def expanded(t: Tensor, n: int) -> Tensor:
+    """A tensor that all examples share, with an axis of n examples in front, or its first axis of length one made that."""
+    t = t if t.ndim and len(t) == 1 else t.unsqueeze(0)
+    return t.expand(n, *t.shape[1:])
 
 
 Use = tuple[Node, int]
 
 
-def coverage(outputs: Tensor, calls: list[Recorded], names: Mapping[int, str]) -> Coverage:
-    """Compare every use of a parameter in the graph with the uses inside recorded calls.
+class Graph:
+    """The autograd graph of the outputs: which calls lead to them, and where each parameter is used."""
 
-    A parameter is covered if each of its uses that reaches the outputs lies inside a recorded call
-    of a module that owns it, with that call's input intact. Any other use (``F.linear(x, self.w)``, a
-    custom function, a parametrisation) makes it uncovered.
-    """
-    nodes, uses = _walk(outputs.grad_fn, stop=None)
-    live = [call for call in calls if call.edge.node in nodes]
-    inside: set[tuple[int, Use]] = set()
-    for call in live:
-        owned = {id(p) for p in call.module._parameters.values() if p is not None}
-        _, within = _walk(call.edge.node, stop=call.source)
-        if not call.stale:
-            inside |= {(key, use) for key, found in within.items() if key in owned for use in found}
-    uncovered = {names[key] for key, found in uses.items() if key in names and any((key, use) not in inside for use in found)}
-    return Coverage(live, uncovered, {name for key, name in names.items() if key not in uses})
+    def __init__(self, outputs: Tensor, calls: Iterable[Recorded]) -> None:
+        self.root = outputs.grad_fn
+        self._nodes, self.uses = _walk([self.root], stop=frozenset())
+        self.calls = [call for call in calls if any(edge.node in self._nodes for edge in call.outputs.values())]
+        self._within: dict[Recorded, Mapping[int, set[Use]]] = {}
+
+    def live(self, call: Recorded) -> list[int]:
+        """Positions of the call's outputs that lead to the model's."""
+        return [i for i, edge in call.outputs.items() if edge.node in self._nodes]
+
+    def covered(self, key: int, calls: Iterable[Recorded]) -> bool:
+        """Whether every use of a parameter (by id) lies inside one of the calls, with that call's inputs intact.
+
+        Any other use (``F.linear(x, self.w)``, a custom function, a parametrisation) is outside of a layer's own call.
+        """
+        inside: set[Use] = set()
+        for call in calls:
+            if not call.stale:
+                inside |= self._uses_within(call).get(key, set())
+        return self.uses.get(key, set()) <= inside
+
+    def _uses_within(self, call: Recorded) -> Mapping[int, set[Use]]:
+        if call not in self._within:
+            nodes = [edge.node for edge in call.outputs.values()]
+            self._within[call] = _walk(nodes, stop=call.sources)[1]
+        return self._within[call]
+
+    @functools.cache  # noqa: B019
+    def above(self, targets: frozenset[Node]) -> set[Node]:
+        """Nodes through which every backward pass to ``targets`` runs: those with one strictly below, towards the inputs."""
+        found: set[Node] = set()
+        seen: set[Node] = set()
+        stack = [(self.root, False)] if self.root is not None else []
+        while stack:
+            node, finished = stack.pop()
+            following = [f for f, _ in node.next_functions if f is not None]
+            if finished:
+                if any(f in targets or f in found for f in following):
+                    found.add(node)
+            elif node not in seen:
+                seen.add(node)
+                stack.append((node, True))
+                stack += [(f, False) for f in following if f not in seen]
+        return found
 
 
-def _walk(start: Node | None, stop: Node | None) -> tuple[set[Node], dict[int, set[Use]]]:
-    """Nodes reachable from ``start`` without passing ``stop``, and who uses each parameter (by id)."""
+def _walk(starts: Iterable[Node | None], stop: frozenset[Node]) -> tuple[set[Node], dict[int, set[Use]]]:
+    """Nodes reachable from ``starts`` without passing ``stop``, and who uses each parameter (by id)."""
     nodes: set[Node] = set()
     uses: dict[int, set[Use]] = {}
-    stack = [start] if start is not None and start is not stop else []
+    stack = [node for node in starts if node is not None and node not in stop]
     while stack:
         node = stack.pop()
         if node in nodes:
@@ -112,7 +202,7 @@ def _walk(start: Node | None, stop: Node | None) -> tuple[set[Node], dict[int, s
         if hasattr(node, "variable"):  # the output is a parameter itself
             uses.setdefault(id(node.variable), set()).add((node, -1))
         for index, (following, _) in enumerate(node.next_functions):
-            if following is None or following is stop:
+            if following is None or following in stop:
                 continue
             if hasattr(following, "variable"):
                 uses.setdefault(id(following.variable), set()).add((node, index))

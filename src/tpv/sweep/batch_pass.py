@@ -1,0 +1,218 @@
+"""One batch: its graph, its recorded calls, and each cotangent's way through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from tpv.sweep.factors import squared_norm
+from tpv.sweep.layer import LayerCall, Variance, gram_is_cheaper, widened
+from tpv.sweep.layers import is_known, layer_call
+from tpv.sweep.local import LocalCall
+from tpv.sweep.per_example import one_by_one, vectorised
+from tpv.sweep.recording import Graph, Recorded, expanded
+
+if TYPE_CHECKING:
+    from tpv.sweep.sweep import Sweep
+
+LOCAL = "local gradients"
+WHOLE = "per-example gradients of the whole model"
+ONE_BY_ONE = f"{WHOLE}, one by one"
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-2}
+
+
+@dataclass(eq=False)
+class _Call:
+    """A recorded call with its layer's formula, its parameters by local name, and the outputs that lead on."""
+
+    layer: LayerCall
+    names: dict[str, str]
+    edges: list[GradientEdge]
+    shapes: list[torch.Size]
+    folded: bool
+
+    def joined(self, found: list[Tensor | None], n: int) -> Tensor:
+        """A layer's output gradient; those of several outputs flattened and joined by example."""
+        known = next(g for g in found if g is not None)
+        gradients = [known.new_zeros(shape) if g is None else g for g, shape in zip(found, self.shapes, strict=True)]
+        if not isinstance(self.layer, LocalCall):
+            return widened(gradients[0])
+        return torch.cat([widened(g).reshape(n, -1) for g in gradients], dim=1)
+
+
+class BatchPass:
+    """A forward pass over n examples; :meth:`squares` takes cotangents back through it.
+
+    Each layer reduces its output gradient to numbers as soon as the backward pass brings it, so that
+    gradients need not be kept; only calls that share a parameter or run again by themselves wait for the end.
+    """
+
+    def __init__(self, sweep: Sweep, batch: Any, outputs: Tensor, graph: Graph) -> None:
+        self.outputs, self._sweep, self._batch, self._graph, self._n = outputs, sweep, batch, graph, len(outputs)
+        self.unreached = {name for key, name in sweep.ids.items() if key not in graph.uses}
+        self._calls: list[_Call] = []
+        self._proven = False
+        by_module: dict[Any, list[Recorded]] = {}
+        for recorded in graph.calls:
+            by_module.setdefault(recorded.module, []).append(recorded)
+        for key, name in sweep.ids.items():
+            calls = [call for module in sweep.plan.owners[name] for call in by_module.get(module, [])]
+            if name not in self.unreached and not graph.covered(key, calls):
+                sweep.send_whole(name)
+        for recorded in graph.calls:
+            self._add(recorded)
+        self.scratch = max([call.layer.scratch for call in self._calls if self._active(call)], default=0)
+
+    def _add(self, recorded: Recorded) -> None:
+        sweep = self._sweep
+        parameters = recorded.module.named_parameters(recurse=not is_known(recorded.module))
+        names = {local: sweep.ids[id(p)] for local, p in parameters if id(p) in sweep.ids}
+        names = {local: name for local, name in names.items() if recorded.module in sweep.plan.owners[name]}
+        layer = None if recorded.stale else self._layer(recorded)
+        if layer is None:
+            for name in names.values():
+                sweep.send_whole(name)
+            return
+        live = self._graph.live(recorded)
+        folded = any(len(t) != self._n for t in recorded.inputs if t.ndim) and recorded.site not in sweep.plan.expand
+        self._calls.append(_Call(layer, names, [recorded.outputs[i] for i in live], [recorded.shapes[i] for i in live], folded))
+
+    def _layer(self, recorded: Recorded) -> LayerCall | None:
+        if is_known(recorded.module):
+            x = recorded.x
+            if x is not None and recorded.site in self._sweep.plan.expand:
+                x = expanded(x, self._n)
+            return None if x is None else layer_call(recorded.module, x, self._n, self._sweep.passes)
+        batched = self._sweep.plan.batched.get(recorded.site)
+        if batched is None or len(batched) != len(recorded.inputs):
+            return None
+        if any(len(t) % self._n for t, b in zip(recorded.inputs, batched, strict=True) if b):
+            return None
+        live = self._graph.live(recorded)
+        if any(not recorded.shapes[i] or recorded.shapes[i][0] % self._n for i in live):
+            return None
+        return LocalCall(recorded.module, recorded.arguments, batched, live, self._n)
+
+    def _active(self, call: _Call) -> dict[str, str]:
+        """The parameters that this call accounts for."""
+        return {local: name for local, name in call.names.items() if name not in self._sweep.whole}
+
+    def squares(self, v: Tensor, last: bool = False) -> Tensor:
+        """(N, number of parameters) from cotangents v (N, K)."""
+        sweep, v = self._sweep, v.reshape(self.outputs.shape).to(self.outputs)
+        calls = [call for call in self._calls if self._active(call)]
+        shared = _repeated([name for call in calls for name in self._active(call).values()])
+        scaled = self._scaled(v, calls)
+        columns: dict[str, Tensor] = {}
+        waiting: list[tuple[_Call, Tensor]] = []
+
+        def reduce(call: _Call, g: Tensor) -> None:
+            if call in scaled and not _rows_belong(g, *scaled[call]):
+                for name in call.names.values():
+                    sweep.send_whole(name)
+            elif isinstance(call.layer, LocalCall) or any(name in shared for name in call.names.values()):
+                waiting.append((call, g))
+            else:
+                self._reduce(call, g, columns)
+
+        self._backward(v, calls, reduce, retain=not last)
+        for call, g in waiting:
+            self._reduce(call, g, columns, skip=shared)
+        for name in shared - sweep.whole.keys():
+            parts = [(c.layer, local, g) for c, g in waiting for local, n in c.names.items() if n == name]
+            columns[name] = _square_of_sum(parts, sweep.variances[name], len(sweep.lin.weights[name]), sweep.passes)
+        if slow := [name for name in sweep.names if name in sweep.whole and name not in self.unreached]:
+            columns |= self._whole(slow, v)
+        nothing = torch.zeros(len(v), dtype=torch.float64, device=v.device)
+        return torch.stack([columns.get(name, nothing).double() for name in sweep.names], dim=1)
+
+    def _reduce(self, call: _Call, g: Tensor, columns: dict[str, Tensor], skip: Iterable[str] = ()) -> None:
+        variance = {k: self._sweep.variances[name] for k, name in self._active(call).items() if name not in skip}
+        if variance:
+            columns |= {call.names[k]: square for k, square in call.layer.squares(g, variance).items()}
+
+    def _backward(self, v: Tensor, calls: list[_Call], reduce: Callable[[_Call, Tensor], None], *, retain: bool) -> None:
+        """Hand each call its output gradient the moment it is complete: on the way where the pass goes on below, else at its end."""
+        if not calls:
+            return
+        above = self._graph.above(frozenset(edge.node for call in calls for edge in call.edges))
+        ends = [edge for call in calls for edge in call.edges if edge.node not in above]
+        missing = {call: len(call.edges) for call in calls}
+        gradients: dict[_Call, list[Tensor | None]] = {call: [None] * len(call.edges) for call in calls}
+
+        def arrived(call: _Call, position: int, g: Tensor | None) -> None:
+            gradients[call][position] = g
+            missing[call] -= 1
+            if missing[call] == 0:
+                found = gradients.pop(call)
+                if any(h is not None for h in found):
+                    reduce(call, call.joined(found, self._n))
+
+        handles = [
+            edge.node.register_prehook(lambda gs, c=call, p=position, e=edge: arrived(c, p, gs[e.output_nr]))
+            for call in calls for position, edge in enumerate(call.edges) if edge.node in above
+        ]  # fmt: skip
+        try:
+            found = iter(torch.autograd.grad(self.outputs, ends, v, retain_graph=retain))
+        finally:
+            for handle in handles:
+                handle.remove()
+        for call in calls:
+            for position, edge in enumerate(call.edges):
+                if edge.node not in above:
+                    arrived(call, position, next(found))
+
+    def _scaled(self, v: Tensor, calls: list[_Call]) -> dict[_Call, tuple[Tensor, Tensor]]:
+        """For the proof, once per batch, that rows folded into a batch axis belong to the examples they are counted for.
+
+        Gradients are linear in v: scaling each example's cotangent must scale just its own rows.
+        """
+        folded = [] if self._proven else [call for call in calls if call.folded]
+        self._proven = True
+        if not folded:
+            return {}
+        scale = 1 + (torch.arange(len(v), device=v.device) * 0.618034) % 1
+        found: dict[_Call, tuple[Tensor, Tensor]] = {}
+
+        def keep(call: _Call, g: Tensor) -> None:
+            found[call] = (g, scale)
+
+        self._backward(scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v, folded, keep, retain=True)
+        return found
+
+    def _whole(self, names: list[str], v: Tensor) -> dict[str, Tensor]:
+        sweep = self._sweep
+        variance = {name: sweep.variances[name] for name in names}
+        if not any(sweep.whole[name] == ONE_BY_ONE for name in names):
+            try:
+                return vectorised(sweep.lin, variance, self._batch, v)
+            except Exception:  # torch.func refuses in many ways; the loop below either works or tells why
+                pass
+        sweep.sent_one_by_one(names)
+        return one_by_one(sweep.lin, variance, self._batch, v)
+
+
+def _rows_belong(g: Tensor, scaled: Tensor, scale: Tensor) -> bool:
+    expected = g.reshape(len(scale), -1) * scale.unsqueeze(1)
+    gap = (scaled.reshape(len(scale), -1) - expected).abs().amax(1)
+    return bool((gap <= _TOLERANCE.get(g.dtype, 0.1) * expected.abs().amax(1) + torch.finfo(g.dtype).tiny).all())
+
+
+def _square_of_sum(parts: list[tuple[LayerCall, str, Tensor]], variance: Variance, rows: int, passes: int) -> Tensor:
+    """(n,) squares of a parameter (rows, ...) that several calls use, whose gradients add before squaring."""
+    factors = [layer.factors(g, local) for layer, local, g in parts]
+    if variance.rows is not None and None not in factors:
+        known = [f.scaled(variance.rows) for f in factors if f is not None]
+        if gram_is_cheaper(sum(f.positions for f in known), known[0].right.shape[2], rows, passes):
+            return squared_norm(known)
+    gradients = (layer.gradients(g, [local])[local] for layer, local, g in parts)
+    return variance.square(sum(gradients, start=torch.zeros((), device=parts[0][2].device, dtype=parts[0][2].dtype)))
+
+
+def _repeated(names: list[str]) -> set[str]:
+    return {name for name in names if names.count(name) > 1}

@@ -1,0 +1,90 @@
+"""Any other module: its own per-example gradients by ``torch.func``, from its inputs and its output gradients alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tpv._batches import map_tensors, tensors
+from tpv.chunking import SCRATCH_BYTES
+from tpv.sweep.layer import LayerCall, Variance, widened
+
+
+class LocalCall(LayerCall):
+    """The module runs again with its recorded arguments, differentiated by the parameters that it is asked for.
+
+    ``g`` is (n, total size of the outputs of an example), all outputs flattened and joined. Cost: one
+    forward+backward pass through this module, ``vmap``-ed over examples, or one example at a time if ``torch.func`` refuses.
+
+    Args:
+        module: any module whose outputs depend on parameters and arguments alone.
+        arguments: positional and keyword arguments.
+        batched: for each argument tensor, whether its first axis counts examples (n · r rows, r for each example).
+        outputs: positions of the output tensors that g belongs to.
+        n: number of examples.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        batched: Sequence[bool],
+        outputs: Sequence[int],
+        n: int,
+    ) -> None:
+        self.module, self.arguments, self.batched, self.outputs, self.n = module, arguments, batched, outputs, n
+        self.vectorised = True
+        self._half = {k: widened(t.detach()) for k, t in _state(module) if widened(t) is not t}
+        self.rows = [
+            widened(t.detach()).reshape(n, -1, *t.shape[1:]) for t, b in zip(tensors(arguments), batched, strict=True) if b
+        ]  # fmt: skip
+
+    def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        blocks = list(self._blocks(g, names))
+        return {name: torch.cat([block[name] for block in blocks]) for name in names}
+
+    def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
+        blocks = [{k: variance[k].square(d) for k, d in block.items()} for block in self._blocks(g, variance)]
+        return {name: torch.cat([block[name] for block in blocks]) for name in variance}
+
+    def _blocks(self, g: Tensor, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+        """Gradients of as many examples at a time as fit the scratch memory."""
+        point = {name: widened(self.module.get_parameter(name).detach()) for name in names}
+        at_a_time = max(1, SCRATCH_BYTES // sum(w.numel() * w.element_size() for w in point.values()))
+        with sdpa_kernel(SDPBackend.MATH):
+            for start in range(0, self.n, at_a_time):
+                rows = [g[start : start + at_a_time], *(r[start : start + at_a_time] for r in self.rows)]
+                if self.vectorised:
+                    try:
+                        yield vmap(grad(self._inner), (None, *[0] * len(rows)))(point, *rows)
+                        continue
+                    except Exception:  # torch.func refuses in many ways; the loop either works or tells why
+                        self.vectorised = False
+                found = [grad(self._inner)(point, *row) for row in zip(*rows, strict=True)]
+                yield {name: torch.stack([f[name] for f in found]) for name in point}
+
+    def _inner(self, w: dict[str, Tensor], g: Tensor, *rows: Tensor) -> Tensor:
+        """⟨g, outputs⟩ of one example."""
+        following, flags = iter(rows), iter(self.batched)
+        args, kwargs = map_tensors(self.arguments, lambda t: next(following) if next(flags) else widened(t.detach()))
+        found = list(tensors(functional_call(self.module, self._half | w, args, kwargs)))
+        return (torch.cat([found[i].reshape(-1) for i in self.outputs]) * g).sum()
+
+
+def is_plain(argument: Any) -> bool:
+    """Whether an argument can be used again: tensors, numbers and text, and containers of them."""
+    if isinstance(argument, Mapping):
+        return all(map(is_plain, argument.values()))
+    if isinstance(argument, list | tuple):
+        return all(map(is_plain, argument))
+    return argument is None or isinstance(argument, Tensor | int | float | str | torch.dtype | torch.device)
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return itertools.chain(module.named_parameters(), module.named_buffers())

@@ -1,0 +1,154 @@
+"""Choosing, for each parameter, the modules whose calls account for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpv._batches import batch_size, narrow
+from tpv.linearization import Linearization
+from tpv.sweep.layers import is_known
+from tpv.sweep.local import is_plain
+from tpv.sweep.recording import Graph, Recorded, Recorder, Site
+
+
+@dataclass
+class Plan:
+    """What to record in a forward pass, and what it is good for.
+
+    Attributes:
+        owners: parameter → modules whose calls account for all its uses; no modules: the whole model has to.
+        batched: call → for each argument tensor, whether its first axis counts examples.
+        expand: calls whose outputs all examples share, to be given an axis of examples.
+        examples: number of examples it was made with; one example cannot tell what is shared.
+    """
+
+    owners: dict[str, tuple[nn.Module, ...]] = field(default_factory=dict)
+    batched: dict[Site, tuple[bool, ...]] = field(default_factory=dict)
+    expand: frozenset[Site] = frozenset()
+    examples: int = 0
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Everything to record."""
+        return list(dict.fromkeys(module for owners in self.owners.values() for module in owners))
+
+
+class Router:
+    """Plans for a model: closed forms where a layer's own calls cover a parameter, else the smallest module that does.
+
+    Args:
+        lin: the model at w*.
+        names: ``id(parameter)`` → name, of the perturbed parameters.
+    """
+
+    def __init__(self, lin: Linearization, names: Mapping[int, str]) -> None:
+        self._lin, self._names = lin, names
+        self._banned: set[tuple[str, tuple[nn.Module, ...]]] = set()
+        subtrees = {m: {id(p) for p in m.parameters()} & names.keys() for m in lin.model.modules()}
+        known = [m for m in subtrees if is_known(m)]
+        larger = [m for m in subtrees if m is not lin.model and not is_known(m)]
+        larger.sort(key=lambda m: sum(1 for _ in m.modules()))
+        self._choices: dict[str, list[tuple[nn.Module, ...]]] = {}
+        for key, name in names.items():
+            owners = tuple(m for m in known if key in subtrees[m])
+            self._choices[name] = [*([owners] if owners else []), *((m,) for m in larger if key in subtrees[m])]
+        self._modules = [m for m in (*known, *larger) if subtrees[m]]
+
+    def ban(self, name: str, owners: tuple[nn.Module, ...]) -> None:
+        """Never again account for the parameter by these modules."""
+        self._banned.add((name, owners))
+
+    def plan(self, few: Any) -> Plan:
+        """The plan from one or two examples. Cost: a few forward passes over them."""
+        n = batch_size(few)
+        expand: frozenset[Site] = frozenset()
+        while True:
+            found = _Survey(self._lin, self._modules, few, n, expand)
+            owners = {name: self._choice(found, key) for key, name in self._names.items()}
+            missing = [(name, chosen, found.shared(chosen) - expand) for name, chosen in owners.items()]
+            if not any(sites for _, _, sites in missing):
+                return Plan(owners, found.batched, expand, n)
+            for name, chosen, sites in missing:
+                if sites <= expand or found.survives(expand | sites):
+                    expand |= sites
+                else:
+                    self.ban(name, chosen)
+
+    def _choice(self, found: _Survey, key: int) -> tuple[nn.Module, ...]:
+        name = self._names[key]
+        choices = (c for c in self._choices[name] if (name, c) not in self._banned)
+        return next((c for c in choices if found.accounts(key, c)), ())
+
+
+class _Survey:
+    """All calls in a forward pass over two examples, compared with one over the first of them."""
+
+    def __init__(self, lin: Linearization, modules: Iterable[nn.Module], few: Any, n: int, expand: frozenset[Site]) -> None:
+        self._lin, self._few, self._n, self._modules, self._expand = lin, few, n, list(modules), expand
+        self._outputs, calls = _recorded(lin, self._modules, few, n, expand)
+        self._graph = Graph(self._outputs, calls)
+        self._calls: dict[nn.Module, list[Recorded]] = {}
+        for call in self._graph.calls:
+            self._calls.setdefault(call.module, []).append(call)
+        alone = calls if n == 1 else _recorded(lin, self._modules, narrow(few, 0, 1, n), 1, expand)[1]
+        self._alone = {call.site: call for call in alone}
+        self.batched: dict[Site, tuple[bool, ...]] = {}
+        for call in calls:
+            grown = self._grown(call, [t.shape for t in call.inputs], lambda c: [t.shape for t in c.inputs])
+            if grown is not None:
+                self.batched[call.site] = grown
+
+    def accounts(self, key: int, modules: tuple[nn.Module, ...]) -> bool:
+        """Whether calls of these modules cover all uses of a parameter, each usable."""
+        calls = [call for module in modules for call in self._calls.get(module, [])]
+        usable = all(self._usable(call) for call in calls)
+        return usable and self._graph.covered(key, calls)
+
+    def _usable(self, call: Recorded) -> bool:
+        if is_known(call.module):
+            return call.x is not None and len(call.shapes) == 1
+        return call.site in self.batched and is_plain(call.arguments) and self._outputs_grown(call) is not None
+
+    def shared(self, modules: tuple[nn.Module, ...]) -> set[Site]:
+        """The modules' calls with outputs that all examples share."""
+        return {c.site for m in modules for c in self._calls.get(m, []) if self._n > 1 and not all(self._outputs_grown(c) or [True])}
+
+    def _outputs_grown(self, call: Recorded) -> tuple[bool, ...] | None:
+        """For the outputs that matter, whether their first axis counts examples."""
+        live = self._graph.live(call)
+        return self._grown(call, [call.shapes[i] for i in live], lambda c: [c.shapes[i] for i in live if i < len(c.shapes)])
+
+    def _grown(self, call: Recorded, shapes: list[torch.Size], of: Any) -> tuple[bool, ...] | None:
+        """Whether each shape is n times as long as for a single example, or the same; None if it is neither."""
+        alone = self._alone.get(call.site)
+        if alone is None or len(of(alone)) != len(shapes):
+            return None
+        found: list[bool] = []
+        for shape, one in zip(shapes, of(alone), strict=True):
+            if len(shape) and len(one) and shape[0] == self._n * one[0] and shape[1:] == one[1:]:
+                found.append(True)
+            elif shape == one:
+                found.append(False)
+            else:
+                return None
+        return tuple(found)
+
+    def survives(self, expand: frozenset[Site]) -> bool:
+        """Whether the model computes the same with these outputs expanded."""
+        try:
+            outputs, _ = _recorded(self._lin, self._modules, self._few, self._n, expand)
+        except Exception:  # a model may do anything with a tensor of another shape
+            return False
+        return outputs.shape == self._outputs.shape and torch.allclose(outputs, self._outputs, rtol=1e-4, atol=1e-6)
+
+
+def _recorded(
+    lin: Linearization, modules: list[nn.Module], few: Any, n: int, expand: frozenset[Site]
+) -> tuple[Tensor, list[Recorded]]:
+    with Recorder(modules, n, expand) as recorder, torch.enable_grad():
+        return lin(few), recorder.calls
