@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.overrides import TorchFunctionMode
 
+from tpv._batches import call_model
+
 
 class Float64Everywhere(TorchFunctionMode):
     """Every float32 that a model asks for, by cast, argument or default, is a float64."""
@@ -40,14 +42,14 @@ def _widened(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Architecture:
-    """``build`` and ``batch`` as a user would write them; ``model()`` is what to test."""
+    """``build`` and ``batch`` as a user would write them; ``model()`` is what to test, inside ``context()``."""
 
     name: str
     build: Callable[[], nn.Module]
     batch: Callable[[], Any]
-    forward: Callable[[nn.Module, Any], Tensor] | None = None
-    widen: bool = True
-    """False where ``torch.compile`` would trace :class:`Float64Everywhere` as well."""
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    widen: bool = False
+    """Whether the model casts to float32 by itself. The mode keeps torch from fused paths, and ``torch.compile`` traces it."""
 
     def context(self) -> AbstractContextManager[Any]:
         """In which to run the model."""
@@ -55,23 +57,36 @@ class Architecture:
 
     def model(self) -> nn.Module:
         torch.manual_seed(3)
-        return lively(self.build())
+        model = lively(self.build().double().eval())
+        with self.context():
+            settle_statistics(model, lambda: (self.forward or call_model)(model, self.batch()))
+        return model
 
 
+@torch.no_grad()
 def lively(model: nn.Module) -> nn.Module:
-    """float64, evaluation mode, statistics and parameters away from their defaults: nothing zero, one or tiny."""
-    model = model.double().eval()
+    """Parameters away from their defaults: none zero, one or tiny."""
     generator = seeded(7)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.numel() == 1 or p.std() < 0.05:
-                noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-                p.copy_(noise / p[0].numel() ** 0.5 if p.ndim > 1 else p + 0.2 * noise)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator))
-                module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+    for p in model.parameters():
+        if p.numel() == 1 or p.std() < 0.05:
+            noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            p.copy_(noise / p[0].numel() ** 0.5 if p.ndim > 1 else p + 0.2 * noise)
     return model
+
+
+@torch.no_grad()
+def settle_statistics(model: nn.Module, run: Callable[[], Any]) -> None:
+    """BatchNorm's statistics near those of the batch, as after training, so that no signal fades on its way."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None
+        norm.train()
+    if norms:
+        run()
+    for norm in norms:
+        norm.eval()
+        norm.running_mean.add_(0.2 * norm.running_var.sqrt())
+        norm.running_var.mul_(1.5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -105,7 +120,7 @@ def hugging(kind: str, **settings: Any) -> Callable[[], nn.Module]:
 
 
 def hf(name: str, kind: str, batch: Callable[[], Any], forward: Any = None, **settings: Any) -> Architecture:
-    return Architecture(name, hugging(kind, **settings), batch, forward)
+    return Architecture(name, hugging(kind, **settings), batch, forward, widen=True)
 
 
 def tokens(n: int = 3, length: int = 5, seed: int = 0) -> Tensor:
@@ -232,7 +247,8 @@ VISION = [
     hf("MobileViT", "MobileViTForImageClassification", image(32), image_size=32, hidden_sizes=[8, 8, 8], output_stride=8, mlp_ratio=1.5,
        neck_hidden_sizes=[4, 4, 4, 8, 8, 8, 8], num_attention_heads=2, num_labels=3),
     hf("LeViT", "LevitForImageClassification", image(32), uncached, image_size=32, hidden_sizes=[8, 12], num_attention_heads=[2, 2],
-       depths=[1, 1], key_dim=[4, 4], mlp_ratio=[2, 2], attention_ratio=[2, 2], down_ops=[["Subsample", 4, 2, 4, 2, 2], [""]], num_labels=3),
+       depths=[1, 1], key_dim=[4, 4], mlp_ratio=[2, 2], attention_ratio=[2, 2], num_labels=3,
+       down_ops=[["Subsample", 4, 2, 4, 2, 2], [""]]),
 ]
 
 SENSES = [
@@ -556,7 +572,7 @@ def compiled_in_place() -> nn.Module:
     return model
 
 
-def peft(kind: str, base: Architecture, task: str, **settings: Any) -> Callable[[], nn.Module]:
+def peft(name: str, kind: str, base: Architecture, task: str, **settings: Any) -> Architecture:
     """An adapter on a frozen base."""
 
     def build() -> nn.Module:
@@ -564,7 +580,7 @@ def peft(kind: str, base: Architecture, task: str, **settings: Any) -> Callable[
         with warnings.catch_warnings(action="ignore"):
             return library.get_peft_model(base.build(), getattr(library, kind)(task_type=task, **settings))
 
-    return build
+    return Architecture(name, build, base.batch, widen=True)
 
 
 def masked(length: int = 5, width: int = 4) -> dict[str, Tensor]:
@@ -624,13 +640,13 @@ PLAIN = [
     Architecture("graph network", GraphNet, lambda: {"nodes": randn(3, 4, 3), "adjacency": (randn(3, 4, 4, seed=1) > 0).double()}),
     Architecture("bilinear", Pair, lambda: {"left": randn(4, 3), "right": randn(4, 5, seed=1)}),
     Architecture("embedding bags", Bags, lambda: {"tokens": tokens(), "weights": randn(3, 5)}),
-    Architecture("compiled", compiled, lambda: randn(4, 4), widen=False),
-    Architecture("compiled in place", compiled_in_place, lambda: randn(4, 4), widen=False),
-    Architecture("compiled in part", PartlyCompiled, lambda: randn(4, 4), widen=False),
-    Architecture("LoRA on BERT", peft("LoraConfig", BERT, "SEQ_CLS", r=2, target_modules=["query", "value"]), padded),
-    Architecture("LoRA on GPT-2", peft("LoraConfig", GPT_2, "CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True), text),
-    Architecture("DoRA on BERT", peft("LoraConfig", BERT, "SEQ_CLS", r=2, target_modules=["dense"], use_dora=True), padded),
-    Architecture("prompt tuning on Llama", peft("PromptTuningConfig", LLAMA, "CAUSAL_LM", num_virtual_tokens=2), padded),
+    Architecture("compiled", compiled, lambda: randn(4, 4)),
+    Architecture("compiled in place", compiled_in_place, lambda: randn(4, 4)),
+    Architecture("compiled in part", PartlyCompiled, lambda: randn(4, 4)),
+    peft("LoRA on BERT", "LoraConfig", BERT, "SEQ_CLS", r=2, target_modules=["query", "value"]),
+    peft("LoRA on GPT-2", "LoraConfig", GPT_2, "CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True),
+    peft("DoRA on BERT", "LoraConfig", BERT, "SEQ_CLS", r=2, target_modules=["dense"], use_dora=True),
+    peft("prompt tuning on Llama", "PromptTuningConfig", LLAMA, "CAUSAL_LM", num_virtual_tokens=2),
 ]
 
 ZOO: list[Architecture] = [*ENCODERS, *DECODERS, *ENCODER_DECODERS, *VISION, *SENSES, *PLAIN]
