@@ -87,9 +87,9 @@ def test_faults_at_every_layer_call_leave_the_model_unchanged(verb, error: type[
 @pytest.mark.parametrize(
     "place",
     [
-        "tpv.sweep.sweep._Pass.squares",
+        "tpv.sweep.batch_pass.BatchPass.squares",
         "tpv.sweep.conv.ConvCall.squares",
-        "tpv.sweep.sweep.coverage",
+        "tpv.sweep.sweep.Graph",
         "tpv._stats.Moments.update",
         "tpv.linearization.Linearization.jvp",
         "tpv.linearization.Linearization.displaced",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -14,15 +15,15 @@ SCRATCH_BYTES = 2**28
 _LARGEST = 256
 
 
-def choose_chunk_size(lin: Linearization, batch: Any) -> int:
+def choose_chunk_size(lin: Linearization, batch: Any, scratch: int = 0) -> int:
     """Examples per chunk, a power of two, so that the work of a sweep stays within 256 MiB (on a GPU, a quarter of what is free).
 
-    An example counts with twice what autograd saves for it, because output gradients and layer inputs
-    are held as well, and with two gradients of the largest parameter.
+    An example counts with twice what autograd saves for it, because layer inputs are held as well and output
+    gradients are on their way, and with twice the ``scratch`` numbers that a layer writes out.
     """
     saved = _saved_bytes(lin, narrow(batch, 0, 1, batch_size(batch)))
-    largest = max(w.numel() * w.element_size() for w in lin.weights.values())
-    fitting = _budget(next(iter(lin.weights.values())).device) // (2 * saved + 2 * largest)
+    weight = next(iter(lin.weights.values()))
+    fitting = _budget(weight.device) // max(2 * saved + 2 * scratch * max(4, weight.element_size()), 1)
     return min(_LARGEST, 1 << (max(fitting, 1).bit_length() - 1))
 
 
@@ -46,3 +47,15 @@ def _budget(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
     return SCRATCH_BYTES
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU's allocator, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def release_memory() -> None:
+    """Give back what an interrupted piece of work still holds."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

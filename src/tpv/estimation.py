@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from tpv._guard import unchanged
 from tpv._options import require_int
 from tpv._stats import Moments
 from tpv.checks import check_device, check_model, check_outputs, explain_non_finite
-from tpv.chunking import choose_chunk_size
+from tpv.chunking import choose_chunk_size, is_out_of_memory, release_memory
 from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo
 from tpv.estimators.base import Piece, Procedure, Setting
 from tpv.estimators.monte_carlo import DrawnProcedure, comparison
+from tpv.grouping import LayersSpec
 from tpv.linearization import Forward, Linearization
+from tpv.outputs import OutputSpec, as_output
 from tpv.perturbations import Perturbation
 from tpv.perturbations.base import diagonal
 from tpv.result import LinearityResult, StabilityResult, TPVResult
@@ -39,6 +42,8 @@ def estimate(
     perturbation: Perturbation,
     *,
     estimator: Estimator | None = None,
+    output: OutputSpec = "logits",
+    layers: LayersSpec = None,
     forward: Forward | None = None,
     generator: Seed = 0,
     progress: Progress | None = None,
@@ -48,8 +53,8 @@ def estimate(
 
     .. math:: \mathrm{TPV} = E_x E_\delta \|f(w^*+\delta; x) - f(w^*; x)\|^2 \approx \mathrm{Tr}(H_\mathrm{eff} C)
 
-    summed over outputs, averaged over examples, in squared units of the outputs. The model is left bit
-    for bit as it was.
+    summed over outputs, averaged over examples, in squared units of the outputs. Padded positions of
+    batches with an ``attention_mask`` do not count. The model is left bit for bit as it was.
 
     Args:
         model: a trained ``nn.Module`` in evaluation mode; its trainable floating-point parameters are w*.
@@ -58,10 +63,18 @@ def estimate(
         perturbation: the law of δ, such as :class:`tpv.Quantization` or :class:`tpv.SGDNoise`.
         estimator: by default :class:`tpv.Exact` for a fixed displacement, and for independent entries where
             examples × outputs ≤ 8192; beyond, :class:`tpv.Hutchinson`; else :class:`tpv.LinearizedMonteCarlo`.
-        forward: ``(model, batch) -> outputs`` for batches or outputs of another form; outputs are (N, ...).
+        output: what of the predictions counts: ``"logits"``, the outputs as they are; ``"probabilities"``, their softmax;
+            ``"kl"``, the divergence KL(p at w* ‖ p at w* + δ) in nats, to first order ½ Tr(E[Jᵀ F J] C) with the
+            softmax Fisher matrix F = diag p − ppᵀ; or a function of what the model returns that gives a tensor (N, ...).
+            Classes are on the last axis of (N, K) and (N, T, K), on axis 1 of (N, K, H, W).
+        layers: how to group parameters: by default by module; a regular expression searched in their names, such as
+            ``r"layer\.\d+"`` (its first group, or the whole match, is the layer); a mapping from layers to glob patterns;
+            or a function from name to layer.
+        forward: ``(model, batch) -> outputs`` for batches of another form; outputs are (N, ...).
         generator: a seed, or a CPU ``torch.Generator``; nothing else is random.
         progress: called with (examples done, examples in all or None) after each chunk.
-        chunk_size: examples at a time; by default as many as fit in 256 MiB, or a quarter of the free GPU memory.
+        chunk_size: examples at a time; by default as many as fit in 256 MiB, or a quarter of the free GPU memory. Where
+            memory runs out, it is halved and the work goes on, with a warning.
 
     Returns:
         The value, its standard errors and, where it is defined, the split by layer.
@@ -82,13 +95,13 @@ def estimate(
         (100, ['0', '2'], 0.0)
     """
     started = time.perf_counter()
-    with _fixed_point(model, perturbation, forward) as lin:
+    with _fixed_point(model, perturbation, forward, output) as lin:
         data = batches(data)
         examples = count_examples(data)
 
         def begin(outputs: int) -> Procedure:
             chosen = estimator if estimator is not None else default_estimator(lin, perturbation, examples, outputs)
-            return chosen.begin(Setting(lin, perturbation, _generator(generator), outputs))
+            return chosen.begin(Setting(lin, perturbation, _generator(generator), outputs, layers))
 
         run = _accumulate(lin, data, begin, chunk_size, progress)
     metadata = run.metadata(perturbation, generator, started)
@@ -102,6 +115,8 @@ def stability(
     perturbation: Perturbation,
     *,
     estimator: Estimator | None = None,
+    output: OutputSpec = "logits",
+    layers: LayersSpec = None,
     forward: Forward | None = None,
     generator: int = 0,
     progress: Progress | None = None,
@@ -112,7 +127,7 @@ def stability(
 
     Args:
         train, test: data as in :func:`estimate`.
-        model, perturbation, estimator, forward, generator, progress: as in :func:`estimate`.
+        model, perturbation, estimator, output, layers, forward, generator, progress: as in :func:`estimate`.
 
     Returns:
         Both results, TPV(train) / TPV(test) with its standard error (delta method), and the ratios by layer.
@@ -134,8 +149,10 @@ def stability(
     if not isinstance(generator, int):
         raise TPVError(f"stability(generator={generator!r}): give an int seed, so that both sides share their draws.")
     if estimator is None:
-        estimator = _common_estimator(model, (train, test), perturbation, forward)
-    settings: dict[str, Any] = {"estimator": estimator, "forward": forward, "generator": generator, "progress": progress}
+        estimator = _common_estimator(model, (train, test), perturbation, forward, output)
+    settings: dict[str, Any] = {
+        "estimator": estimator, "output": output, "layers": layers, "forward": forward, "generator": generator, "progress": progress
+    }  # fmt: skip
     return StabilityResult(
         estimate(model, train, perturbation, **settings),
         estimate(model, test, perturbation, **settings),
@@ -148,6 +165,7 @@ def linearity(
     perturbation: Perturbation,
     *,
     draws: int = 8,
+    output: OutputSpec = "logits",
     forward: Forward | None = None,
     generator: Seed = 0,
     progress: Progress | None = None,
@@ -157,12 +175,12 @@ def linearity(
 
     .. math:: V = \frac{E\|\Delta f - J\delta\|^2}{E\|\Delta f\|^2}, \qquad \Delta f = f(w^*+\delta) - f(w^*),
 
-    with Δf and Jδ from the same draws. On ResNet-20, V ≤ 0.12 went with first-order TPV within 3 % of the
-    finite one; between 0.15 and 0.36 the quotient ranged from 0.7 to 1.25.
+    with Δf and Jδ from the same draws; with ``output="kl"``, ½ (Δf − Jδ)ᵀF(Δf − Jδ) over the finite divergence.
+    On ResNet-20, V ≤ 0.12 went with first-order TPV within 3 % of the finite one; between 0.15 and 0.36 the quotient ranged from 0.7 to 1.25.
 
     Args:
         draws: number of draws of δ; a fixed displacement needs and gets one.
-        model, data, perturbation, forward, generator, progress, chunk_size: as in :func:`estimate`.
+        model, data, perturbation, output, forward, generator, progress, chunk_size: as in :func:`estimate`.
 
     Returns:
         V, the first-order and the finite TPV, and their quotient, with standard errors.
@@ -181,7 +199,7 @@ def linearity(
     """
     started = time.perf_counter()
     require_int("linearity", "draws", draws, 1)
-    with _fixed_point(model, perturbation, forward) as lin:
+    with _fixed_point(model, perturbation, forward, output) as lin:
 
         def begin(outputs: int) -> Procedure:
             setting = Setting(lin, perturbation, _generator(generator), outputs)
@@ -201,9 +219,11 @@ def default_estimator(lin: Linearization, perturbation: Perturbation, examples: 
     return Exact() if affordable else Hutchinson()
 
 
-def _common_estimator(model: nn.Module, sides: tuple[object, ...], perturbation: Perturbation, forward: Forward | None) -> Estimator:
+def _common_estimator(
+    model: nn.Module, sides: tuple[object, ...], perturbation: Perturbation, forward: Forward | None, output: OutputSpec
+) -> Estimator:
     """The default for the larger of several data sets."""
-    with _fixed_point(model, perturbation, forward) as lin:
+    with _fixed_point(model, perturbation, forward, output) as lin:
         sizes = [count_examples(batches(data)) for data in sides]
         largest = None if None in sizes else max(n for n in sizes if n is not None)
         first = next(iter(batches(sides[0])), None)
@@ -214,12 +234,13 @@ def _common_estimator(model: nn.Module, sides: tuple[object, ...], perturbation:
 
 
 @contextmanager
-def _fixed_point(model: nn.Module, perturbation: Perturbation, forward: Forward | None) -> Iterator[Linearization]:
+def _fixed_point(model: nn.Module, perturbation: Perturbation, forward: Forward | None, output: OutputSpec) -> Iterator[Linearization]:
     if not isinstance(perturbation, Perturbation):
         raise TPVError(f"perturbation must be a tpv.Perturbation such as tpv.Quantization(bits=8), got {perturbation!r}.")
     check_model(model)
+    chosen = as_output(output)
     with unchanged(model):
-        yield Linearization(model, forward)
+        yield Linearization(model, forward, chosen)
 
 
 @dataclass
@@ -232,12 +253,22 @@ class _Run:
     outputs: int
     lin: Linearization
 
+    def halve(self) -> None:
+        """Half as many examples at a time, after memory ran out."""
+        self.chunk_size = max(1, self.chunk_size // 2)
+        release_memory()
+        warnings.warn(
+            f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save the time.", stacklevel=5
+        )
+
     def metadata(self, perturbation: Perturbation, generator: Seed, started: float) -> dict[str, Any]:
         weight = next(iter(self.lin.weights.values()))
         return {
             "perturbation": repr(perturbation),
             "estimator": self.procedure.method,
             "seed": generator if isinstance(generator, int) else "torch.Generator",
+            "output": self.lin.output.name,
+            "unit": self.lin.output.unit,
             "outputs": self.outputs,
             "parameters": sum(w.numel() for w in self.lin.weights.values()),
             "chunk_size": self.chunk_size,
@@ -256,7 +287,7 @@ def _accumulate(
     run: _Run | None = None
     checked: set[int] = set()
     total = count_examples(data)
-    for batch in data:
+    for number, batch in enumerate(data):
         check_device(lin.model, batch if lin.custom_forward else inputs(batch))
         size = batch_size(batch)
         if size not in checked:
@@ -264,12 +295,15 @@ def _accumulate(
             checked.add(size)
         if run is None:
             procedure = begin(outputs)
-            chunk = _chunk_size(chunk_size, lin, batch)
+            chunk = _chunk_size(chunk_size, lin, batch, procedure)
             run = _Run(Moments(procedure.names, procedure.draws), procedure, chunk, outputs, lin)
-        for start in range(0, size, run.chunk_size):
+        start = 0
+        while start < size:
             stop = min(start + run.chunk_size, size)
-            piece = Piece(narrow(batch, start, stop, size), start, stop - start, size)
-            _add(run, piece)
+            if not _added(run, Piece(narrow(batch, start, stop, size), start, stop - start, size, number)):
+                run.halve()
+                continue
+            start = stop
             if progress is not None:
                 progress(run.moments.count, total)
     if run is None:
@@ -277,16 +311,23 @@ def _accumulate(
     return run
 
 
-def _add(run: _Run, piece: Piece) -> None:
-    contribution = run.procedure.contribution(piece)
+def _added(run: _Run, piece: Piece) -> bool:
+    """Whether the piece fitted in memory and is part of the sums now."""
+    try:
+        contribution = run.procedure.contribution(piece)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or piece.n == 1:
+            raise
+        return False
     if not contribution.values.isfinite().all():
         raise TPVError(explain_non_finite(run.lin, piece.batch))
     run.moments.update(contribution.values, contribution.noise)
+    return True
 
 
-def _chunk_size(asked: int | None, lin: Linearization, batch: Any) -> int:
+def _chunk_size(asked: int | None, lin: Linearization, batch: Any, procedure: Procedure) -> int:
     if asked is None:
-        return choose_chunk_size(lin, batch)
+        return choose_chunk_size(lin, batch, procedure.scratch(batch))
     require_int("estimate", "chunk_size", asked, 1)
     return asked
 

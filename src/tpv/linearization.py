@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,43 +13,56 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv._batches import call_model
-from tpv._errors import TPVError
+from tpv.outputs import Output, as_output, mask_of
 from tpv.weights import Weights
 
 Forward = Callable[[nn.Module, Any], Any]
 
 
 class Linearization:
-    """A model at its trained weights w*: outputs f(w*; x), finite displacements and Jacobian products.
+    """A model at its trained weights w*: predictions z(w*; x), finite displacements and Jacobian products.
+
+    z are the outputs f themselves unless ``output`` says otherwise; at padded positions they are 0.
 
     Args:
         model: any ``nn.Module`` in evaluation mode.
         forward: ``(model, batch) -> outputs``; by default a batch's tensor, first element or keywords go in.
+        output: what of the outputs counts.
     """
 
-    def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:
+    def __init__(self, model: nn.Module, forward: Forward | None = None, output: Output | None = None) -> None:
         self.model = model
+        self.output = output or as_output("logits")
         self.weights = Weights(model)
         self.custom_forward = forward is not None
         self._forward_mode = True
         self._caller = _Caller(model, forward or call_model)
 
     def __call__(self, batch: Any) -> Tensor:
-        """Outputs (N, ...), with gradients wherever the caller enabled them."""
-        return outputs_tensor(self._caller(batch))
+        """Predictions z (N, ...), with gradients wherever the caller enabled them."""
+        with _eager():
+            return self._predictions(self.output.select(self._caller(batch)), batch)
 
     def at(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
-        """Outputs with some parameters replaced; the model itself is not touched."""
+        """Predictions with some parameters replaced; the model itself is not touched."""
+        return self._predictions(self.outputs(batch, weights), batch)
+
+    def outputs(self, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
+        """Outputs f (N, ...) with some parameters replaced."""
         renamed = {f"model.{name}": value for name, value in weights.items()}
-        return outputs_tensor(functional_call(self._caller, renamed, (batch,)))
+        with _eager():
+            return self.output.select(functional_call(self._caller, renamed, (batch,)))
+
+    def _predictions(self, f: Tensor, batch: Any) -> Tensor:
+        return masked(self.output.coordinates(f, f), batch)
 
     @torch.no_grad()
     def displaced(self, batch: Any, delta: Mapping[str, Tensor]) -> Tensor:
         """f(w* + δ; x), (N, ...). Cost: one forward pass."""
-        return self.at({name: self.weights[name] + d for name, d in delta.items()}, batch)
+        return self.outputs(batch, {name: self.weights[name] + d for name, d in delta.items()})
 
     def jvp(self, batch: Any, delta: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """f(w*; x) and J(x) δ, each (N, ...).
+        """z(w*; x) and J(x) δ, each (N, ...).
 
         Cost: about 1.2 forward+backward passes by forward mode; two backward passes more for a model
         with an operation that has no forward-mode formula.
@@ -66,6 +81,17 @@ class Linearization:
                 except (NotImplementedError, RuntimeError):
                     self._forward_mode = False
             return _double_backward(f, point, delta)
+
+
+def masked(z: Tensor, batch: Any) -> Tensor:
+    """z with zeros at the padded positions of a batch with an attention mask."""
+    mask = mask_of(batch, z)
+    return z if mask is None else z * mask
+
+
+def _eager() -> AbstractContextManager[object]:
+    """Compiled modules run as written, so that the calls inside of them can be recorded."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _double_backward(
@@ -92,23 +118,3 @@ class _Caller(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         return self._forward(self.model, batch)
-
-
-def outputs_tensor(outputs: Any) -> Tensor:
-    """The outputs as a floating-point tensor with a batch axis; ``.logits`` of a Hugging Face output.
-
-    Raises:
-        TPVError: if they are anything else.
-    """
-    logits = getattr(outputs, "logits", outputs)
-    if not isinstance(logits, Tensor):
-        raise TPVError(
-            f"the model returned a {type(outputs).__name__}, not a tensor: "
-            "pass forward=lambda model, batch: ... that returns the tensor of outputs."
-        )
-    if logits.ndim == 0 or not logits.is_floating_point():
-        raise TPVError(
-            "the model's outputs must be floating-point with the examples along the first axis; "
-            f"got shape {tuple(logits.shape)}, {logits.dtype}."
-        )
-    return logits

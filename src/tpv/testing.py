@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tpv._batches import batch_size, narrow
 from tpv._guard import unchanged
-from tpv.estimators.base import layer_of
+from tpv.grouping import layer_of
 from tpv.linearization import Forward, Linearization
 from tpv.perturbations import Perturbation
 from tpv.perturbations.base import diagonal, displacement

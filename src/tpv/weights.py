@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from tpv._errors import TPVError, did_you_mean
 
-Patterns = str | Sequence[str] | None
+Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
+"""Glob patterns of parameter names, or a function of (name, parameter)."""
 
 
 class Weights(Mapping[str, Tensor]):
@@ -66,14 +67,27 @@ class Weights(Mapping[str, Tensor]):
     def select(self, patterns: Patterns) -> Weights:
         """The weights whose names match one of the glob ``patterns`` (``"layer1.*"``, ``"*.weight"``); None keeps all.
 
+        Args:
+            patterns: one or several, or a function ``(name, weight) -> bool``.
+
         Raises:
-            TPVError: if a pattern matches nothing.
+            TPVError: if a pattern matches nothing, or the function selects nothing.
         """
         if patterns is None:
             return self
+        if callable(patterns):
+            chosen = [name for name, weight in self._tensors.items() if patterns(name, weight)]
+            if not chosen:
+                raise TPVError(f"params={called(patterns)} selects none of the {len(self)} trainable parameters.")
+            return Weights(self._model, chosen)
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
         for glob in globs:
             if not fnmatch.filter(self._tensors, glob):
                 hint = did_you_mean(glob, self._tensors) or f" Names look like {next(iter(self._tensors), '(none)')!r}."
                 raise TPVError(f"params={glob!r} matches no trainable parameter.{hint}")
         return Weights(self._model, [n for n in self._tensors if any(fnmatch.fnmatchcase(n, g) for g in globs)])
+
+
+def called(function: Callable[..., object]) -> str:
+    """The name of a function, for messages and metadata."""
+    return getattr(function, "__qualname__", None) or repr(function)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv.estimators.base import TOTAL, Setting, layer_of
+from tpv.estimators.base import TOTAL, Setting
+from tpv.grouping import groups
 from tpv.sweep import Sweep
 
 
@@ -17,16 +18,22 @@ class LayerSweep:
 
     def __init__(self, setting: Setting, variance: Mapping[str, Tensor], passes: int) -> None:
         self.sweep = Sweep(setting.lin, variance, passes)
-        layers = list(dict.fromkeys(layer_of(name) for name in self.sweep.names))
+        layer_of = groups(setting.layers, self.sweep.names)
+        layers = list(dict.fromkeys(layer_of.values()))
         self.names = [TOTAL, *layers]
         self._membership = torch.zeros(len(self.sweep.names), len(self.names), dtype=torch.float64)
         self._membership[:, 0] = 1
         for row, name in enumerate(self.sweep.names):
-            self._membership[row, 1 + layers.index(layer_of(name))] = 1
+            self._membership[row, 1 + layers.index(layer_of[name])] = 1
 
     def by_layer(self, squares: Tensor) -> Tensor:
         """(N, parameters) to (N, 1 + layers)."""
         return squares.cpu() @ self._membership
+
+    def scratch(self, batch: Any) -> int:
+        """Most numbers per example that a layer writes out at a time."""
+        self.sweep.prepare(batch)
+        return self.sweep.scratch(batch)
 
     def facts(self) -> dict[str, Any]:
         """How many weights move, the parameters without a closed form, and those that the outputs do not depend on."""

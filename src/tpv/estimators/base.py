@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpv.grouping import LayersSpec
 from tpv.linearization import Linearization
 from tpv.perturbations import Perturbation
 from tpv.perturbations.base import displacement
@@ -19,12 +20,13 @@ _CACHE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Piece:
-    """Examples start … start + n of a batch of ``size``: what fits in memory at a time."""
+    """Examples start … start + n of the ``number``-th batch, of ``size``: what fits in memory at a time."""
 
     batch: Any
     start: int
     n: int
     size: int
+    number: int
 
 
 @dataclass
@@ -58,6 +60,10 @@ class Procedure(ABC):
         """What the metadata should say once all is done."""
         return {}
 
+    def scratch(self, batch: Any) -> int:
+        """Numbers per example that are written out at a time, beyond what autograd keeps for a backward pass."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -67,6 +73,7 @@ class Setting:
     perturbation: Perturbation
     generator: torch.Generator
     outputs: int
+    layers: LayersSpec = None
 
 
 class Estimator(ABC):
@@ -110,11 +117,11 @@ class Draws:
         return delta
 
 
+def summed(terms: Tensor) -> Tensor:
+    """Summed over outputs, one float64 number per example."""
+    return terms.double().flatten(1).sum(1)
+
+
 def squared_norms(outputs: Tensor) -> Tensor:
     """‖·‖² summed over outputs, one float64 number per example."""
-    return outputs.flatten(1).double().square().sum(1)
-
-
-def layer_of(parameter: str) -> str:
-    """The module that a parameter belongs to."""
-    return parameter.rpartition(".")[0] or "(model)"
+    return summed(outputs.double().square())

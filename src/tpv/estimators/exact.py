@@ -60,6 +60,9 @@ class _BasisSweep(Procedure):
                 total = total + squares(v, last=index == k - 1).cpu()
         return Contribution(self._layers.by_layer(total))
 
+    def scratch(self, batch: Any) -> int:
+        return self._layers.scratch(batch)
+
     def facts(self) -> dict[str, Any]:
         return self._layers.facts()
 

@@ -16,6 +16,7 @@ from tpv.estimators.base import Contribution, Estimator, Piece, Procedure, Setti
 from tpv.perturbations.base import diagonal
 
 _PAIRED_EXAMPLES, _PAIRED_PIECES = 64, 16
+_DRAWN_AT_ONCE, _MANY_OUTPUTS = 2**26, 4096
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Hutchinson(Estimator):
 
     One probe is a vector of random signs; several are orthogonal within an example (columns of a
     randomly signed Hadamard matrix where K is a power of two, else of a Haar-random frame), so that
-    R = K probes are exact. Probes are drawn on the CPU: the same on every device and for every chunk size.
+    R = K probes are exact. Of many outputs (K > 4096 and R ≤ K/64: language models) they are independent
+    signs, which is as good. Probes are drawn on the CPU: the same on every device and for every chunk size.
 
     ``mc_stderr`` comes from the scatter of an example's probes, which are draws without replacement
     from K (variance S²/R · (1 − R/K)); with one probe, from a second one on the first 64 examples and
@@ -68,20 +70,20 @@ class Hutchinson(Estimator):
 
 class _RandomSweep(Procedure):
     def __init__(self, probes: int, layers: LayerSweep, generator: torch.Generator) -> None:
-        self._probes, self._layers, self._generator = probes, layers, generator
+        self._probes, self._layers = probes, layers
         self._pieces = self._examples = 0
-        self._drawn: Tensor | None = None
+        self._probes_of = _Drawing(probes, generator)
         self.names = layers.names
         self.method = repr(Hutchinson(probes))
 
     def contribution(self, piece: Piece) -> Contribution:
         with self._layers.sweep.linearized(piece.batch) as (outputs, squares):
             k = outputs[0].numel()
-            v = self._cotangents(piece, k).to(outputs)
+            v = self._probes_of(piece, k)
             used = min(self._probes, k)
             paired = used == 1 < k and (self._examples < _PAIRED_EXAMPLES or self._pieces % _PAIRED_PIECES == 0)
             passes = 2 if paired else used
-            swept = [self._layers.by_layer(squares(v[:, r], last=r == passes - 1)) for r in range(passes)]
+            swept = [self._layers.by_layer(squares(v[:, r].to(outputs), last=r == passes - 1)) for r in range(passes)]
         values = torch.stack(swept[:used], dim=1)
         noise = (swept[0] - swept[1]) / math.sqrt(2) if paired else self._noise(values, k)
         self._pieces += 1
@@ -93,23 +95,40 @@ class _RandomSweep(Procedure):
         r = values.shape[1]
         if r == 1 < k:
             return None
-        scale = math.sqrt((1 - r / k) / max(r - 1, 1))
+        scale = math.sqrt((1 - r / k) / max(r - 1, 1))  # also for independent signs, where R/K < 1/64
         return ((values - values.mean(1, keepdim=True)) * scale).flatten(0, 1)
 
-    def _cotangents(self, piece: Piece, k: int) -> Tensor:
-        """(n, R or 2, K): drawn for the whole batch when its first piece arrives."""
-        if piece.start == 0 or self._drawn is None:
-            self._drawn = cotangents(piece.size, min(self._probes, k), k, self._generator)
-        return self._drawn[piece.start : piece.start + piece.n]
+    def scratch(self, batch: Any) -> int:
+        return self._layers.scratch(batch)
 
     def facts(self) -> dict[str, Any]:
         return self._layers.facts()
 
 
+class _Drawing:
+    """Each example's probes, drawn in the order of the examples whatever the pieces: for a batch at a time, or for an example if they are many."""
+
+    def __init__(self, probes: int, generator: torch.Generator) -> None:
+        self._probes, self._generator = probes, generator
+        self._batch = self._first = -1
+        self._drawn: list[Tensor] = []
+
+    def __call__(self, piece: Piece, k: int) -> Tensor:
+        """(n, R or 2, K); a piece that is asked for again, or a part of it, gets the same."""
+        if piece.number != self._batch:
+            self._batch, self._first, self._drawn = piece.number, 0, []
+        at_once = piece.size if piece.size * max(2, self._probes) * k <= _DRAWN_AT_ONCE else 1
+        del self._drawn[: piece.start - self._first]
+        self._first = piece.start
+        while len(self._drawn) < piece.n:
+            self._drawn += cotangents(at_once, min(self._probes, k), k, self._generator).unbind()
+        return torch.stack(self._drawn[: piece.n])
+
+
 def cotangents(n: int, probes: int, k: int, generator: torch.Generator) -> Tensor:
     """(n, probes, K) with E[vvᵀ] = I for each, orthogonal within an example; two independent sign vectors for ``probes=1``."""
-    if probes == 1:
-        return _signs((n, 2, k), generator)
+    if probes == 1 or (k > _MANY_OUTPUTS and probes <= k // 64):
+        return _signs((n, max(2, probes), k), generator)
     if k & (k - 1) == 0:
         chosen = torch.rand(n, k, generator=generator).argsort(1)[:, :probes]
         return _hadamard_rows(chosen, k) * _signs((n, 1, k), generator)

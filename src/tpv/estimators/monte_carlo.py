@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tpv._options import require_int
-from tpv.estimators.base import TOTAL, Contribution, Draws, Estimator, Piece, Procedure, Setting, squared_norms
-from tpv.linearization import Linearization
+from tpv.estimators.base import TOTAL, Contribution, Draws, Estimator, Piece, Procedure, Setting, summed
+from tpv.linearization import Linearization, masked
 
 _NO_LAYERS = "each draw moves all layers at once; the split by layer needs Exact or Hutchinson"
 
@@ -47,7 +46,7 @@ class LinearizedMonteCarlo(Estimator):
 
     def begin(self, setting: Setting) -> Procedure:
         """Jacobian-vector products."""
-        return DrawnProcedure(setting, self.draws, "LinearizedMonteCarlo", [TOTAL], tangent)
+        return DrawnProcedure(setting, self.draws, "LinearizedMonteCarlo", [TOTAL], tangent, undisturbed=False)
 
 
 @dataclass(frozen=True)
@@ -82,49 +81,51 @@ class MonteCarlo(Estimator):
         return DrawnProcedure(setting, self.draws, "MonteCarlo", [TOTAL], finite)
 
 
-Quantities = Callable[[Linearization, Any, Callable[[], Tensor], dict[str, Tensor]], list[Tensor]]
+Quantities = Callable[[Linearization, Any, Tensor | None, dict[str, Tensor]], list[Tensor]]
+"""(lin, batch, outputs at w*, δ) to m terms, each to be summed over outputs."""
 
 
 class DrawnProcedure(Procedure):
-    """Averages over shared draws: ``quantities(lin, batch, undisturbed, δ)`` gives m differences of outputs to square."""
+    """Averages over shared draws of δ of what ``quantities`` gives; ``undisturbed`` says whether it wants the outputs at w*."""
 
     no_layers = _NO_LAYERS
 
-    def __init__(self, setting: Setting, draws: int, method: str, names: list[str], quantities: Quantities) -> None:
+    def __init__(
+        self, setting: Setting, draws: int, method: str, names: list[str], quantities: Quantities, *, undisturbed: bool = True
+    ) -> None:
         fixed = setting.perturbation.deterministic
-        self.names, self._quantities, self._lin = names, quantities, setting.lin
+        self.names, self._quantities, self._lin, self._undisturbed = names, quantities, setting.lin, undisturbed
         self._deltas = Draws(setting, 1 if fixed else draws)
         self.draws = 0 if fixed else draws
         self.method = f"{method}(draws={self._deltas.count})"
 
     def contribution(self, piece: Piece) -> Contribution:
-        base = functools.cache(functools.partial(self._undisturbed, piece))
+        base = self._lin.displaced(piece.batch, {}) if self._undisturbed else None
         values = torch.stack([self._draw(piece, base, d) for d in range(self._deltas.count)], dim=1)
         return Contribution(values if self.draws else values[:, 0])
-
-    @torch.no_grad()
-    def _undisturbed(self, piece: Piece) -> Tensor:
-        return self._lin(piece.batch).double()
 
     def facts(self) -> dict[str, Any]:
         return self._deltas.facts()
 
-    def _draw(self, piece: Piece, base: Callable[[], Tensor], index: int) -> Tensor:
+    def _draw(self, piece: Piece, base: Tensor | None, index: int) -> Tensor:
         found = self._quantities(self._lin, piece.batch, base, self._deltas[index])
-        return torch.stack([squared_norms(q) for q in found], dim=1)
+        return torch.stack([summed(masked(q, piece.batch)) for q in found], dim=1)
 
 
-def tangent(lin: Linearization, batch: Any, base: Callable[[], Tensor], delta: dict[str, Tensor]) -> list[Tensor]:
-    """J δ."""
-    return [lin.jvp(batch, delta)[1].double()]
+def tangent(lin: Linearization, batch: Any, base: Tensor | None, delta: dict[str, Tensor]) -> list[Tensor]:
+    """(J δ)²."""
+    return [lin.jvp(batch, delta)[1].double().square()]
 
 
-def finite(lin: Linearization, batch: Any, base: Callable[[], Tensor], delta: dict[str, Tensor]) -> list[Tensor]:
-    """f(w + δ) − f(w)."""
-    return [lin.displaced(batch, delta).double() - base()]
+def finite(lin: Linearization, batch: Any, base: Tensor | None, delta: dict[str, Tensor]) -> list[Tensor]:
+    """What the outputs moved by: (f(w + δ) − f(w))², or the output's own divergence."""
+    assert base is not None
+    return [lin.output.divergence(base, lin.displaced(batch, delta))]
 
 
-def comparison(lin: Linearization, batch: Any, base: Callable[[], Tensor], delta: dict[str, Tensor]) -> list[Tensor]:
-    """Δf − Jδ, Δf and Jδ from the same δ."""
-    (moved,), (linear,) = finite(lin, batch, base, delta), tangent(lin, batch, base, delta)
-    return [moved - linear, moved, linear]
+def comparison(lin: Linearization, batch: Any, base: Tensor | None, delta: dict[str, Tensor]) -> list[Tensor]:
+    """(Δz − Jδ)², the finite divergence and (Jδ)² from the same δ."""
+    assert base is not None
+    moved, linear = lin.displaced(batch, delta), lin.jvp(batch, delta)[1].double()
+    before, after = (lin.output.coordinates(f.double(), base.double()) for f in (base, moved))
+    return [(masked(after - before, batch) - linear).square(), lin.output.divergence(base, moved), linear.square()]

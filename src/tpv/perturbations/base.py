@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tpv._errors import TPVError, did_you_mean
-from tpv.weights import Patterns, Weights
+from tpv.weights import Patterns, Weights, called
 
 Displacements = Mapping[str, Tensor]
 Variances = Mapping[str, Tensor]
@@ -27,7 +27,7 @@ class Perturbation(ABC):
     exact sweep and the split by layer.
 
     Attributes:
-        params: glob patterns of the parameter names that move; None moves all. A dataclass field
+        params: glob patterns of the parameter names that move, or a function ``(name, weight) -> bool``; None moves all. A dataclass field
             ``params: Patterns = None`` lets users set it.
         deterministic: True if :meth:`sample` always returns the same δ (then C = δδᵀ).
 
@@ -68,7 +68,8 @@ class Perturbation(ABC):
         if not dataclasses.is_dataclass(self):
             return f"{type(self).__name__}()"
         shown = [f for f in dataclasses.fields(self) if f.repr]
-        options = [f"{f.name}={getattr(self, f.name)!r}" for i, f in enumerate(shown) if i == 0 or getattr(self, f.name) != f.default]
+        values = {f.name: getattr(self, f.name) for i, f in enumerate(shown) if i == 0 or getattr(self, f.name) != f.default}
+        options = [f"{name}={called(value) if callable(value) else repr(value)}" for name, value in values.items()]
         return f"{type(self).__name__}({', '.join(options)})"
 
     def __add__(self, other: object) -> Perturbation:

@@ -55,12 +55,12 @@ class Variance:
 
     def square(self, gradient: Tensor) -> Tensor:
         """(n,) Σᵢ c_i gradient_i² of materialised per-example gradients (n, \\*shape)."""
-        gradient = widened(gradient)
+        flat = widened(gradient).reshape(len(gradient), -1)
         if isinstance(self.rows, float):
-            norm: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+            norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
             return norm.double().square() * self.rows**2
-        weights = self.full.expand(gradient.shape[1:]).reshape(-1).to(gradient.dtype)
-        return torch.mv(gradient.flatten(1).square(), weights)
+        weights = self.full.expand(gradient.shape[1:]).reshape(-1).to(flat.dtype)
+        return torch.mv(flat.square(), weights)
 
 
 def widened(tensor: Tensor) -> Tensor:

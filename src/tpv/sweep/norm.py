@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,14 @@ class LastNormCall(LayerCall):
     """LayerNorm and RMSNorm, in closed form: ∂/∂γ = Σ_p g_p ⊙ x̂_p and ∂/∂β = Σ_p g_p over an example's positions p."""
 
     def __init__(self, module: nn.LayerNorm | nn.RMSNorm, x: Tensor, n: int) -> None:
+        self.module, self.x = module, x
         self.shape = (n, -1, *module.normalized_shape)
-        if isinstance(module, nn.LayerNorm):
-            self.x_hat = F.layer_norm(x, module.normalized_shape, eps=module.eps)
-        else:
-            self.x_hat = F.rms_norm(x, module.normalized_shape, eps=module.eps)
+
+    @cached_property
+    def x_hat(self) -> Tensor:
+        if isinstance(self.module, nn.LayerNorm):
+            return F.layer_norm(self.x, self.module.normalized_shape, eps=self.module.eps)
+        return F.rms_norm(self.x, self.module.normalized_shape, eps=self.module.eps)
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         products = {"weight": lambda: g * self.x_hat, "bias": lambda: g}

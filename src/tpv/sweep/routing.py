@@ -147,8 +147,6 @@ class _Survey:
         return outputs.shape == self._outputs.shape and torch.allclose(outputs, self._outputs, rtol=1e-4, atol=1e-6)
 
 
-def _recorded(
-    lin: Linearization, modules: list[nn.Module], few: Any, n: int, expand: frozenset[Site]
-) -> tuple[Tensor, list[Recorded]]:
+def _recorded(lin: Linearization, modules: list[nn.Module], few: Any, n: int, expand: frozenset[Site]) -> tuple[Tensor, list[Recorded]]:
     with Recorder(modules, n, expand) as recorder, torch.enable_grad():
         return lin(few), recorder.calls
