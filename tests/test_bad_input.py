@@ -35,6 +35,15 @@ class Transposed(nn.Linear):
         return super().forward(x).T
 
 
+class Returning(nn.Linear):
+    def __init__(self, returned):
+        super().__init__(4, 3)
+        self.returned = returned
+
+    def forward(self, x):
+        return self.returned
+
+
 class Mean(nn.Linear):
     def forward(self, x):
         return super().forward(x).mean()
@@ -67,7 +76,7 @@ MODELS = [
     (lambda: Transposed(4, 3), "examples along the first axis"),
     (lambda: Mean(4, 3), "examples along the first axis"),
     (lambda: nn.Sequential(nn.Linear(4, 3), Log(), nn.Tanh()), "1 is the first module to produce them"),
-    (lambda: nn.LSTM(4, 3, batch_first=True), r"returned a tuple.*pass forward="),
+    (lambda: Returning({"a": 1.0, "b": 2.0}), r"returned a dict with a, b.*pass output="),
 ]
 
 

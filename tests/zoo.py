@@ -14,30 +14,9 @@ import torch.nn.functional as F
 from cases import randn, seeded
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
-from torch.overrides import TorchFunctionMode
 
 from tpv._batches import call_model
-
-
-class Float64Everywhere(TorchFunctionMode):
-    """Every float32 that a model asks for, by cast, argument or default, is a float64."""
-
-    def __enter__(self) -> Float64Everywhere:
-        self._default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        torch.set_default_dtype(self._default)
-        super().__exit__(*error)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        func = Tensor.double if func is Tensor.float else func
-        return func(*map(_widened, args), **{key: _widened(value) for key, value in (kwargs or {}).items()})
-
-
-def _widened(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
+from tpv.testing.float64 import Float64Everywhere
 
 
 @dataclass(frozen=True)

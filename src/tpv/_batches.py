@@ -136,6 +136,11 @@ def ends(batch: Any, size: int) -> Any:
     return _rows(batch, sorted({0, size - 1}), size)
 
 
+def twice(batch: Any) -> Any:
+    """A batch of one example with that example twice."""
+    return _rows(batch, [0, 0], 1)
+
+
 def has_plain_rows(batch: Any, size: int) -> bool:
     """Whether examples come in a plain list too, such as one of strings or lengths."""
     nested = isinstance(batch, Mapping | list | tuple) and any(has_plain_rows(value, size) for value in _values(batch))

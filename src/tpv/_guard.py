@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Iterator
@@ -18,13 +19,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     Nothing here writes to parameters; their identity is restored in case an interrupt caught the model
     while ``functional_call`` had others in their place. Buffers are copied (a stateful module may
-    update them in evaluation mode too), and so are the lists of forward hooks and the tensors that a
-    module keeps as plain attributes.
+    update them in evaluation mode too), and so are the lists of forward hooks and plain attributes.
     """
     slots = [_Slots(module) for module in model.modules()]
     generators = _GlobalRandomState()
     try:
-        yield
+        with Attributes(model, new=True):
+            yield
     finally:
         for slot in slots:
             slot.restore()
@@ -46,7 +47,6 @@ class _Slots:
         self._parameters = dict(module._parameters)
         self._requires_grad = {k: p.requires_grad for k, p in self._parameters.items() if p is not None}
         self._hooks = {key: dict(hooks) for key, hooks in vars(module).items() if key in _HOOKS}
-        self._attributes = {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
         self._buffers = {key: (buffer, _copy(buffer)) for key, buffer in module._buffers.items()}
 
     def restore(self) -> None:
@@ -56,18 +56,57 @@ class _Slots:
             if vars(module)[key] != hooks:
                 vars(module)[key].clear()
                 vars(module)[key].update(hooks)
-        vars(module).update(self._attributes)
         for key, parameter in self._parameters.items():
             module._parameters[key] = parameter
             if parameter is not None and parameter.requires_grad != self._requires_grad[key]:
                 parameter.requires_grad_(self._requires_grad[key])
         for key in module._buffers.keys() - self._buffers.keys():
             del module._buffers[key]
-        for key, (buffer, copy) in self._buffers.items():
+        for key, (buffer, before) in self._buffers.items():
             module._buffers[key] = buffer
-            if buffer is not None and copy is not None and not torch.equal(buffer, copy):
+            if buffer is not None and before is not None and not torch.equal(buffer, before):
                 with torch.no_grad():
-                    buffer.copy_(copy)
+                    buffer.copy_(before)
+
+
+class Attributes:
+    """A context that puts back what modules keep as plain attributes, down to the entries of dicts and lists.
+
+    Among them are states, and caches of tensors computed from weights: LeViT fills such a cache in its first
+    evaluation pass, and gradients would end there in the next one.
+
+    Args:
+        new: whether attributes that have appeared go too.
+    """
+
+    def __init__(self, module: nn.Module, *, new: bool = False) -> None:
+        self._new = new
+        self._kept = [(vars(m), {key: value for key, value in vars(m).items() if key not in _OWN}) for m in module.modules()]
+        containers = [value for _, before in self._kept for value in before.values() if type(value) in (dict, list)]
+        self._entries = [(container, copy.copy(container)) for container in containers]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for now, before in self._kept:
+            if self._new:
+                for key in now.keys() - before.keys() - _OWN:
+                    del now[key]
+            now.update(before)
+        for container, entries in self._entries:
+            if _differ(container, entries):
+                container.clear()
+                container.update(entries) if isinstance(container, dict) else container.extend(entries)
+
+
+_OWN = vars(nn.Module()).keys()
+
+
+def _differ(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() != b.keys() or _differ(list(a.values()), list(b.values()))
+    return len(a) != len(b) or any(x is not y for x, y in zip(a, b, strict=True))
 
 
 def _copy(buffer: Tensor | None) -> Tensor | None:

@@ -176,7 +176,8 @@ def linearity(
     .. math:: V = \frac{E\|\Delta f - J\delta\|^2}{E\|\Delta f\|^2}, \qquad \Delta f = f(w^*+\delta) - f(w^*),
 
     with Δf and Jδ from the same draws; with ``output="kl"``, ½ (Δf − Jδ)ᵀF(Δf − Jδ) over the finite divergence.
-    On ResNet-20, V ≤ 0.12 went with first-order TPV within 3 % of the finite one; between 0.15 and 0.36 the quotient ranged from 0.7 to 1.25.
+    On ResNet-20, V ≤ 0.12 went with first-order TPV within 3 % of the finite one; between 0.15 and 0.36 the quotient
+    ranged from 0.7 to 1.25.
 
     Args:
         draws: number of draws of δ; a fixed displacement needs and gets one.

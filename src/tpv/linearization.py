@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from tpv._batches import call_model
+from tpv._batches import batch_size, call_model, twice
+from tpv._guard import Attributes
 from tpv.outputs import Output, as_output, mask_of
 from tpv.weights import Weights
 
@@ -37,6 +40,15 @@ class Linearization:
         self.custom_forward = forward is not None
         self._forward_mode = True
         self._caller = _Caller(model, forward or call_model)
+        self._normalised = any(isinstance(m, _BatchNorm | _InstanceNorm) for m in model.modules())
+
+    def needs_company(self, batch: Any) -> bool:
+        """Whether gradients of this batch need a second example beside it.
+
+        On the CPU the backward pass of BatchNorm and InstanceNorm over a single example is wrong (torch 2.13) where the
+        gradient that it gets is laid out channels last.
+        """
+        return self._normalised and batch_size(batch) == 1 and next(iter(self.weights.values())).device.type == "cpu"
 
     def __call__(self, batch: Any) -> Tensor:
         """Predictions z (N, ...), with gradients wherever the caller enabled them."""
@@ -67,6 +79,9 @@ class Linearization:
         Cost: about 1.2 forward+backward passes by forward mode; two backward passes more for a model
         with an operation that has no forward-mode formula.
         """
+        if self.needs_company(batch):
+            value, tangent = self.jvp(twice(batch), delta)
+            return value[:1], tangent[:1]
         point = {name: self.weights[name] for name in delta}
 
         def f(w: Mapping[str, Tensor]) -> Tensor:
@@ -115,6 +130,8 @@ class _Caller(nn.Module):
         super().__init__()
         self.model = model
         self._forward = forward
+        self._attributes = Attributes(model)
 
     def forward(self, batch: Any) -> Any:
-        return self._forward(self.model, batch)
+        with self._attributes:
+            return self._forward(self.model, batch)

@@ -106,7 +106,7 @@ class _RandomSweep(Procedure):
 
 
 class _Drawing:
-    """Each example's probes, drawn in the order of the examples whatever the pieces: for a batch at a time, or for an example if they are many."""
+    """Each example's probes, drawn in the order of the examples whatever the pieces: a batch's at once, or one's if they are long."""
 
     def __init__(self, probes: int, generator: torch.Generator) -> None:
         self._probes, self._generator = probes, generator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv._batches import map_tensors, tensors
+from tpv._guard import Attributes
 from tpv.chunking import SCRATCH_BYTES
 from tpv.sweep.layer import LayerCall, Variance, widened
 
@@ -39,7 +41,7 @@ class LocalCall(LayerCall):
         n: int,
     ) -> None:
         self.module, self.arguments, self.batched, self.outputs, self.n = module, arguments, batched, outputs, n
-        self.vectorised = True
+        self.vectorised, self._attributes = True, Attributes(module)
         self._half = {k: widened(t.detach()) for k, t in _state(module) if widened(t) is not t}
         self.rows = [
             widened(t.detach()).reshape(n, -1, *t.shape[1:]) for t, b in zip(tensors(arguments), batched, strict=True) if b
@@ -57,7 +59,8 @@ class LocalCall(LayerCall):
         """Gradients of as many examples at a time as fit the scratch memory."""
         point = {name: widened(self.module.get_parameter(name).detach()) for name in names}
         at_a_time = max(1, SCRATCH_BYTES // sum(w.numel() * w.element_size() for w in point.values()))
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that vmap is slow over some operation
             for start in range(0, self.n, at_a_time):
                 rows = [g[start : start + at_a_time], *(r[start : start + at_a_time] for r in self.rows)]
                 if self.vectorised:
@@ -66,14 +69,22 @@ class LocalCall(LayerCall):
                         continue
                     except Exception:  # torch.func refuses in many ways; the loop either works or tells why
                         self.vectorised = False
-                found = [grad(self._inner)(point, *row) for row in zip(*rows, strict=True)]
+                found = [self._single(point, *row) for row in zip(*rows, strict=True)]
                 yield {name: torch.stack([f[name] for f in found]) for name in point}
+
+    @torch.enable_grad()
+    def _single(self, point: dict[str, Tensor], g: Tensor, *rows: Tensor) -> dict[str, Tensor]:
+        """The same for one example, by plain autograd."""
+        w = {name: p.clone().requires_grad_() for name, p in point.items()}
+        found = torch.autograd.grad(self._inner(w, g, *rows), list(w.values()), allow_unused=True)
+        return {name: torch.zeros_like(p) if d is None else d for (name, p), d in zip(point.items(), found, strict=True)}
 
     def _inner(self, w: dict[str, Tensor], g: Tensor, *rows: Tensor) -> Tensor:
         """⟨g, outputs⟩ of one example."""
         following, flags = iter(rows), iter(self.batched)
         args, kwargs = map_tensors(self.arguments, lambda t: next(following) if next(flags) else widened(t.detach()))
-        found = list(tensors(functional_call(self.module, self._half | w, args, kwargs)))
+        with self._attributes:
+            found = list(tensors(functional_call(self.module, self._half | w, args, kwargs)))
         return (torch.cat([found[i].reshape(-1) for i in self.outputs]) * g).sum()
 
 

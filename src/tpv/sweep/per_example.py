@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tpv._batches import has_plain_rows, map_tensors, narrow, per_example, tensors
+from tpv._batches import has_plain_rows, map_tensors, narrow, per_example, tensors, twice
 from tpv.chunking import SCRATCH_BYTES
 from tpv.linearization import Linearization
 from tpv.sweep.layer import Variance
@@ -45,7 +46,9 @@ def _gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) 
         single = map_tensors(batch, lambda t: next(following).unsqueeze(0) if per_example(t, n) else t)
         return (lin.at(w, single).squeeze(0) * v).sum()
 
-    found: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that vmap is slow over some operation
+        found: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
     return found
 
 
@@ -57,7 +60,7 @@ def one_by_one(lin: Linearization, variance: Mapping[str, Variance], batch: Any,
 
 def _squares(lin: Linearization, variance: Mapping[str, Variance], example: Any, v: Tensor) -> Iterator[Tensor]:
     with torch.enable_grad():
-        f = lin(example)
+        f = lin(twice(example))[:1] if lin.needs_company(example) else lin(example)
     parameters = [lin.model.get_parameter(name) for name in variance]
     found = torch.autograd.grad(f, parameters, v.reshape(f.shape), allow_unused=True)
     for g, c in zip(found, variance.values(), strict=True):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, ends
+from tpv._batches import batch_size, ends, twice
 from tpv._errors import TPVError
 from tpv.linearization import Linearization
 from tpv.sweep.batch_pass import LOCAL, ONE_BY_ONE, WHOLE, BatchPass
@@ -82,19 +82,25 @@ class Sweep:
         Cost: one forward pass, then per call one backward pass to the layer outputs plus the layers'
         own products (0.6 to 0.8 of a forward+backward pass in all).
         """
+        if self.lin.needs_company(batch):
+            with self.linearized(twice(batch)) as (outputs, both):
+                yield outputs[:1], lambda v, last=False: both(torch.cat([v, torch.zeros_like(v)]), last)[:1]
+            return
         self.prepare(batch)
         with self._recorded(batch) as pass_:
             yield pass_.outputs.detach(), pass_.squares
 
     def scratch(self, batch: Any) -> int:
         """Most numbers per example that any layer writes out at a time."""
-        few = ends(batch, batch_size(batch))
-        with self._recorded(few) as pass_:
+        with self._recorded(self._few(batch)) as pass_:
             return pass_.scratch
+
+    def _few(self, batch: Any) -> Any:
+        return twice(batch) if self.lin.needs_company(batch) else ends(batch, batch_size(batch))
 
     def prepare(self, batch: Any) -> None:
         """Plan the routes with the batch's first and last example, and compare them with single-example gradients."""
-        few = ends(batch, batch_size(batch))
+        few = self._few(batch)
         if self.plan.examples < batch_size(few):
             self.plan = self._router.plan(few)
         if self._unverified and self._checks < _CHECKS:
@@ -139,9 +145,11 @@ class Sweep:
         if len(v) > 1:
             self._unverified -= {name for name in self.names if (reference[name] > 0).all()}
 
+    @torch.no_grad()
     def _refuse_hidden_use(self, few: Any, outputs: Tensor, names: list[str]) -> None:
         """Refuse parameters that move the outputs although autograd does not see it."""
-        moved = self.lin.displaced(few, {name: 0.1 * (self.lin.weights[name].abs() + 0.1) for name in names}) if names else outputs
+        weights = self.lin.weights
+        moved = self.lin.at({name: weights[name] + 0.1 * (weights[name].abs() + 0.1) for name in names}, few) if names else outputs
         if not torch.allclose(moved, outputs, rtol=1e-3, atol=1e-6):
             raise TPVError(
                 f"the model uses {', '.join(names[:3])} under torch.no_grad() or detached, so that their effect has no gradient: "

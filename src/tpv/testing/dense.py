@@ -1,0 +1,70 @@
+"""The dense Jacobian: the reference for everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpv._batches import batch_size, narrow, twice
+from tpv._guard import unchanged
+from tpv.grouping import layer_of
+from tpv.linearization import Forward, Linearization
+from tpv.outputs import OutputSpec, as_output
+from tpv.perturbations import Perturbation
+from tpv.perturbations.base import diagonal, displacement
+from tpv.weights import Weights
+
+
+def dense_jacobian(model: nn.Module, batch: Any, forward: Forward | None = None, output: OutputSpec = "logits") -> dict[str, Tensor]:
+    """J by brute force: parameter name → (N, K, *shape), one example and one output at a time.
+
+    The reference for everything else. Cost: N·K backward passes of single examples.
+
+    Example:
+        >>> import torch, tpv.testing
+        >>> tpv.testing.dense_jacobian(torch.nn.Linear(3, 2), torch.ones(5, 3))["weight"].shape
+        torch.Size([5, 2, 2, 3])
+    """
+    lin = Linearization(model, forward, as_output(output))
+    parameters = [model.get_parameter(name) for name in lin.weights]
+    n = batch_size(batch)
+    examples = []
+    with unchanged(model), torch.enable_grad():
+        for i in range(n):
+            example = narrow(batch, i, i + 1, n)
+            outputs = lin(twice(example))[0].flatten() if lin.needs_company(example) else lin(example).flatten()
+            rows = [torch.autograd.grad(y, parameters, retain_graph=True, allow_unused=True) for y in outputs]
+            examples.append([torch.stack([torch.zeros_like(p) if r[j] is None else r[j] for r in rows]) for j, p in enumerate(parameters)])
+    return {name: torch.stack([example[j] for example in examples]) for j, name in enumerate(lin.weights)}
+
+
+def dense_tpv(
+    model: nn.Module, batch: Any, perturbation: Perturbation, forward: Forward | None = None, output: OutputSpec = "logits"
+) -> dict[str, float]:
+    """First-order TPV by brute force: layer → value and "total", or only "total" for a fixed displacement.
+
+    Args:
+        model, batch, forward, output: as in :func:`tpv.estimate`, with a single batch.
+        perturbation: one with variances, or a deterministic one.
+
+    Example:
+        >>> import torch, tpv, tpv.testing
+        >>> model = torch.nn.Linear(3, 2).double()
+        >>> round(tpv.testing.dense_tpv(model, torch.ones(5, 3).double(), tpv.Isotropic(0.1))["total"], 6)
+        0.08
+    """
+    weights = Weights(model)
+    jacobian = dense_jacobian(model, batch, forward, output)
+    if perturbation.deterministic:
+        delta = displacement(perturbation, weights, torch.Generator().manual_seed(0))
+        moved = torch.stack([(jacobian[n] * d).flatten(2).sum(2) for n, d in delta.items()]).sum(0)
+        return {"total": moved.square().sum(1).mean().item()}
+    variance = diagonal(perturbation, weights)
+    assert variance is not None, "dense_tpv needs a perturbation with variances, or a deterministic one"
+    layers: dict[str, float] = {}
+    for name, c in variance.items():
+        value = (jacobian[name].square() * c).flatten(1).sum(1).mean().item()
+        layers[layer_of(name)] = layers.get(layer_of(name), 0.0) + value
+    return {**layers, "total": sum(layers.values())}
