@@ -25,7 +25,7 @@ lint: .venv/test .venv/lint
 	$(BIN)/mypy
 
 bench: .venv/bench
-	$(PIP) --no-deps backpack-for-pytorch nngeometry
+	$(PIP) --no-deps backpack-for-pytorch curvlinops-for-pytorch nngeometry laplace-torch asdfghjkl
 	$(BIN)/python -m benchmarks
 
 clean:

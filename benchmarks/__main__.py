@@ -1,37 +1,73 @@
-"""``python -m benchmarks [--quick] [--only NAME]``: run every row, print the table, write the JSON and the page."""
+"""``python -m benchmarks``: run every row on every network and device at hand, write the JSON, the page and the picture."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from benchmarks.suite import run
-from benchmarks.table import markdown, terminal
+from benchmarks import store
+from benchmarks.machine import devices
+from benchmarks.page import PLOT, page
+from benchmarks.plot import plot
+from benchmarks.scaling import scaling
+from benchmarks.subjects import SPECS
+from benchmarks.suite import section
+from benchmarks.terminal import terminal
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "benchmarks.md"
+DOCS = Path(__file__).parent.parent / "docs"
+SCALING = "scaling"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few images, nothing written: to see that every row runs")
-    parser.add_argument("--only", default="", help="rows whose name contains this; nothing written")
-    options = parser.parse_args()
+    options = arguments()
     os.environ.update(ALLOCATOR)
-    console = Console(width=100)
-    with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder) / "subject.pt", options.quick, options.only, console)
-    console.print(terminal(found))
-    if not options.quick and not options.only:
-        (HERE / "results.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-        PAGE.write_text(markdown(found))
-    return int(any(row["verdict"] == "DISAGREES" for row in found["rows"]))
+    console = Console(width=120)
+    disagree = False
+    for kind, entry in parts(options, console):
+        disagree |= any(row["verdict"] == "DISAGREES" for row in entry.get("rows", ()))
+        if not (options.quick or options.only):
+            store.add(kind, entry)
+    if not (options.quick or options.only):
+        render()
+    return int(disagree)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--subject", action="append", choices=[*SPECS, SCALING], help="a network, or the scaling; all if not given")
+    parser.add_argument("--device", action="append", choices=devices(), help="all at hand if not given")
+    parser.add_argument("--only", default="", help="rows whose name contains this; nothing written")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, few examples, nothing written: to see that every row runs")
+    parser.add_argument("--render", action="store_true", help="run nothing: write the page from the JSON")
+    return parser.parse_args()
+
+
+def parts(options: argparse.Namespace, console: Console) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The chosen sections and the scaling, as they are measured."""
+    if options.render:
+        return
+    for device in options.device or devices():
+        for subject in options.subject or [*SPECS, SCALING]:
+            if subject == SCALING:
+                yield from (("scaling", axis) for axis in scaling(device, options.quick, console))
+            else:
+                found = section(SPECS[subject], device, options.quick, options.only, console)
+                console.print(terminal(found))
+                yield "sections", found
+
+
+def render() -> None:
+    """Page and picture from the JSON."""
+    document = store.read()
+    (DOCS / "benchmarks.md").write_text(page(document))
+    if document["scaling"]:
+        plot(document["scaling"], DOCS / PLOT)
 
 
 if __name__ == "__main__":

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
-from benchmarks.row import Answer, Law, Row, Run
-from benchmarks.rows import ROWS
+from benchmarks.clock import seconds
+from benchmarks.job import Job
+from benchmarks.memory import Peak
+from benchmarks.row import Answer, Law
 from benchmarks.rows.plain import forward_backward
-from benchmarks.subject import Subject, load
+from benchmarks.subjects import Subject
 
-_PLAIN_IMAGES, _FEWEST_CALLS, _PATIENCE = 128, 3, 12.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """Row number ``index``, the file of the subject, the batch sizes, and whether a smoke run is enough."""
-
-    index: int
-    path: Path
-    batch: int = 0
-    plain_batch: int = 64
-    quick: bool = False
-
-    @property
-    def row(self) -> Row:
-        return ROWS[self.index].quick() if self.quick else ROWS[self.index]
-
-    @property
-    def threads(self) -> int | None:
-        """One for a smoke run, which may have to share the machine; else torch's choice."""
-        return 1 if self.quick else None
+_FEWEST_CALLS, _PATIENCE, _LONG = 3, 8.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -45,10 +24,10 @@ class Measurement:
     """What came out of a row.
 
     Attributes:
-        value: mean over calls, nan for the plain pass.
+        value: mean over calls, nan for the plain passes.
         stderr, freedom: standard error of that mean with the data held fixed, and its degrees of freedom.
         call_error: relative standard error of one call.
-        seconds, plain_seconds: best per image, of the row and of the plain pass.
+        seconds, plain_seconds: best per example, of the row and of the plain pass.
         peak_bytes: memory over what was in use before the first call.
     """
 
@@ -63,52 +42,53 @@ class Measurement:
 
 
 def tune(job: Job) -> int:
-    """The fastest of the row's batch sizes, each tried twice."""
-    row, subject = job.row, load(job.path, job.row.images)
+    """The fastest of the row's batch sizes that fit in memory, each tried twice unless it is slow; 0 if the row has none."""
+    row = job.row
+    if len(row.batches) < 2:
+        return row.batches[0] if row.batches else 0
+    subject = job.subject(row.examples)
 
     def trial(batch: int) -> float:
-        run = row.prepare(subject, batch)
-        return min(seconds(run, 0)[0] for _ in range(2))
+        try:
+            run = row.prepare(subject, batch)
+            first = seconds(run, 0, job.device)[0]
+            return first if first > _LONG else seconds(run, 0, job.device)[0]
+        except torch.OutOfMemoryError:
+            return math.inf
 
     return min(row.batches, key=trial)
 
 
 def measure(job: Job) -> Measurement:
     """A warm-up call, which shows the memory, then calls that alternate with the plain pass: three, and more while there is time."""
-    row, subject = job.row, load(job.path, job.row.images)
+    row, subject = job.row, job.subject(job.row.examples)
     run = row.prepare(subject, job.batch)
-    before = peak_memory()
+    peak = Peak(job.device)
     run(0)
-    peak = peak_memory() - before
-    plain = repeated_plain(subject, job)
-    plain()
+    peak_bytes = peak.bytes()
+    plain = plain_pass(job.subject(job.unit.examples), job.plain_batch, job.device)
     answers, mine, theirs = [], [], []
     started = time.perf_counter()
     for seed in range(row.calls):
         if seed >= _FEWEST_CALLS and time.perf_counter() - started > _PATIENCE:
             break
         theirs.append(plain())
-        taken, answer = seconds(run, seed)
-        mine.append(taken / len(subject.images))
+        taken, answer = seconds(run, seed, job.device)
+        mine.append(taken / len(subject.inputs))
         answers.append(answer)
-    return Measurement(*summary(answers, row.law), min(mine), min(theirs), peak, job.batch)
+    return Measurement(*summary(answers, row.law), min(mine), min(theirs), peak_bytes, job.batch)
 
 
-def repeated_plain(subject: Subject, job: Job) -> Callable[[], float]:
-    """Seconds per image of the plain pass over the same images, often enough to be measurable."""
-    run = forward_backward(subject, job.plain_batch)
-    times = 1 if job.quick else math.ceil(_PLAIN_IMAGES / len(subject.images))
-
-    def plain() -> float:
-        return sum(seconds(run, 0)[0] for _ in range(times)) / (times * len(subject.images))
-
-    return plain
+def tuned(job: Job) -> Measurement:
+    """Both in one process, for a GPU, where starting another costs more than it tells."""
+    return measure(replace(job, batch=tune(job)))
 
 
-def seconds(run: Run, seed: int) -> tuple[float, Answer | None]:
-    start = time.perf_counter()
-    answer = run(seed)
-    return time.perf_counter() - start, answer
+def plain_pass(subject: Subject, batch: int, device: str) -> Callable[[], float]:
+    """Seconds per example of the plain pass, already warm."""
+    run = forward_backward(subject, batch)
+    run(0)
+    return lambda: seconds(run, 0, device)[0] / len(subject.inputs)
 
 
 def summary(answers: list[Answer | None], law: Law) -> tuple[float, float, float, float]:
@@ -127,8 +107,3 @@ def summary(answers: list[Answer | None], law: Law) -> tuple[float, float, float
     else:
         call_error, freedom = math.sqrt(values.var(0).mean().item() / independent), independent * (calls - 1)
     return value, call_error / math.sqrt(calls), freedom, call_error / value
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

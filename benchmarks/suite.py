@@ -1,60 +1,76 @@
-"""Every row in turn, each in fresh processes."""
+"""Every row of one network on one device in turn, each in fresh processes."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.measure import Job, measure, tune
+from benchmarks.job import Job
+from benchmarks.machine import machine
+from benchmarks.measure import measure, tune, tuned
 from benchmarks.process import fresh
-from benchmarks.results import Result, document, failed, judged
+from benchmarks.reference import MOST_OUTPUTS, Reference, references
+from benchmarks.results import Result, failed, flagged, judged
 from benchmarks.rows import ROWS
-from benchmarks.rows.ours import exact
-from benchmarks.subject import build, load, save
+from benchmarks.subjects import Spec, save
 
 
-def run(path: Path, quick: bool, only: str, console: Console) -> dict[str, Any]:
-    """Every chosen row in turn."""
-    description = fresh(prepare, Job(0, path, quick=quick))
-    chosen = [Job(i, path, quick=quick) for i, row in enumerate(ROWS) if i == 0 or only.lower() in row.name.lower()]
-    references = fresh(exact_values, chosen, chosen[0].threads)
-    plain_batch = batch_of(chosen[0])
-    results = []
-    for job in chosen:
-        with console.status(job.row.name):
-            results.append(result(replace(job, plain_batch=plain_batch), references[job.row.images]))
-        console.print(f"{job.row.name}: {results[-1].verdict}", style="dim")
-    return document(description, plain_batch, results)
+def section(spec: Spec, device: str, quick: bool, only: str, console: Console) -> dict[str, Any]:
+    """Everything that the page says about one network on one device, ready for JSON."""
+    spec = spec.small() if quick else spec
+    with tempfile.TemporaryDirectory() as folder:
+        whole = [Job(i, spec, Path(folder) / "subject.pt", device, quick) for i in range(len(ROWS))]
+        facts = fresh(prepare, whole)
+        chosen = [job for job in whole if job.index == 0 or only.lower() in job.row.name.lower()]
+        known = fresh(references, chosen, chosen[0].threads)
+        plain_batch = fresh(tune, chosen[0], chosen[0].threads)
+        results = []
+        for job in chosen:
+            with console.status(job.row.name):
+                results.append(result(replace(job, plain_batch=plain_batch), known[job.row.examples], facts["outputs"]))
+            console.print(f"{spec.name} on {device}, {job.row.name}: {results[-1].verdict}", style="dim")
+    return {
+        "subject": spec.name,
+        "device": device,
+        "description": spec.description,
+        **facts,
+        "reference_stderr": max(r.stderr / r.value for r in known.values()),
+        "plain_examples": chosen[0].unit.examples,
+        "plain_batch": plain_batch,
+        "machine": machine(device),
+        "rows": [asdict(result) for result in flagged(results)],
+    }
 
 
-def prepare(job: Job) -> str:
-    """Write the subject for the other processes to read."""
-    subject = build(max((row.quick() if job.quick else row).images for row in ROWS))
-    save(subject, job.path)
-    return subject.description
+def prepare(jobs: list[Job]) -> dict[str, int]:
+    """Write the subject for the other processes to read, and tell how large it is."""
+    save(jobs[0].spec, max(job.row.examples for job in jobs), jobs[0].path)
+    subject = jobs[0].subject(1)
+    return {"outputs": subject.outputs, "parameters": sum(p.numel() for p in subject.parameters)}
 
 
-def exact_values(jobs: list[Job]) -> dict[int, float]:
-    """Tr(H_eff) of the first n images, for every n that a row uses."""
-    subject = load(jobs[0].path, max(job.row.images for job in jobs))
-    return {n: exact(subject.narrowed(n)) for n in {job.row.images for job in jobs}}
-
-
-def result(job: Job, reference: float) -> Result:
+def result(job: Job, reference: Reference, outputs: int) -> Result:
     """A row's result, or why there is none."""
     row = job.row
+    if row.every_output and outputs > MOST_OUTPUTS:
+        return failed(replace(row, note=""), f"cannot run: a backward pass or a row of the Jacobian for each of {outputs:,} outputs")
     try:
-        return judged(row, fresh(measure, replace(job, batch=batch_of(job)), job.threads), reference)
-    except ImportError:
-        return failed(row, f"not installed: pip install {row.package}")
+        return judged(row, measured(job), reference)
+    except ImportError as error:
+        return failed(row, f"not installed ({error}): pip install {row.package}")
     except Exception as error:
-        return failed(row, f"cannot compute: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return failed(row, f"cannot run: {type(error).__name__}: {_first_line(error)}")
 
 
-def batch_of(job: Job) -> int:
-    """The row's best batch size, 0 if it chooses by itself."""
-    batches = job.row.batches
-    return fresh(tune, job, job.threads) if len(batches) > 1 else batches[0] if batches else 0
+def measured(job: Job) -> Any:
+    if job.device == "cuda":
+        return fresh(tuned, job)
+    return fresh(measure, replace(job, batch=fresh(tune, job, job.threads)), job.threads)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")[:160]

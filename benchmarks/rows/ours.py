@@ -9,28 +9,25 @@ import torch
 
 import tpv
 from benchmarks.row import Answer, Law, Row, Run
-from benchmarks.subject import Subject
+from benchmarks.subjects import Subject
 
-STD = 1e-3
+STD = 1e-4
 
 
 def estimate(estimator: tpv.Estimator, subject: Subject, batch: int) -> Run:
     def run(seed: int) -> Answer:
-        r = tpv.estimate(subject.model, subject.images, tpv.Isotropic(STD), estimator=estimator, generator=seed)
+        r = tpv.estimate(subject.model, subject.inputs, tpv.Isotropic(STD), estimator=estimator, generator=seed)
         stderr = r.mc_stderr / STD**2 if math.isfinite(r.mc_stderr) else None
         return Answer(torch.tensor([r.value / STD**2]), stderr)
 
     return run
 
 
-def exact(subject: Subject) -> float:
-    """The value that every row is compared with."""
-    return tpv.estimate(subject.model, subject.images, tpv.Isotropic(1.0), estimator=tpv.Exact()).value
-
-
+EXACT = Row("tpv", "Exact", functools.partial(estimate, tpv.Exact()), examples=512, every_output=True)
+HUTCHINSON = Row("tpv", "Hutchinson(1)", functools.partial(estimate, tpv.Hutchinson(1)), Law.EXAMPLES, examples=1024)
 ROWS = (
-    Row("tpv", "Exact", functools.partial(estimate, tpv.Exact()), images=512),
-    Row("tpv", "Hutchinson(1)", functools.partial(estimate, tpv.Hutchinson(1)), Law.IMAGES, images=1024),
+    EXACT,
+    HUTCHINSON,
     Row(
         "tpv",
         "LinearizedMonteCarlo(1)",

@@ -1,0 +1,35 @@
+"""``results.json``: sections by network and device, and the scaling; a part that is run again replaces its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scaling import AXES
+from benchmarks.subjects import SPECS
+
+PATH = Path(__file__).parent / "results.json"
+Document = dict[str, list[dict[str, Any]]]
+
+
+def read() -> Document:
+    return json.loads(PATH.read_text()) if PATH.exists() else {"sections": [], "scaling": []}
+
+
+def add(kind: str, entry: dict[str, Any]) -> Document:
+    """Put in a section or an axis, in the place of the one that has its name and device."""
+    document = read()
+    others = [e for e in document[kind] if _identity(e) != _identity(entry)]
+    document[kind] = sorted([*others, entry], key=_order)
+    PATH.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return document
+
+
+def _identity(entry: dict[str, Any]) -> tuple[str, str]:
+    return entry["subject" if "subject" in entry else "axis"], entry["device"]
+
+
+def _order(entry: dict[str, Any]) -> tuple[str, int]:
+    names = [*SPECS, *(axis.name for axis in AXES)]
+    return entry["device"], names.index(_identity(entry)[0])
