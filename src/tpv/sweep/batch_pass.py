@@ -16,6 +16,7 @@ from tpv.sweep.layers import is_known, layer_call
 from tpv.sweep.local import LocalCall
 from tpv.sweep.per_example import one_by_one, vectorised
 from tpv.sweep.recording import Graph, Recorded, expanded
+from tpv.sweep.routing import Axes
 
 if TYPE_CHECKING:
     from tpv.sweep.sweep import Sweep
@@ -34,15 +35,15 @@ class _Call:
     names: dict[str, str]
     edges: list[GradientEdge]
     shapes: list[torch.Size]
+    axes: list[int]
     folded: bool
 
     def joined(self, found: list[Tensor | None], n: int) -> Tensor:
         """A layer's output gradient; those of several outputs flattened and joined by example."""
         known = next(g for g in found if g is not None)
         gradients = [known.new_zeros(shape) if g is None else g for g, shape in zip(found, self.shapes, strict=True)]
-        if not isinstance(self.layer, LocalCall):
-            return widened(gradients[0])
-        return torch.cat([widened(g).reshape(n, -1) for g in gradients], dim=1)
+        gradients = [widened(g).movedim(axis, 0) for g, axis in zip(gradients, self.axes, strict=True)]
+        return torch.cat([g.reshape(n, -1) for g in gradients], dim=1) if isinstance(self.layer, LocalCall) else gradients[0]
 
 
 class BatchPass:
@@ -73,30 +74,39 @@ class BatchPass:
         parameters = recorded.module.named_parameters(recurse=not is_known(recorded.module))
         names = {local: sweep.ids[id(p)] for local, p in parameters if id(p) in sweep.ids}
         names = {local: name for local, name in names.items() if recorded.module in sweep.plan.owners[name]}
-        layer = None if recorded.stale else self._layer(recorded)
+        live = self._graph.live(recorded)
+        shapes = [recorded.shapes[i] for i in live]
+        axes = self._axes(sweep.plan.outputs.get(recorded.site), shapes)
+        usable = not recorded.stale and len(axes) == len(live)
+        layer = self._layer(recorded, dict(zip(live, axes, strict=True))) if usable else None
         if layer is None:
             for name in names.values():
                 sweep.send_whole(name)
             return
-        live = self._graph.live(recorded)
-        folded = any(len(t) != self._n for t in recorded.inputs if t.ndim) and recorded.site not in sweep.plan.expand
-        self._calls.append(_Call(layer, names, [recorded.outputs[i] for i in live], [recorded.shapes[i] for i in live], folded))
+        folded = any(shape[axis] != self._n for shape, axis in zip(shapes, axes, strict=True))
+        self._calls.append(_Call(layer, names, [recorded.outputs[i] for i in live], shapes, axes, folded))
 
-    def _layer(self, recorded: Recorded) -> LayerCall | None:
+    def _layer(self, recorded: Recorded, outputs: dict[int, int]) -> LayerCall | None:
+        site, n = recorded.site, self._n
+        inputs = self._sweep.plan.inputs.get(site)
         if is_known(recorded.module):
             x = recorded.x
-            if x is not None and recorded.site in self._sweep.plan.expand:
-                x = expanded(x, self._n)
-            return None if x is None else layer_call(recorded.module, x, self._n, self._sweep.passes)
-        batched = self._sweep.plan.batched.get(recorded.site)
-        if batched is None or len(batched) != len(recorded.inputs):
+            if x is None:
+                return None
+            x = expanded(x, n) if site in self._sweep.plan.expand else x.movedim(outputs[0], 0)
+            return layer_call(recorded.module, x, n, self._sweep.passes)
+        counted = [] if inputs is None else [axis for axis in inputs if axis is not None]
+        if inputs is None or self._axes(inputs, [t.shape for t in recorded.inputs]) != counted:
             return None
-        if any(len(t) % self._n for t, b in zip(recorded.inputs, batched, strict=True) if b):
-            return None
-        live = self._graph.live(recorded)
-        if any(not recorded.shapes[i] or recorded.shapes[i][0] % self._n for i in live):
-            return None
-        return LocalCall(recorded.module, recorded.arguments, batched, live, self._n)
+        return LocalCall(recorded.module, recorded.arguments, inputs, outputs, n)
+
+    def _axes(self, planned: Axes | None, shapes: list[torch.Size]) -> list[int]:
+        """The axes that count examples, by default the first, of those tensors that have one of n · r rows."""
+        axes = planned if planned is not None else (0,) * len(shapes)
+        if len(axes) != len(shapes):
+            return []
+        counted = [(shape, axis) for shape, axis in zip(shapes, axes, strict=True) if axis is not None]
+        return [axis for shape, axis in counted if axis < len(shape) and shape[axis] % self._n == 0]
 
     def _active(self, call: _Call) -> dict[str, str]:
         """The parameters that this call accounts for."""

@@ -27,8 +27,8 @@ class LocalCall(LayerCall):
     Args:
         module: any module whose outputs depend on parameters and arguments alone.
         arguments: positional and keyword arguments.
-        batched: for each argument tensor, whether its first axis counts examples (n · r rows, r for each example).
-        outputs: positions of the output tensors that g belongs to.
+        axes: for each argument tensor, the axis that counts examples (n · r rows, r for each example), or None.
+        outputs: positions of the output tensors that g belongs to → the axis that counts examples.
         n: number of examples.
     """
 
@@ -36,16 +36,14 @@ class LocalCall(LayerCall):
         self,
         module: nn.Module,
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
-        batched: Sequence[bool],
-        outputs: Sequence[int],
+        axes: Sequence[int | None],
+        outputs: Mapping[int, int],
         n: int,
     ) -> None:
-        self.module, self.arguments, self.batched, self.outputs, self.n = module, arguments, batched, outputs, n
+        self.module, self.arguments, self.axes, self.outputs, self.n = module, arguments, axes, outputs, n
         self.vectorised, self._attributes = True, Attributes(module)
         self._half = {k: widened(t.detach()) for k, t in _state(module) if widened(t) is not t}
-        self.rows = [
-            widened(t.detach()).reshape(n, -1, *t.shape[1:]) for t, b in zip(tensors(arguments), batched, strict=True) if b
-        ]  # fmt: skip
+        self.rows = [by_example(widened(t.detach()), a, n) for t, a in zip(tensors(arguments), axes, strict=True) if a is not None]
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         blocks = list(self._blocks(g, names))
@@ -81,11 +79,22 @@ class LocalCall(LayerCall):
 
     def _inner(self, w: dict[str, Tensor], g: Tensor, *rows: Tensor) -> Tensor:
         """⟨g, outputs⟩ of one example."""
-        following, flags = iter(rows), iter(self.batched)
-        args, kwargs = map_tensors(self.arguments, lambda t: next(following) if next(flags) else widened(t.detach()))
+        following, axes = iter(rows), iter(self.axes)
+
+        def own(t: Tensor) -> Tensor:
+            axis = next(axes)
+            return widened(t.detach()) if axis is None else next(following).movedim(0, axis)
+
+        args, kwargs = map_tensors(self.arguments, own)
         with self._attributes:
             found = list(tensors(functional_call(self.module, self._half | w, args, kwargs)))
-        return (torch.cat([found[i].reshape(-1) for i in self.outputs]) * g).sum()
+        return (torch.cat([found[i].movedim(axis, 0).reshape(-1) for i, axis in self.outputs.items()]) * g).sum()
+
+
+def by_example(t: Tensor, axis: int, n: int) -> Tensor:
+    """(n, r, ...) from a tensor whose ``axis`` has n · r rows, r for each example."""
+    t = t.movedim(axis, 0)
+    return t.reshape(n, -1, *t.shape[1:])
 
 
 def is_plain(argument: Any) -> bool:

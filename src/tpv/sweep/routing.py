@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from tpv.sweep.layers import is_known
 from tpv.sweep.local import is_plain
 from tpv.sweep.recording import Graph, Recorded, Recorder, Site
 
+Axes = tuple[int | None, ...]
+
 
 @dataclass
 class Plan:
@@ -22,13 +24,15 @@ class Plan:
 
     Attributes:
         owners: parameter → modules whose calls account for all its uses; no modules: the whole model has to.
-        batched: call → for each argument tensor, whether its first axis counts examples.
+        inputs: call → for each argument tensor, the axis that counts examples (each r rows of n · r), None if it has none.
+        outputs: call → the same for each output tensor that leads on.
         expand: calls whose outputs all examples share, to be given an axis of examples.
         examples: number of examples it was made with; one example cannot tell what is shared.
     """
 
     owners: dict[str, tuple[nn.Module, ...]] = field(default_factory=dict)
-    batched: dict[Site, tuple[bool, ...]] = field(default_factory=dict)
+    inputs: dict[Site, Axes] = field(default_factory=dict)
+    outputs: dict[Site, Axes] = field(default_factory=dict)
     expand: frozenset[Site] = frozenset()
     examples: int = 0
 
@@ -51,12 +55,14 @@ class Router:
         self._banned: set[tuple[str, tuple[nn.Module, ...]]] = set()
         subtrees = {m: {id(p) for p in m.parameters()} & names.keys() for m in lin.model.modules()}
         known = [m for m in subtrees if is_known(m)]
+        direct = {m: {id(p) for p in m._parameters.values()} for m in subtrees}
         larger = [m for m in subtrees if m is not lin.model and not is_known(m)]
         larger.sort(key=lambda m: sum(1 for _ in m.modules()))
         self._choices: dict[str, list[tuple[nn.Module, ...]]] = {}
         for key, name in names.items():
-            owners = tuple(m for m in known if key in subtrees[m])
-            self._choices[name] = [*([owners] if owners else []), *((m,) for m in larger if key in subtrees[m])]
+            owners = tuple(m for m in subtrees if key in direct[m])
+            usable = [owners] if all(m in larger or is_known(m) for m in owners) else []
+            self._choices[name] = [*usable, *((m,) for m in larger if key in subtrees[m] and (m,) not in usable)]
         self._modules = [m for m in (*known, *larger) if subtrees[m]]
 
     def ban(self, name: str, owners: tuple[nn.Module, ...]) -> None:
@@ -72,7 +78,7 @@ class Router:
             owners = {name: self._choice(found, key) for key, name in self._names.items()}
             missing = [(name, chosen, found.shared(chosen) - expand) for name, chosen in owners.items()]
             if not any(sites for _, _, sites in missing):
-                return Plan(owners, found.batched, expand, n)
+                return Plan(owners, found.inputs, found.outputs, expand, n)
             for name, chosen, sites in missing:
                 if sites <= expand or found.survives(expand | sites):
                     expand |= sites
@@ -92,16 +98,18 @@ class _Survey:
         self._lin, self._few, self._n, self._modules, self._expand = lin, few, n, list(modules), expand
         self._outputs, calls = _recorded(lin, self._modules, few, n, expand)
         self._graph = Graph(self._outputs, calls)
+        self._by_site = {call.site: call for call in self._graph.calls}
         self._calls: dict[nn.Module, list[Recorded]] = {}
         for call in self._graph.calls:
             self._calls.setdefault(call.module, []).append(call)
         alone = calls if n == 1 else _recorded(lin, self._modules, narrow(few, 0, 1, n), 1, expand)[1]
         self._alone = {call.site: call for call in alone}
-        self.batched: dict[Site, tuple[bool, ...]] = {}
-        for call in calls:
-            grown = self._grown(call, [t.shape for t in call.inputs], lambda c: [t.shape for t in c.inputs])
-            if grown is not None:
-                self.batched[call.site] = grown
+        self.inputs: dict[Site, Axes] = {}
+        self.outputs: dict[Site, Axes] = {}
+        for call in self._graph.calls:
+            for known, of in ((self.inputs, _input_shapes), (self.outputs, self._live_shapes)):
+                if (axes := self._axes(call, of)) is not None:
+                    known[call.site] = axes
 
     def accounts(self, key: int, modules: tuple[nn.Module, ...]) -> bool:
         """Whether calls of these modules cover all uses of a parameter, each usable."""
@@ -112,30 +120,33 @@ class _Survey:
     def _usable(self, call: Recorded) -> bool:
         if is_known(call.module):
             return call.x is not None and len(call.shapes) == 1
-        return call.site in self.batched and is_plain(call.arguments) and self._outputs_grown(call) is not None
+        return call.site in self.inputs and call.site in self.outputs and is_plain(call.arguments)
 
     def shared(self, modules: tuple[nn.Module, ...]) -> set[Site]:
         """The modules' calls with outputs that all examples share."""
-        return {c.site for m in modules for c in self._calls.get(m, []) if self._n > 1 and not all(self._outputs_grown(c) or [True])}
+        return {c.site for m in modules for c in self._calls.get(m, []) if None in self.outputs.get(c.site, ())}
 
-    def _outputs_grown(self, call: Recorded) -> tuple[bool, ...] | None:
-        """For the outputs that matter, whether their first axis counts examples."""
-        live = self._graph.live(call)
-        return self._grown(call, [call.shapes[i] for i in live], lambda c: [c.shapes[i] for i in live if i < len(c.shapes)])
+    def _live_shapes(self, call: Recorded) -> list[torch.Size]:
+        """Of the outputs that matter; of those in the same places for a call over a single example."""
+        mine = self._by_site[call.site]
+        return [call.shapes[i] for i in self._graph.live(mine) if i < len(call.shapes)]
 
-    def _grown(self, call: Recorded, shapes: list[torch.Size], of: Any) -> tuple[bool, ...] | None:
-        """Whether each shape is n times as long as for a single example, or the same; None if it is neither."""
+    def _axes(self, call: Recorded, of: Callable[[Recorded], list[torch.Size]]) -> Axes | None:
+        """The axes that are n times as long as for a single example, None where nothing is; None in all if shapes differ otherwise."""
         alone = self._alone.get(call.site)
-        if alone is None or len(of(alone)) != len(shapes):
+        if alone is None or len(of(alone)) != len(of(call)):
             return None
-        found: list[bool] = []
-        for shape, one in zip(shapes, of(alone), strict=True):
-            if len(shape) and len(one) and shape[0] == self._n * one[0] and shape[1:] == one[1:]:
-                found.append(True)
+        found: list[int | None] = []
+        for shape, one in zip(of(call), of(alone), strict=True):
+            if self._n == 1:
+                found.append(0 if shape else None)
             elif shape == one:
-                found.append(False)
+                found.append(None)
             else:
-                return None
+                grown = [i for i, (a, b) in enumerate(zip(shape, one, strict=False)) if a != b]
+                if len(shape) != len(one) or len(grown) != 1 or shape[grown[0]] != self._n * one[grown[0]]:
+                    return None
+                found.append(grown[0])
         return tuple(found)
 
     def survives(self, expand: frozenset[Site]) -> bool:
@@ -145,6 +156,10 @@ class _Survey:
         except Exception:  # a model may do anything with a tensor of another shape
             return False
         return outputs.shape == self._outputs.shape and torch.allclose(outputs, self._outputs, rtol=1e-4, atol=1e-6)
+
+
+def _input_shapes(call: Recorded) -> list[torch.Size]:
+    return [t.shape for t in call.inputs]
 
 
 def _recorded(lin: Linearization, modules: list[nn.Module], few: Any, n: int, expand: frozenset[Site]) -> tuple[Tensor, list[Recorded]]:

@@ -71,9 +71,9 @@ class Sweep:
     def _route(self, owners: tuple[nn.Module, ...]) -> str:
         if not owners:
             return WHOLE
-        if is_known(owners[0]):
+        if all(map(is_known, owners)):
             return " and ".join(dict.fromkeys(type(module).__name__ for module in owners))
-        return f"{LOCAL} of {self._modules[owners[0]]}"
+        return f"{LOCAL} of {' and '.join(self._modules[module] for module in owners)}"
 
     @contextmanager
     def linearized(self, batch: Any) -> Iterator[tuple[Tensor, Squares]]:
