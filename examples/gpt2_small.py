@@ -33,16 +33,21 @@ def pretrained() -> str | None:
     return str(folder) if (folder / "config.json").is_file() else None
 
 
-def model() -> GPT2LMHeadModel:
-    """The network in evaluation mode; its input and output embeddings are one tensor."""
+def untrained(**sizes: int) -> GPT2LMHeadModel:
+    """A network with random weights; its input and output embeddings are one tensor."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    folder = pretrained()
-    if folder:
-        return GPT2LMHeadModel.from_pretrained(folder, use_safetensors=True, use_cache=False).eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return GPT2LMHeadModel(GPT2Config(use_cache=False)).eval()
+        return GPT2LMHeadModel(GPT2Config(use_cache=False, **sizes)).eval()
+
+
+def model() -> GPT2LMHeadModel:
+    """The network in evaluation mode."""
+    from transformers import GPT2LMHeadModel
+
+    folder = pretrained()
+    return GPT2LMHeadModel.from_pretrained(folder, use_safetensors=True, use_cache=False).eval() if folder else untrained()
 
 
 def texts(split: str) -> list[str]:
