@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -69,14 +73,23 @@ def data_root() -> Path:
     return Path(root)
 
 
+def pixels(table: Dataset) -> Tensor:
+    """The images of a data set as they are, (N, 3, 32, 32) in bytes."""
+    import numpy as np
+
+    return torch.stack([torch.from_numpy(np.array(image)) for image in table["img"]]).permute(0, 3, 1, 2).contiguous()
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Images as the networks take them."""
+    return (x.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
 def images(split: str) -> Tensor:
     """Normalised images (N, 3, 32, 32) of the split "train" or "test"."""
-    import numpy as np
     from datasets import load_dataset
 
-    table = load_dataset(str(data_root() / "uoft-cs" / "cifar10"), split=split)
-    x = torch.stack([torch.from_numpy(np.array(image)) for image in table["img"]]).permute(0, 3, 1, 2).float() / 255
-    return ((x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)).contiguous()
+    return normalised(pixels(load_dataset(str(data_root() / "uoft-cs" / "cifar10"), split=split)))
 
 
 def model(depth: int = 20) -> nn.Module:
