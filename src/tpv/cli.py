@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -34,6 +36,14 @@ app = typer.Typer(
 
 Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error in the model.")]
+
+
+class Measured(StrEnum):
+    """The outputs that a report can be about."""
+
+    logits = "logits"
+    probabilities = "probabilities"
+    kl = "kl"
 
 
 def _version(asked: bool) -> None:
@@ -69,6 +79,10 @@ def report(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples of each data set.")] = None,
     estimator: Annotated[str | None, typer.Option(help="Such as 'Hutchinson(probes=4)'; by default each perturbation's own.")] = None,
+    output: Annotated[Measured, typer.Option(help="What counts: outputs, their softmax, or the KL divergence in nats.")] = Measured.logits,
+    layers: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Group parameters by this expression in their names, such as 'layer\\.\\d+'.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where to move model and batches, such as 'cuda'.")] = None,
     out: Out = Path("tpv-report"),
@@ -85,6 +99,8 @@ def report(
             limit=limit,
             seed=seed,
             device=None if device is None else _device(device),
+            output=output.value,
+            layers=layers,
         )
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             torch.manual_seed(seed)
@@ -99,7 +115,7 @@ def _produce(target: Target, plan: Plan, out: Path, *, fresh: bool, quiet: bool 
     told = console(stderr=True)
     if plan.device is not None:
         target.model.to(plan.device)
-    asked = fingerprint(target.model, target.digest, plan.estimator, plan.limit, plan.seed, plan.device)
+    asked = fingerprint(target.model, target.digest, *dataclasses.astuple(dataclasses.replace(plan, perturbations=())))
     kept = Unfinished(out, asked, fresh=fresh)
     if len(kept):
         told.print(f"Resumed: {len(kept)} of {len(plan.perturbations) + 1} parts were finished before; --fresh starts afresh.")

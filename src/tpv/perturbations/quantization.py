@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tpv._errors import TPVError
 from tpv._options import require_choice, require_int
+from tpv._types import TRANSPOSED_LINEAR, type_name
 from tpv.perturbations import _grids as grids
 from tpv.perturbations.base import Displacements, Perturbation, Variances
 from tpv.weights import Patterns, Weights
@@ -38,7 +39,7 @@ class Quantization(Perturbation):
 
     Args:
         bits: b of the integers, in [1, 16].
-        granularity: ``"tensor"``, ``"channel"`` (axis 0; 1 for transposed convolutions), ``"group"`` (``group_size``
+        granularity: ``"tensor"``, ``"channel"`` (axis 0; 1 for transposed convolutions and GPT-2's ``Conv1D``), ``"group"`` (``group_size``
             consecutive inputs of a channel) or ``"global"``.
         symmetric: integers around zero, without a zero point.
         group_size: inputs that share a step; only for ``"group"``.
@@ -156,11 +157,14 @@ class Quantization(Perturbation):
 
 
 def _is_weight(at: Weights, name: str) -> bool:
-    return isinstance(at.module(name), _LAYERS) and "weight" in name.rpartition(".")[2] and at[name].ndim > 1
+    module = at.module(name)
+    known = isinstance(module, _LAYERS) or type_name(module) == TRANSPOSED_LINEAR
+    return known and "weight" in name.rpartition(".")[2] and at[name].ndim > 1
 
 
 def _channel_axis(at: Weights, name: str) -> int:
-    return 1 if isinstance(at.module(name), _TRANSPOSED) else 0
+    module = at.module(name)
+    return 1 if isinstance(module, _TRANSPOSED) or type_name(module) == TRANSPOSED_LINEAR else 0
 
 
 def _precise(w: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Report:
         title: what was measured.
         headline: ``Isotropic(1.0)``, whose TPV is Tr(H_eff).
         entries: the perturbations that were asked for.
-        settings: how it was asked: target, limit, estimator, seed, device, examples and draws of the linearity check.
+        settings: how it was asked: limit, estimator, seed, output, layers, examples and draws of the linearity check.
     """
 
     title: str
@@ -87,6 +87,16 @@ class Report:
     def all_entries(self) -> tuple[Entry, ...]:
         """The headline and the rest."""
         return (self.headline, *self.entries)
+
+    @property
+    def unit(self) -> str:
+        """Of every value in it."""
+        return self.headline.shown.metadata.get("unit") or "squared units of the outputs"
+
+    @property
+    def trace(self) -> str:
+        """The headline in symbols."""
+        return "½ Tr(E[JᵀFJ])" if self.settings.get("output") == "kl" else "Tr(H_eff)"
 
     def facts(self, key: str) -> list[str]:
         """A metadata list or mapping ("slow_routes", "unused_parameters") over all results, as lines."""

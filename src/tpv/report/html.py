@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tpv._format import percent, plus_minus
 from tpv._stats import Estimate
@@ -25,7 +25,7 @@ def page(report: Report) -> str:
     found = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters |= {"pm": _pm, "number": number, "percent": percent, "tone": _tone}
+    found.filters |= {"pm": _pm, "number": number, "percent": percent, "tone": _tone, "trace": _trace}
     found.globals["plus_minus"] = plus_minus
     return found.get_template("page.html.jinja").render(report=report, top=report.headline.shown, plots=_plots(report))
 
@@ -33,6 +33,10 @@ def page(report: Report) -> str:
 def number(text: str) -> str:
     """'(1.2 ± 0.1)e-5' as '(1.2 ± 0.1) × 10⁻⁵'."""
     return re.sub(r"\)e(-?\d+)$", lambda m: f") × 10{m[1].translate(_SUPERSCRIPTS)}", text)
+
+
+def _trace(text: str) -> Markup:
+    return Markup(escape(text).replace("H_eff", Markup("H<sub>eff</sub>")))
 
 
 def _pm(estimate: Estimate | TPVResult | LinearityResult) -> str:

@@ -38,6 +38,7 @@ class Plan:
         limit: examples of each data set; None for all.
         seed: of everything random.
         device: where model and batches go; None leaves them.
+        output, layers: as in :func:`tpv.estimate`.
     """
 
     perturbations: tuple[Perturbation, ...] = DEFAULTS
@@ -45,6 +46,8 @@ class Plan:
     limit: int | None = None
     seed: int = 0
     device: torch.device | None = None
+    output: str = "logits"
+    layers: str | None = None
 
 
 def measure(target: Target, plan: Plan, kept: Unfinished, tell: Tell) -> Report:
@@ -66,6 +69,8 @@ def measure(target: Target, plan: Plan, kept: Unfinished, tell: Tell) -> Report:
         "limit": plan.limit,
         "estimator": repr(plan.estimator) if plan.estimator else "default",
         "seed": plan.seed,
+        "output": plan.output,
+        "layers": plan.layers,
         "linearity_examples": LINEARITY_EXAMPLES,
         "linearity_draws": LINEARITY_DRAWS,
     }
@@ -93,13 +98,13 @@ class _Work:
     def entry(self, perturbation: Perturbation, *, check: bool) -> Entry:
         def settings(*stages: str) -> dict[str, Any]:
             progress = _Stages(repr(perturbation), stages, self._tell)
-            return {"forward": self._target.forward, "generator": self._plan.seed, "progress": progress}
+            return {"output": self._plan.output, "forward": self._target.forward, "generator": self._plan.seed, "progress": progress}
 
-        model, estimator = self._target.model, self._estimator(perturbation)
+        model, how = self._target.model, {"estimator": self._estimator(perturbation), "layers": self._plan.layers}
         if self._test is None:
-            result: Any = estimate(model, self._train, perturbation, estimator=estimator, **settings("train"))
+            result: Any = estimate(model, self._train, perturbation, **how, **settings("train"))
         else:
-            result = stability(model, self._train, self._test, perturbation, estimator=estimator, **settings("train", "test"))
+            result = stability(model, self._train, self._test, perturbation, **how, **settings("train", "test"))
         line = linearity(model, self._few, perturbation, draws=LINEARITY_DRAWS, **settings("linearity")) if check else None
         return Entry(repr(perturbation), result, line)
 

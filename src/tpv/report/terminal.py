@@ -25,12 +25,12 @@ def console(*, stderr: bool = False) -> Console:
 
 def show(report: Report, to: Console) -> None:
     """Print the report's numbers."""
-    to.print(f"{report.title}: Tr(H_eff), the TPV of unit noise on every weight\n", style="bold")
+    to.print(f"{report.title}: {report.trace}, the TPV of unit noise on every weight\n", style="bold")
     to.print(_values((report.headline,)))
     to.print()
     _show_layers(report.headline, to)
     if report.entries:
-        to.print("\nTPV of each perturbation\n", style="bold")
+        to.print(f"\nTPV of each perturbation, in {report.unit}\n", style="bold")
         to.print(_values(report.entries))
     _show_verdicts(report, to)
     if split := [entry for entry in report.entries if entry.shown.layers]:
@@ -41,7 +41,7 @@ def show(report: Report, to: Console) -> None:
         to.print(_linearity(checked))
         examples, draws = report.settings["linearity_examples"], report.settings["linearity_draws"]
         to.print(f"V = E‖Δf − Jδ‖² / E‖Δf‖², on at most {examples} examples and {draws} draws.", style="dim")
-    for key, said in (("slow_routes", "through per-example gradients"), ("unused_parameters", "without effect on the outputs")):
+    for key, said in (("slow_routes", "without a closed form"), ("unused_parameters", "without effect on the outputs")):
         if names := report.facts(key):
             to.print(f"\nParameters {said}: {', '.join(names)}.", style="dim")
 

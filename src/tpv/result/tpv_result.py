@@ -21,7 +21,7 @@ class TPVResult(JSONResult):
     """What :func:`tpv.estimate` returns.
 
     Attributes:
-        value: TPV, in squared units of the outputs: summed over outputs, averaged over examples.
+        value: TPV, in squared units of the outputs (or in ``metadata["unit"]``): summed over outputs, averaged over examples.
         stderr: standard error of ``value`` from the sampling of examples and of probes or draws.
         mc_stderr: from probes or draws alone, with the data fixed; 0 where nothing was sampled, nan
             where one draw cannot tell.
@@ -30,8 +30,9 @@ class TPVResult(JSONResult):
             such split: ``no_layers`` then says why.
         no_layers: the reason for a missing split, else None.
         draws: per-draw averages over examples where all examples share the draws, else empty.
-        metadata: perturbation, estimator, seed, numbers of outputs and parameters, chunk size, device,
-            seconds, versions; ``slow_routes`` and ``unused_parameters`` where there were any.
+        metadata: perturbation, estimator, seed, output and its unit, numbers of outputs and parameters, chunk size,
+            device, seconds, versions; ``slow_routes`` (parameters without a closed form) and ``unused_parameters``
+            where there were any.
 
     Example:
         >>> import torch, tpv
@@ -71,9 +72,9 @@ class TPVResult(JSONResult):
         return self.layers[layer].value / self.value if self.value else float("nan")
 
     def __str__(self) -> str:
-        meta = self.metadata
+        meta, unit = self.metadata, self.metadata.get("unit")
         lines = [
-            f"TPV {plus_minus(self.value, self.stderr)}   (probes or draws alone: ± {self.mc_stderr:.2g})",
+            f"TPV {plus_minus(self.value, self.stderr)}{f' {unit}' if unit else ''}   (probes or draws alone: ± {self.mc_stderr:.2g})",
             f"{meta.get('perturbation', '')}",
             f"{self.n_examples} examples, {meta.get('estimator', '')}, seed {meta.get('seed', '')}",
             "",

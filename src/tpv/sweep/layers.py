@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tpv._types import TRANSPOSED_LINEAR, type_name
 from tpv.sweep.conv import ConvCall
 from tpv.sweep.embedding import EmbeddingCall
 from tpv.sweep.layer import LayerCall, widened
@@ -49,14 +50,9 @@ _FORMULAS: dict[str, Formula] = {
     "torch.nn.modules.normalization.GroupNorm": _channel_norm,
     "torch.nn.modules.normalization.LayerNorm": _last_norm,
     "torch.nn.modules.normalization.RMSNorm": _last_norm,
-    "transformers.pytorch_utils.Conv1D": _transposed_linear,
+    TRANSPOSED_LINEAR: _transposed_linear,
 }
 """By the type's full name, so that no other library is imported; a subclass may compute anything and is not known."""
-
-
-def type_name(module: nn.Module) -> str:
-    """'torch.nn.modules.linear.Linear'."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def is_known(module: nn.Module) -> bool:
