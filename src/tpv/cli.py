@@ -115,7 +115,7 @@ def _produce(target: Target, plan: Plan, out: Path, *, fresh: bool, quiet: bool 
     told = console(stderr=True)
     if plan.device is not None:
         target.model.to(plan.device)
-    asked = fingerprint(target.model, target.digest, *dataclasses.astuple(dataclasses.replace(plan, perturbations=())))
+    asked = fingerprint(target.model, target.digest, dataclasses.replace(plan, perturbations=()))
     kept = Unfinished(out, asked, fresh=fresh)
     if len(kept):
         told.print(f"Resumed: {len(kept)} of {len(plan.perturbations) + 1} parts were finished before; --fresh starts afresh.")

@@ -89,6 +89,11 @@ class Report:
         return (self.headline, *self.entries)
 
     @property
+    def output(self) -> str:
+        """What of the predictions counts."""
+        return str(self.settings.get("output", "logits"))
+
+    @property
     def unit(self) -> str:
         """Of every value in it."""
         return self.headline.shown.metadata.get("unit") or "squared units of the outputs"
@@ -96,7 +101,7 @@ class Report:
     @property
     def trace(self) -> str:
         """The headline in symbols."""
-        return "½ Tr(E[JᵀFJ])" if self.settings.get("output") == "kl" else "Tr(H_eff)"
+        return "½ Tr(E[JᵀFJ])" if self.output == "kl" else "Tr(H_eff)"
 
     def facts(self, key: str) -> list[str]:
         """A metadata list or mapping ("slow_routes", "unused_parameters") over all results, as lines."""

@@ -100,7 +100,8 @@ class _Work:
             progress = _Stages(repr(perturbation), stages, self._tell)
             return {"output": self._plan.output, "forward": self._target.forward, "generator": self._plan.seed, "progress": progress}
 
-        model, how = self._target.model, {"estimator": self._estimator(perturbation), "layers": self._plan.layers}
+        model = self._target.model
+        how: dict[str, Any] = {"estimator": self._estimator(perturbation), "layers": self._plan.layers}
         if self._test is None:
             result: Any = estimate(model, self._train, perturbation, **how, **settings("train"))
         else:
