@@ -60,5 +60,6 @@ def _by_globs(layers: Mapping[str, list[str]], names: list[str]) -> dict[str, st
         for glob in globs:
             if not fnmatch.filter(names, glob):
                 raise TPVError(f"layers={{{layer!r}: {glob!r}}} matches no parameter.{did_you_mean(glob, names)}")
-    matching = {name: (layer for layer, globs in layers.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)) for name in names}
-    return {name: next(found, OTHER) for name, found in matching.items()}
+    return {
+        name: next((layer for layer, globs in layers.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)), OTHER) for name in names
+    }

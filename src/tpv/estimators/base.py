@@ -119,7 +119,7 @@ class Draws:
 
 def summed(terms: Tensor) -> Tensor:
     """Summed over outputs, one float64 number per example."""
-    return terms.double().flatten(1).sum(1)
+    return terms.double().reshape(len(terms), -1).sum(1)
 
 
 def squared_norms(outputs: Tensor) -> Tensor:

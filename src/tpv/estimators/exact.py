@@ -52,7 +52,7 @@ class _BasisSweep(Procedure):
 
     def contribution(self, piece: Piece) -> Contribution:
         with self._layers.sweep.linearized(piece.batch) as (outputs, squares):
-            n, k = outputs.flatten(1).shape
+            n, k = outputs.reshape(len(outputs), -1).shape
             total = torch.zeros((), dtype=torch.float64)
             for index in range(k):
                 v = outputs.new_zeros(n, k)

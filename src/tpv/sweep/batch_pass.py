@@ -67,7 +67,6 @@ class BatchPass:
                 sweep.send_whole(name)
         for recorded in graph.calls:
             self._add(recorded)
-        self.scratch = max([call.layer.scratch for call in self._calls if self._active(call)], default=0)
 
     def _add(self, recorded: Recorded) -> None:
         sweep = self._sweep
@@ -112,6 +111,24 @@ class BatchPass:
         """The parameters that this call accounts for."""
         return {local: name for local, name in call.names.items() if name not in self._sweep.whole}
 
+    @property
+    def scratch(self) -> int:
+        """Most numbers per example that a layer writes out at a time."""
+        using: dict[str, list[tuple[LayerCall, str]]] = {}
+        for call in self._calls:
+            for local, name in self._active(call).items():
+                using.setdefault(name, []).append((call.layer, local))
+        alone = [layer.scratch for parts in using.values() for layer, _ in parts]
+        shared = [self._sweep.lin.weights[n].numel() for n, p in using.items() if len(p) > 1 and not self._factored(n, p)]
+        return max([*alone, *shared], default=0)
+
+    def _factored(self, name: str, parts: list[tuple[LayerCall, str]]) -> bool:
+        """Whether outer products are cheaper than the gradient of a parameter that several calls use."""
+        if not all(layer.positions and local == "weight" for layer, local in parts):
+            return False
+        rows, columns = self._sweep.lin.weights[name].shape
+        return gram_is_cheaper(sum(layer.positions for layer, _ in parts), columns, rows, self._sweep.passes)
+
     def squares(self, v: Tensor, last: bool = False) -> Tensor:
         """(N, number of parameters) from cotangents v (N, K)."""
         sweep, v = self._sweep, v.reshape(self.outputs.shape).to(self.outputs)
@@ -135,7 +152,8 @@ class BatchPass:
             self._reduce(call, g, columns, skip=shared)
         for name in shared - sweep.whole.keys():
             parts = [(c.layer, local, g) for c, g in waiting for local, n in c.names.items() if n == name]
-            columns[name] = _square_of_sum(parts, sweep.variances[name], len(sweep.lin.weights[name]), sweep.passes)
+            factored = self._factored(name, [(layer, local) for layer, local, _ in parts])
+            columns[name] = _square_of_sum(parts, sweep.variances[name], factored=factored)
         if slow := [name for name in sweep.names if name in sweep.whole and name not in self.unreached]:
             columns |= self._whole(slow, v)
         nothing = torch.zeros(len(v), dtype=torch.float64, device=v.device)
@@ -213,13 +231,10 @@ def _rows_belong(g: Tensor, scaled: Tensor, scale: Tensor) -> bool:
     return bool((gap <= _TOLERANCE.get(g.dtype, 0.1) * expected.abs().amax(1) + torch.finfo(g.dtype).tiny).all())
 
 
-def _square_of_sum(parts: list[tuple[LayerCall, str, Tensor]], variance: Variance, rows: int, passes: int) -> Tensor:
-    """(n,) squares of a parameter (rows, ...) that several calls use, whose gradients add before squaring."""
-    factors = [layer.factors(g, local) for layer, local, g in parts]
-    if variance.rows is not None and None not in factors:
-        known = [f.scaled(variance.rows) for f in factors if f is not None]
-        if gram_is_cheaper(sum(f.positions for f in known), known[0].right.shape[2], rows, passes):
-            return squared_norm(known)
+def _square_of_sum(parts: list[tuple[LayerCall, str, Tensor]], variance: Variance, *, factored: bool) -> Tensor:
+    """(n,) squares of a parameter that several calls use, whose gradients add before squaring."""
+    if factored and variance.rows is not None:
+        return squared_norm([layer.factors(g).scaled(variance.rows) for layer, _, g in parts])
     gradients = (layer.gradients(g, [local])[local] for layer, local, g in parts)
     return variance.square(sum(gradients, start=torch.zeros((), device=parts[0][2].device, dtype=parts[0][2].dtype)))
 

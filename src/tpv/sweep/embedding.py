@@ -17,9 +17,10 @@ class EmbeddingCall(LayerCall):
     def __init__(self, module: nn.Embedding, x: Tensor, n: int) -> None:
         self.rows, self.n = module.num_embeddings, n
         self.tokens = x.reshape(n, -1)
-        self.scratch = self.tokens.shape[1] ** 2
+        self.positions = self.tokens.shape[1]
+        self.scratch = self.positions**2
 
-    def factors(self, g: Tensor, name: str) -> Factors:
+    def factors(self, g: Tensor) -> Factors:
         return Factors(self.tokens, self._positions(g))
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:

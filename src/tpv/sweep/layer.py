@@ -20,9 +20,11 @@ class LayerCall(ABC):
 
     Attributes:
         scratch: numbers per example that :meth:`squares` writes out at a time, beyond the size of g.
+        positions: how many outer products make up the gradient of "weight" (:meth:`factors`), 0 if it has no such form.
     """
 
     scratch: int = 0
+    positions: int = 0
 
     @abstractmethod
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
@@ -32,9 +34,9 @@ class LayerCall(ABC):
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
         """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance``, the cheapest way."""
 
-    def factors(self, g: Tensor, name: str) -> Factors | None:
-        """The gradient of a matrix parameter as a sum of outer products, None if it is not one."""
-        return None
+    def factors(self, g: Tensor) -> Factors:
+        """The gradient of "weight" as a sum of outer products, for calls with ``positions``."""
+        raise NotImplementedError
 
 
 class Variance:

@@ -22,14 +22,12 @@ class LinearCall(LayerCall):
         assert isinstance(module.weight, Tensor)
         self.n, self.transposed = n, transposed
         self.a = x.reshape(n, -1, x.shape[-1])
-        inputs = x.shape[-1]
-        self.use_gram = gram_is_cheaper(self.a.shape[1], inputs, module.weight.numel() // inputs, passes)
-        self.scratch = self.a.shape[1] ** 2 if self.use_gram else module.weight.numel()
+        self.positions, inputs = self.a.shape[1:]
+        self.use_gram = gram_is_cheaper(self.positions, inputs, module.weight.numel() // inputs, passes)
+        self.scratch = self.positions**2 if self.use_gram else module.weight.numel()
         self._input_gram: Tensor | None = None
 
-    def factors(self, g: Tensor, name: str) -> Factors | None:
-        if name != "weight":
-            return None
+    def factors(self, g: Tensor) -> Factors:
         g = self._positions(g)
         return Factors(self.a, g) if self.transposed else Factors(g, self.a)
 

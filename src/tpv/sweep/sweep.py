@@ -132,7 +132,7 @@ class Sweep:
         while True:
             with self._recorded(few) as pass_:
                 v = _signs(pass_.outputs)
-                mine = pass_.squares(v.flatten(1))
+                mine = pass_.squares(v.reshape(len(v), -1))
                 self._refuse_hidden_use(few, pass_.outputs.detach(), sorted(pass_.unreached & self._unverified))
             reference = reference or one_by_one(self.lin, self.variances, few, v)
             wrong = [name for i, name in enumerate(self.names) if _differs(mine[:, i], reference[name], v.dtype, mine.sum(1))]
