@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from cases import randn
+from cases import randn, settled
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -229,3 +229,49 @@ def test_the_metadata_counts_what_moves() -> None:
         assert tpv.estimate(small(), randn(4, 3), law).metadata["moved_parameters"] == 20
     with pytest.raises(tpv.TPVError, match="both sides share"):
         tpv.stability(small(), randn(4, 3), randn(4, 3), LAW, generator=torch.Generator())
+
+
+def test_batchnorm_over_a_single_example_on_the_cpu() -> None:
+    class Patches(nn.Module):
+        """The gradient of the norm's output is laid out channels last, where torch's backward pass over one example is wrong."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.norm(self.conv(x)).flatten(2).transpose(1, 2))).flatten(1)
+
+    torch.manual_seed(0)
+    model, x = settled(Patches()), randn(5, 2, 4, 4)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda w, x: torch.func.functional_call(model, w, (x[None],))[0]), (None, 0))(
+        {name: p.detach() for name, p in model.named_parameters()}, x
+    )
+    expected = 0.09 * sum(j.square().sum() for j in jacobian.values()).item() / len(x)
+    for data, chunk in ((x, None), (x, 1), (list(x.split(1)), None)):
+        assert tpv.estimate(model, data, tpv.Isotropic(0.3), chunk_size=chunk).value == pytest.approx(expected, rel=1e-9)
+    assert dense_tpv(model, x, tpv.Isotropic(0.3))["total"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_caches_of_weights_in_evaluation_mode_hide_no_gradient() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.bias, self.state = nn.Linear(3, 4), nn.Parameter(torch.ones(2, 4)), None
+            self.cache: dict[str, Tensor] = {}
+            self.calls: list[int] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.append(len(x))
+            if "bias" not in self.cache:
+                self.cache["bias"] = self.bias.sum(0)
+            self.state = x if self.state is None else self.state[: len(x)] * 1
+            return torch.tanh(self.layer(x) + self.cache["bias"])
+
+    torch.manual_seed(0)
+    model, x = Caching().double(), randn(6, 3)
+    with assert_unchanged(model):
+        found = tpv.estimate(model, x, LAW)
+    assert found.layers["(model)"].value > 0
+    assert (model.cache, model.calls, model.state) == ({}, [], None)
+    assert found.value == pytest.approx(dense_tpv(model, x, LAW)["total"], rel=1e-10)
