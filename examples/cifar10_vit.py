@@ -3,7 +3,7 @@
     TPV_DATA_DIR=... tpv report examples/cifar10_vit.py
 
 ``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``uoft-cs/cifar10``, or the same as JPEG in
-``cifar10-jpeg``, which is preferred. The first use trains the network (about eight minutes on two CPU cores) and keeps it
+``cifar10-jpeg``, which is preferred. The first use trains the network (about 15 minutes of CPU time) and keeps it
 in ``TPV_CACHE_DIR``, by default ~/.cache/tpv.
 """
 

@@ -41,7 +41,8 @@ def tokenizer() -> Tokenizer:
     file = cache_folder("trec_bert") / "tokenizer.json"
     if not file.is_file():
         made = BertWordPieceTokenizer()
-        made.train_from_iterator(questions("train")["text"], vocab_size=4000, show_progress=False)
+        # with the prefix ## the trainer breaks ties differently in every process
+        made.train_from_iterator(questions("train")["text"], vocab_size=4000, wordpieces_prefix="", show_progress=False)
         made.post_processor = BertProcessing(*((token, made.token_to_id(token)) for token in ("[SEP]", "[CLS]")))
         made.enable_padding()
         made.save(str(file))

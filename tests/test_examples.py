@@ -56,6 +56,16 @@ def test_questions_come_as_padded_batches() -> None:
 
 
 @real
+def test_the_tokenizer_is_the_same_at_every_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = trec_bert.tokenizer().to_str()
+    trec_bert.tokenizer.cache_clear()
+    assert trec_bert.tokenizer().to_str() == first
+    trec_bert.tokenizer.cache_clear()
+    monkeypatch.setenv("TPV_CACHE_DIR", str(tmp_path / "again"))
+    assert trec_bert.tokenizer().to_str() == first
+
+
+@real
 def test_a_tiny_bert() -> None:
     torch.manual_seed(0)
     check(trec_bert.untrained(hidden=32, layers=1).eval(), trec_bert.test_data()[:1], 50)
