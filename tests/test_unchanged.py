@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import numpy as np
@@ -154,3 +155,21 @@ def test_assert_unchanged_notices(change) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
     with pytest.raises(AssertionError, match=r"changed|appeared"), assert_unchanged(model):
         change(model)
+
+
+def test_nothing_of_a_pass_stays_in_memory() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        tpv.estimate(
+            nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 3, batch_first=True), Last()), randn(8, 2, 3).float(), tpv.Isotropic(1.0), chunk_size=2
+        )
+        left = [type(o).__name__ for o in gc.get_objects() if str(type(o).__module__).startswith("tpv.sweep")]
+    finally:
+        gc.enable()
+    assert not left
+
+
+class Last(nn.Module):
+    def forward(self, returned):
+        return returned[0][:, -1]

@@ -25,7 +25,7 @@ def page(report: Report) -> str:
     found = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    found.filters |= {"pm": _pm, "number": number, "percent": percent, "tone": _tone, "trace": _trace}
+    found.filters |= {"pm": _pm, "number": number, "percent": percent, "tone": _tone, "trace": _trace, "breakable": _breakable}
     found.globals["plus_minus"] = plus_minus
     return found.get_template("page.html.jinja").render(report=report, top=report.headline.shown, plots=_plots(report))
 
@@ -37,6 +37,11 @@ def number(text: str) -> str:
 
 def _trace(text: str) -> Markup:
     return Markup(escape(text).replace("H_eff", Markup("H<sub>eff</sub>")))
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after a dot, a comma or an opening parenthesis, and nowhere else."""
+    return Markup(re.sub(r"([.(]|, )", r"\1<wbr>", str(escape(name))))
 
 
 def _pm(estimate: Estimate | TPVResult | LinearityResult) -> str:

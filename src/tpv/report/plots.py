@@ -47,7 +47,8 @@ def plot_layers(result: TPVResult, ax: Axes | None = None) -> Axes:
         height=0.72,
         error_kw={"elinewidth": 1, "ecolor": _ink()},
     )
-    ax.set_yticks(range(len(names)), [_short(n) for n in names], parse_math=False)
+    common = _common_prefix(names)
+    ax.set_yticks(range(len(names)), [_short(n.removeprefix(common)) for n in names], parse_math=False)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(left=0)
     ax.locator_params(axis="x", nbins=5)
@@ -144,6 +145,13 @@ def _ink() -> str:
 
 def _finite(stderr: float) -> float:
     return stderr if stderr == stderr else 0.0
+
+
+def _common_prefix(names: list[str]) -> str:
+    """What all names but those of the top level start with, up to a dot, such as "bert."."""
+    nested = [name for name in names if "." in name]
+    first = nested[0].partition(".")[0] + "." if nested else ""
+    return first if all(name.startswith(first) for name in nested) and first else ""
 
 
 def _short(name: str) -> str:

@@ -84,9 +84,13 @@ def _show_verdicts(report: Report, to: Console) -> None:
 def _causes(entries: list[Entry]) -> Table:
     table = _table("perturbation")
     table.add_column("layers and their shares", overflow="fold")
+    rows: dict[str, list[str]] = {}
     for entry in entries:
         ranked = entry.shown.ranked()[:_CAUSES]
-        table.add_row(entry.perturbation, ", ".join(f"{name} {percent(entry.shown.share(name))}" for name, _ in ranked))
+        causes = ", ".join(f"{name} {percent(entry.shown.share(name))}" for name, _ in ranked)
+        rows.setdefault(causes, []).append(entry.perturbation)
+    for causes, perturbations in rows.items():
+        table.add_row("\n".join(perturbations), causes)
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -148,6 +147,7 @@ class Graph:
         self._nodes, self.uses = _walk([self.root], stop=frozenset())
         self.calls = [call for call in calls if any(edge.node in self._nodes for edge in call.outputs.values())]
         self._within: dict[Recorded, Mapping[int, set[Use]]] = {}
+        self._above: dict[frozenset[Node], set[Node]] = {}
 
     def live(self, call: Recorded) -> list[int]:
         """Positions of the call's outputs that lead to the model's."""
@@ -170,9 +170,13 @@ class Graph:
             self._within[call] = _walk(nodes, stop=call.sources)[1]
         return self._within[call]
 
-    @functools.cache  # noqa: B019
     def above(self, targets: frozenset[Node]) -> set[Node]:
         """Nodes through which every backward pass to ``targets`` runs: those with one strictly below, towards the inputs."""
+        if targets not in self._above:
+            self._above[targets] = self._found_above(targets)
+        return self._above[targets]
+
+    def _found_above(self, targets: frozenset[Node]) -> set[Node]:
         found: set[Node] = set()
         seen: set[Node] = set()
         stack = [(self.root, False)] if self.root is not None else []
