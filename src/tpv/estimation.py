@@ -328,7 +328,7 @@ def _added(run: _Run, piece: Piece) -> bool:
 
 def _chunk_size(asked: int | None, lin: Linearization, batch: Any, procedure: Procedure) -> int:
     if asked is None:
-        return choose_chunk_size(lin, batch, procedure.scratch(batch))
+        return choose_chunk_size(lin, batch, procedure.scratch(batch), backward=procedure.backward)
     require_int("estimate", "chunk_size", asked, 1)
     return asked
 

@@ -45,12 +45,14 @@ class Procedure(ABC):
         draws: D, the number of draws that all examples share; 0 if there are none.
         no_layers: why there is no split by layer, None if there is one.
         method: the estimator as the metadata shall name it.
+        backward: whether it keeps a graph for backward passes.
     """
 
     names: list[str]
     draws: int = 0
     no_layers: str | None = None
     method: str
+    backward: bool = True
 
     @abstractmethod
     def contribution(self, piece: Piece) -> Contribution:

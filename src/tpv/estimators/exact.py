@@ -69,6 +69,7 @@ class _BasisSweep(Procedure):
 
 class _Directional(Procedure):
     method = "Exact(), one Jacobian-vector product"
+    backward = False
     no_layers = "a fixed displacement moves all layers at once, and their contributions to ‖Jδ‖² do not add up"
 
     def __init__(self, setting: Setting) -> None:

@@ -89,6 +89,7 @@ class DrawnProcedure(Procedure):
     """Averages over shared draws of δ of what ``quantities`` gives; ``undisturbed`` says whether it wants the outputs at w*."""
 
     no_layers = _NO_LAYERS
+    backward = False
 
     def __init__(
         self, setting: Setting, draws: int, method: str, names: list[str], quantities: Quantities, *, undisturbed: bool = True
