@@ -48,7 +48,7 @@ def a_report(title="net", **options):
 class Page(HTMLParser):
     """Checks nesting, collects tags with their attributes and the text."""
 
-    VOID = ("meta", "br", "path", "use", "rect", "line")
+    VOID = ("meta", "br", "wbr", "path", "use", "rect", "line")
 
     def __init__(self, source):
         super().__init__()
@@ -194,7 +194,7 @@ def test_every_perturbation_tells_its_layers(capsys):
     assert "Quantization(bits=4)  p 50.0 %, q 50.0 %" in capsys.readouterr().out
     html = page(report)
     assert html.count("<summary>Layers under") == 1
-    assert "Layers under <code>Quantization(bits=4)</code>" in html
+    assert "Layers under <code>Quantization(<wbr>bits=4)</code>" in html
 
 
 def test_progress_only_on_a_terminal():

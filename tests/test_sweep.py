@@ -90,7 +90,7 @@ def test_uses_outside_recorded_calls_are_seen_in_the_graph() -> None:
     model = case.model()
     names = {id(p): name for name, p in model.named_parameters()}
     layers = [model.layer, model.head]
-    with Recorder(layers, n=4) as recorder:
+    with Recorder(layers, n=4, known=layers) as recorder:
         graph = Graph(model(case.batch()), recorder.calls)
     uncovered = {name for key, name in names.items() if not graph.covered(key, recorder.calls)}
     assert uncovered == {"layer.weight", "scale"}

@@ -123,6 +123,10 @@ def _rebuilt(batch: Any, values: list[Any]) -> Any:
         for key, value in zip(batch, values, strict=True):
             copied[key] = value
         return copied
+    if isinstance(batch, list):
+        same_type = copy.copy(batch)
+        same_type[:] = values
+        return same_type
     return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,11 +23,11 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     update them in evaluation mode too), and so are the lists of forward hooks and plain attributes.
     """
     slots = [_Slots(module) for module in model.modules()]
-    generators = _GlobalRandomState()
+    attributes, generators = Attributes(model), _GlobalRandomState()
     try:
-        with Attributes(model, new=True):
-            yield
+        yield
     finally:
+        attributes.restore(new=True)
         for slot in slots:
             slot.restore()
         generators.restore()
@@ -64,48 +65,63 @@ class _Slots:
             del module._buffers[key]
         for key, (buffer, before) in self._buffers.items():
             module._buffers[key] = buffer
-            if buffer is not None and before is not None and not torch.equal(buffer, before):
-                with torch.no_grad():
-                    buffer.copy_(before)
+            if buffer is not None and before is not None:
+                put_back(buffer, before)
 
 
 class Attributes:
-    """A context that puts back what modules keep as plain attributes, down to the entries of dicts and lists.
+    """What modules keep as plain attributes, down to the entries of containers and the values of tensors, to be put back.
 
     Among them are states, and caches of tensors computed from weights: LeViT fills such a cache in its first
     evaluation pass, and gradients would end there in the next one.
-
-    Args:
-        new: whether attributes that have appeared go too.
     """
 
-    def __init__(self, module: nn.Module, *, new: bool = False) -> None:
-        self._new = new
+    def __init__(self, module: nn.Module) -> None:
         self._kept = [(vars(m), {key: value for key, value in vars(m).items() if key not in _OWN}) for m in module.modules()]
-        containers = [value for _, before in self._kept for value in before.values() if type(value) in (dict, list)]
-        self._entries = [(container, copy.copy(container)) for container in containers]
+        self._entries: list[tuple[Any, Any]] = []
+        self._tensors: list[tuple[Tensor, Tensor]] = []
+        for _, before in self._kept:
+            self._keep(list(before.values()))
 
-    def __enter__(self) -> None:
-        pass
+    def _keep(self, values: list[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor) and not value.requires_grad:
+                self._tensors.append((value, value.detach().clone()))
+            elif type(value) in _CONTAINERS:
+                self._entries.append((value, copy.copy(value)))
+                self._keep(list(value.values() if isinstance(value, dict) else value))
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def restore(self, *, new: bool = False) -> None:
+        """Put everything back; with ``new``, attributes that have appeared go too."""
         for now, before in self._kept:
-            if self._new:
+            if new:
                 for key in now.keys() - before.keys() - _OWN:
                     del now[key]
             now.update(before)
         for container, entries in self._entries:
             if _differ(container, entries):
                 container.clear()
-                container.update(entries) if isinstance(container, dict) else container.extend(entries)
+                container.update(entries) if isinstance(container, dict | set) else container.extend(entries)
+        for tensor, values in self._tensors:
+            put_back(tensor, values)
 
 
 _OWN = vars(nn.Module()).keys()
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
+
+
+@torch.no_grad()
+def put_back(tensor: Tensor, before: Tensor) -> None:
+    """The values that a tensor had, without the history that writing to it has left."""
+    if tensor.grad_fn is not None:
+        tensor.detach_()
+    if not torch.equal(tensor, before):
+        tensor.copy_(before)
 
 
 def _differ(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
-        return a.keys() != b.keys() or _differ(list(a.values()), list(b.values()))
+        return list(a) != list(b) or _differ(list(a.values()), list(b.values()))
     return len(a) != len(b) or any(x is not y for x, y in zip(a, b, strict=True))
 
 

@@ -26,6 +26,10 @@ def check_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TPVError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule) and not isinstance(model, torch.jit._trace.TopLevelTracedModule):
+        raise TPVError(
+            "the model is a torch.jit.ScriptModule, whose layers cannot be told apart: give the nn.Module that it was made from."
+        )
     for name, module in model.named_modules():
         if problem := _unsteady(module):
             raise TPVError(f"{name or 'the model'} is {problem}")
@@ -90,7 +94,8 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
     size = batch_size(batch)
     m = min(4, size)
     few = narrow(batch, 0, m, size)
-    first = lin(few)
+    with torch.enable_grad():  # so that a tensor of weights that the model keeps has its history, and using it twice fails aloud
+        first = lin(few).detach()
     if len(first) != m:
         raise TPVError(
             f"outputs must have the examples along the first axis: {m} examples gave outputs of shape {tuple(first.shape)}. "

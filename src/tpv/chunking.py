@@ -51,11 +51,6 @@ def _budget(device: torch.device) -> int:
     return SCRATCH_BYTES
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU's allocator, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 def release_memory() -> None:
     """Give back what an interrupted piece of work still holds."""
     gc.collect()

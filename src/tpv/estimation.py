@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from tpv._batches import batch_size, batches, count_examples, inputs, narrow
-from tpv._errors import TPVError
+from tpv._errors import TPVError, is_out_of_memory
 from tpv._guard import unchanged
 from tpv._options import require_int
 from tpv._stats import Moments
 from tpv.checks import check_device, check_model, check_outputs, explain_non_finite
-from tpv.chunking import choose_chunk_size, is_out_of_memory, release_memory
+from tpv.chunking import choose_chunk_size, release_memory
 from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo
 from tpv.estimators.base import Piece, Procedure, Setting
 from tpv.estimators.monte_carlo import DrawnProcedure, comparison
-from tpv.grouping import LayersSpec
+from tpv.grouping import LayersSpec, groups
 from tpv.linearization import Forward, Linearization
 from tpv.outputs import OutputSpec, as_output
 from tpv.perturbations import Perturbation
@@ -53,8 +53,9 @@ def estimate(
 
     .. math:: \mathrm{TPV} = E_x E_\delta \|f(w^*+\delta; x) - f(w^*; x)\|^2 \approx \mathrm{Tr}(H_\mathrm{eff} C)
 
-    summed over outputs, averaged over examples, in squared units of the outputs. Padded positions of
-    batches with an ``attention_mask`` do not count. The model is left bit for bit as it was.
+    summed over outputs, averaged over examples, in squared units of the outputs. Padded positions of batches with an
+    ``attention_mask`` (N, T) do not count in outputs (N, T, ...) that have an axis more. The model is left bit for bit
+    as it was.
 
     Args:
         model: a trained ``nn.Module`` in evaluation mode; its trainable floating-point parameters are w*.
@@ -96,6 +97,7 @@ def estimate(
     """
     started = time.perf_counter()
     with _fixed_point(model, perturbation, forward, output) as lin:
+        groups(layers, lin.weights.select(perturbation.params))
         data = batches(data)
         examples = count_examples(data)
 

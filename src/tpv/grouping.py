@@ -60,6 +60,9 @@ def _by_globs(layers: Mapping[str, list[str]], names: list[str]) -> dict[str, st
         for glob in globs:
             if not fnmatch.filter(names, glob):
                 raise TPVError(f"layers={{{layer!r}: {glob!r}}} matches no parameter.{did_you_mean(glob, names)}")
-    return {
+    found = {
         name: next((layer for layer, globs in layers.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)), OTHER) for name in names
     }
+    if empty := [layer for layer in layers if layer not in found.values()]:
+        raise TPVError(f"layers: {empty[0]!r} gets no parameter, because earlier patterns match all of its own or it has none.")
+    return found

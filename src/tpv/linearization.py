@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from tpv._batches import batch_size, call_model, twice
+from tpv._errors import is_out_of_memory
 from tpv._guard import Attributes
 from tpv.outputs import Output, as_output, mask_of
 from tpv.weights import Weights
@@ -65,6 +67,16 @@ class Linearization:
         with _eager():
             return self.output.select(functional_call(self._caller, renamed, (batch,)))
 
+    @contextmanager
+    def raw(self) -> Iterator[None]:
+        """Meanwhile the predictions are the outputs themselves: the ways of parameters do not depend on what counts."""
+        chosen = self.output
+        self.output = replace(chosen, coordinates=lambda f, at: f)
+        try:
+            yield
+        finally:
+            self.output = chosen
+
     def _predictions(self, f: Tensor, batch: Any) -> Tensor:
         return masked(self.output.coordinates(f, f), batch)
 
@@ -93,7 +105,9 @@ class Linearization:
                     with torch.no_grad():
                         value, tangent = jvp(f, (point,), (dict(delta),))[:2]
                     return value, tangent
-                except (NotImplementedError, RuntimeError):
+                except (NotImplementedError, RuntimeError) as error:
+                    if is_out_of_memory(error):
+                        raise
                     self._forward_mode = False
             return _double_backward(f, point, delta)
 
@@ -133,5 +147,5 @@ class _Caller(nn.Module):
         self._attributes = Attributes(model)
 
     def forward(self, batch: Any) -> Any:
-        with self._attributes:
-            return self._forward(self.model, batch)
+        self._attributes.restore()
+        return self._forward(self.model, batch)

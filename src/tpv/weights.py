@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -60,9 +61,15 @@ class Weights(Mapping[str, Tensor]):
 
     def padding_rows(self, name: str) -> set[int]:
         """The ``padding_idx`` of the embeddings that hold the parameter ``name``."""
-        parameter = self._model.get_parameter(name)
-        holders = [m for m in self._model.modules() if isinstance(m, nn.Embedding) and m.weight is parameter]
-        return {m.padding_idx for m in holders if m.padding_idx is not None}
+        return self._padding.get(id(self._model.get_parameter(name)), set())
+
+    @functools.cached_property
+    def _padding(self) -> dict[int, set[int]]:
+        found: dict[int, set[int]] = {}
+        for module in self._model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                found.setdefault(id(module.weight), set()).add(module.padding_idx)
+        return found
 
     def select(self, patterns: Patterns) -> Weights:
         """The weights whose names match one of the glob ``patterns`` (``"layer1.*"``, ``"*.weight"``); None keeps all.

@@ -14,7 +14,7 @@ from tpv.linearization import Linearization
 from tpv.perturbations import Perturbation
 from tpv.perturbations.base import displacement
 
-TOTAL = "total"
+TOTAL = "(total)"
 _CACHE_BYTES = 2**30
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from tpv._errors import is_out_of_memory
 from tpv.sweep.factors import squared_norm
 from tpv.sweep.layer import LayerCall, Variance, gram_is_cheaper, widened
-from tpv.sweep.layers import is_known, layer_call
-from tpv.sweep.local import LocalCall
+from tpv.sweep.layers import layer_call
+from tpv.sweep.local import LocalCall, NotRepeatedError
 from tpv.sweep.per_example import one_by_one, vectorised
 from tpv.sweep.recording import Graph, Recorded, expanded
 from tpv.sweep.routing import Axes
@@ -29,14 +30,17 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-2}
 
 @dataclass(eq=False)
 class _Call:
-    """A recorded call with its layer's formula, its parameters by local name, and the outputs that lead on."""
+    """A recorded call with its layer's formula, its parameters by local name, and the outputs that lead on.
+
+    ``plain``: one row for each example, planned, in a graph in which rows keep their order.
+    """
 
     layer: LayerCall
     names: dict[str, str]
     edges: list[GradientEdge]
     shapes: list[torch.Size]
     axes: list[int]
-    folded: bool
+    plain: bool
 
     def joined(self, found: list[Tensor | None], n: int) -> Tensor:
         """A layer's output gradient; those of several outputs flattened and joined by example."""
@@ -70,7 +74,7 @@ class BatchPass:
 
     def _add(self, recorded: Recorded) -> None:
         sweep = self._sweep
-        parameters = recorded.module.named_parameters(recurse=not is_known(recorded.module))
+        parameters = recorded.module.named_parameters(recurse=not recorded.known)
         names = {local: sweep.ids[id(p)] for local, p in parameters if id(p) in sweep.ids}
         names = {local: name for local, name in names.items() if recorded.module in sweep.plan.owners[name]}
         live = self._graph.live(recorded)
@@ -82,13 +86,14 @@ class BatchPass:
             for name in names.values():
                 sweep.send_whole(name)
             return
-        folded = any(shape[axis] != self._n for shape, axis in zip(shapes, axes, strict=True))
-        self._calls.append(_Call(layer, names, [recorded.outputs[i] for i in live], shapes, axes, folded))
+        planned = recorded.site in sweep.plan.outputs and not (sweep.newly_expanded and recorded.site in sweep.plan.expand)
+        plain = planned and not self._graph.reorders and all(shape[axis] == self._n for shape, axis in zip(shapes, axes, strict=True))
+        self._calls.append(_Call(layer, names, [recorded.outputs[i] for i in live], shapes, axes, plain))
 
     def _layer(self, recorded: Recorded, outputs: dict[int, int]) -> LayerCall | None:
         site, n = recorded.site, self._n
         inputs = self._sweep.plan.inputs.get(site)
-        if is_known(recorded.module):
+        if recorded.known:
             x = recorded.x
             if x is None:
                 return None
@@ -97,7 +102,9 @@ class BatchPass:
         counted = [] if inputs is None else [axis for axis in inputs if axis is not None]
         if inputs is None or self._axes(inputs, [t.shape for t in recorded.inputs]) != counted:
             return None
-        return LocalCall(recorded.module, recorded.arguments, inputs, outputs, n)
+        assert recorded.attributes is not None
+        checksum = torch.stack([recorded.checksums[i] for i in outputs]).sum(0)
+        return LocalCall(recorded.module, recorded.arguments, inputs, outputs, n, checksum, recorded.attributes)
 
     def _axes(self, planned: Axes | None, shapes: list[torch.Size]) -> list[int]:
         """The axes that count examples, by default the first, of those tensors that have one of n · r rows."""
@@ -119,12 +126,13 @@ class BatchPass:
             for local, name in self._active(call).items():
                 using.setdefault(name, []).append((call.layer, local))
         alone = [layer.scratch for parts in using.values() for layer, _ in parts]
-        shared = [self._sweep.lin.weights[n].numel() for n, p in using.items() if len(p) > 1 and not self._factored(n, p)]
-        return max([*alone, *shared], default=0)
+        sweep = self._sweep
+        dense = [n for n, p in using.items() if sweep.variances[n].rows is None or (len(p) > 1 and not self._factored(n, p))]
+        return max([*alone, *(sweep.lin.weights[n].numel() for n in dense)], default=0)
 
     def _factored(self, name: str, parts: list[tuple[LayerCall, str]]) -> bool:
         """Whether outer products are cheaper than the gradient of a parameter that several calls use."""
-        if not all(layer.positions and local == "weight" for layer, local in parts):
+        if self._sweep.variances[name].rows is None or not all(layer.positions and local == "weight" for layer, local in parts):
             return False
         rows, columns = self._sweep.lin.weights[name].shape
         return gram_is_cheaper(sum(layer.positions for layer, _ in parts), columns, rows, self._sweep.passes)
@@ -132,17 +140,14 @@ class BatchPass:
     def squares(self, v: Tensor, last: bool = False) -> Tensor:
         """(N, number of parameters) from cotangents v (N, K)."""
         sweep, v = self._sweep, v.reshape(self.outputs.shape).to(self.outputs)
+        self._prove_rows()
         calls = [call for call in self._calls if self._active(call)]
         shared = _repeated([name for call in calls for name in self._active(call).values()])
-        scaled = self._scaled(v, calls)
         columns: dict[str, Tensor] = {}
         waiting: list[tuple[_Call, Tensor]] = []
 
         def reduce(call: _Call, g: Tensor) -> None:
-            if call in scaled and not _rows_belong(g, *scaled[call]):
-                for name in call.names.values():
-                    sweep.send_whole(name)
-            elif isinstance(call.layer, LocalCall) or any(name in shared for name in call.names.values()):
+            if isinstance(call.layer, LocalCall) or any(name in shared for name in call.names.values()):
                 waiting.append((call, g))
             else:
                 self._reduce(call, g, columns)
@@ -153,7 +158,10 @@ class BatchPass:
         for name in shared - sweep.whole.keys():
             parts = [(c.layer, local, g) for c, g in waiting for local, n in c.names.items() if n == name]
             factored = self._factored(name, [(layer, local) for layer, local, _ in parts])
-            columns[name] = _square_of_sum(parts, sweep.variances[name], factored=factored)
+            try:
+                columns[name] = _square_of_sum(parts, sweep.variances[name], factored=factored)
+            except NotRepeatedError:
+                sweep.send_whole(name)
         if slow := [name for name in sweep.names if name in sweep.whole and name not in self.unreached]:
             columns |= self._whole(slow, v)
         nothing = torch.zeros(len(v), dtype=torch.float64, device=v.device)
@@ -161,8 +169,16 @@ class BatchPass:
 
     def _reduce(self, call: _Call, g: Tensor, columns: dict[str, Tensor], skip: Iterable[str] = ()) -> None:
         variance = {k: self._sweep.variances[name] for k, name in self._active(call).items() if name not in skip}
-        if variance:
-            columns |= {call.names[k]: square for k, square in call.layer.squares(g, variance).items()}
+        try:
+            found = call.layer.squares(g, variance) if variance else {}
+        except NotRepeatedError:
+            self._send_whole(call)
+            return
+        columns |= {call.names[k]: square for k, square in found.items()}
+
+    def _send_whole(self, call: _Call) -> None:
+        for name in call.names.values():
+            self._sweep.send_whole(name)
 
     def _backward(self, v: Tensor, calls: list[_Call], reduce: Callable[[_Call, Tensor], None], *, retain: bool) -> None:
         """Hand each call its output gradient the moment it is complete: on the way where the pass goes on below, else at its end."""
@@ -186,7 +202,7 @@ class BatchPass:
             for call in calls for position, edge in enumerate(call.edges) if edge.node in above
         ]  # fmt: skip
         try:
-            found = iter(torch.autograd.grad(self.outputs, ends, v, retain_graph=retain))
+            found = iter(torch.autograd.grad(self.outputs, ends, v, retain_graph=retain, allow_unused=True))
         finally:
             for handle in handles:
                 handle.remove()
@@ -195,23 +211,25 @@ class BatchPass:
                 if edge.node not in above:
                     arrived(call, position, next(found))
 
-    def _scaled(self, v: Tensor, calls: list[_Call]) -> dict[_Call, tuple[Tensor, Tensor]]:
-        """For the proof, once per batch, that rows folded into a batch axis belong to the examples they are counted for.
+    def _prove_rows(self) -> None:
+        """Once per batch, prove that the rows of calls belong to the examples they are counted for.
 
-        Gradients are linear in v: scaling each example's cotangent must scale just its own rows.
+        Gradients are linear in v: scaling each example's cotangent must scale just its own rows. The cotangent is of
+        random signs, so that no output can hide a call.
         """
-        folded = [] if self._proven else [call for call in calls if call.folded]
+        calls = [call for call in self._calls if self._active(call) and not call.plain]
+        if self._proven or not calls or self._n == 1:
+            return
         self._proven = True
-        if not folded:
-            return {}
+        v = random_signs(self.outputs)
         scale = 1 + (torch.arange(len(v), device=v.device) * 0.618034) % 1
-        found: dict[_Call, tuple[Tensor, Tensor]] = {}
-
-        def keep(call: _Call, g: Tensor) -> None:
-            found[call] = (g, scale)
-
-        self._backward(scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v, folded, keep, retain=True)
-        return found
+        once: dict[_Call, Tensor] = {}
+        again: dict[_Call, Tensor] = {}
+        self._backward(v, calls, once.__setitem__, retain=True)
+        self._backward(scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v, calls, again.__setitem__, retain=True)
+        for call in once.keys() & again.keys():
+            if not _rows_belong(once[call], again[call], scale):
+                self._send_whole(call)
 
     def _whole(self, names: list[str], v: Tensor) -> dict[str, Tensor]:
         sweep = self._sweep
@@ -219,10 +237,16 @@ class BatchPass:
         if not any(sweep.whole[name] == ONE_BY_ONE for name in names):
             try:
                 return vectorised(sweep.lin, variance, self._batch, v)
-            except Exception:  # torch.func refuses in many ways; the loop below either works or tells why
-                pass
+            except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
+                if is_out_of_memory(error):
+                    raise
         sweep.sent_one_by_one(names)
         return one_by_one(sweep.lin, variance, self._batch, v)
+
+
+def random_signs(outputs: Tensor) -> Tensor:
+    """±1 of the shape of the outputs, always the same."""
+    return torch.randint(0, 2, outputs.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1).to(outputs)
 
 
 def _rows_belong(g: Tensor, scaled: Tensor, scale: Tensor) -> bool:

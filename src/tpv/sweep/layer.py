@@ -81,3 +81,9 @@ def gram_is_cheaper(positions: int, inputs: int, outputs: int, passes: int) -> b
     The gradient must be written out besides, and that costs more than the difference.
     """
     return positions * (inputs / passes + outputs) <= 1.25 * inputs * outputs
+
+
+def checksum(t: Tensor) -> Tensor:
+    """(sum, sum of magnitudes) in float64."""
+    t = t.detach().double()
+    return torch.stack([t.sum(), t.abs().sum()])

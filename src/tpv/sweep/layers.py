@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tpv._types import TRANSPOSED_LINEAR, type_name
@@ -56,8 +57,13 @@ _FORMULAS: dict[str, Formula] = {
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether the exact type has a formula and holds its own weight and bias: pruning and weight norm leave the type only."""
-    return type_name(module) in _FORMULAS and {name for name, p in module._parameters.items() if p is not None} <= {"weight", "bias"}
+    """Whether the exact type has a formula, holds its own weight and bias, and computes what its type does.
+
+    Pruning and weight norm leave the type only; a ``forward`` of the instance or a forward hook may change the outputs.
+    """
+    own = {name for name, p in module._parameters.items() if p is not None} <= {"weight", "bias"}
+    hooked = module._forward_hooks or torch.nn.modules.module._global_forward_hooks
+    return type_name(module) in _FORMULAS and own and not hooked and "forward" not in vars(module)
 
 
 def layer_call(module: nn.Module, x: Tensor, n: int, passes: int) -> LayerCall | None:

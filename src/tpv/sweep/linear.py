@@ -20,7 +20,7 @@ class LinearCall(LayerCall):
 
     def __init__(self, module: nn.Module, x: Tensor, n: int, passes: int, transposed: bool = False) -> None:
         assert isinstance(module.weight, Tensor)
-        self.n, self.transposed = n, transposed
+        self.n, self.transposed, self.shape = n, transposed, module.weight.shape
         self.a = x.reshape(n, -1, x.shape[-1])
         self.positions, inputs = self.a.shape[1:]
         self.use_gram = gram_is_cheaper(self.positions, inputs, module.weight.numel() // inputs, passes)
@@ -44,6 +44,10 @@ class LinearCall(LayerCall):
             if rows is not None and self.use_gram:
                 g_rows, a_rows = (1.0, rows) if self.transposed else (rows, 1.0)
                 out["weight"] = gram_square(self._positions(g) * g_rows, self._gram(a_rows))
+            elif self.positions == 1:
+                left, right = self.factors(g).left[:, 0], self.factors(g).right[:, 0]
+                full = variance["weight"].full.expand(self.shape).to(g.dtype)
+                out["weight"] = ((left.square() @ full) * right.square()).sum(1)
             else:
                 out["weight"] = variance["weight"].square(self.gradients(g, ["weight"])["weight"])
         if "bias" in variance:

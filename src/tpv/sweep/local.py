@@ -13,9 +13,14 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv._batches import map_tensors, tensors
+from tpv._errors import is_out_of_memory
 from tpv._guard import Attributes
 from tpv.chunking import SCRATCH_BYTES
-from tpv.sweep.layer import LayerCall, Variance, widened
+from tpv.sweep.layer import LayerCall, Variance, checksum, widened
+
+
+class NotRepeatedError(Exception):
+    """A module that runs again does not do what it did before."""
 
 
 class LocalCall(LayerCall):
@@ -30,6 +35,11 @@ class LocalCall(LayerCall):
         axes: for each argument tensor, the axis that counts examples (n · r rows, r for each example), or None.
         outputs: positions of the output tensors that g belongs to → the axis that counts examples.
         n: number of examples.
+        expected: (sum, sum of magnitudes) of these outputs as recorded.
+        attributes: of the module, as they were when it was called.
+
+    Raises:
+        NotRepeatedError: by its methods, if the module gives other outputs than were recorded.
     """
 
     def __init__(
@@ -39,9 +49,12 @@ class LocalCall(LayerCall):
         axes: Sequence[int | None],
         outputs: Mapping[int, int],
         n: int,
+        expected: Tensor,
+        attributes: Attributes,
     ) -> None:
         self.module, self.arguments, self.axes, self.outputs, self.n = module, arguments, axes, outputs, n
-        self.vectorised, self._attributes = True, Attributes(module)
+        self.vectorised, self._before, self._after = True, attributes, Attributes(module)
+        self._expected: Tensor | None = expected
         self._half = {k: widened(t.detach()) for k, t in _state(module) if widened(t) is not t}
         self.rows = [by_example(widened(t.detach()), a, n) for t, a in zip(tensors(arguments), axes, strict=True) if a is not None]
 
@@ -57,28 +70,52 @@ class LocalCall(LayerCall):
         """Gradients of as many examples at a time as fit the scratch memory."""
         point = {name: widened(self.module.get_parameter(name).detach()) for name in names}
         at_a_time = max(1, SCRATCH_BYTES // sum(w.numel() * w.element_size() for w in point.values()))
+        sums = []
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that vmap is slow over some operation
             for start in range(0, self.n, at_a_time):
                 rows = [g[start : start + at_a_time], *(r[start : start + at_a_time] for r in self.rows)]
-                if self.vectorised:
-                    try:
-                        yield vmap(grad(self._inner), (None, *[0] * len(rows)))(point, *rows)
-                        continue
-                    except Exception:  # torch.func refuses in many ways; the loop either works or tells why
-                        self.vectorised = False
-                found = [self._single(point, *row) for row in zip(*rows, strict=True)]
-                yield {name: torch.stack([f[name] for f in found]) for name in point}
+                found, outputs = self._block(point, rows)
+                sums.append(outputs.sum(0))
+                yield found
+        self._compare(torch.stack(sums).sum(0))
+
+    def _block(self, point: dict[str, Tensor], rows: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients of some examples, and (examples, 2) checksums of their outputs."""
+        if self.vectorised:
+            try:
+                both: tuple[dict[str, Tensor], Tensor] = vmap(grad(self._inner, has_aux=True), (None, *[0] * len(rows)))(point, *rows)
+                return both
+            except Exception as error:  # torch.func refuses in many ways
+                if is_out_of_memory(error):
+                    raise
+                self.vectorised = False
+        try:
+            found, sums = zip(*(self._single(point, *row) for row in zip(*rows, strict=True)), strict=True)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise NotRepeatedError from error
+        return {name: torch.stack([f[name] for f in found]) for name in point}, torch.stack(sums)
 
     @torch.enable_grad()
-    def _single(self, point: dict[str, Tensor], g: Tensor, *rows: Tensor) -> dict[str, Tensor]:
+    def _single(self, point: dict[str, Tensor], g: Tensor, *rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The same for one example, by plain autograd."""
         w = {name: p.clone().requires_grad_() for name, p in point.items()}
-        found = torch.autograd.grad(self._inner(w, g, *rows), list(w.values()), allow_unused=True)
-        return {name: torch.zeros_like(p) if d is None else d for (name, p), d in zip(point.items(), found, strict=True)}
+        inner, sums = self._inner(w, g, *rows)
+        found = torch.autograd.grad(inner, list(w.values()), allow_unused=True)
+        return {name: torch.zeros_like(p) if d is None else d for (name, p), d in zip(point.items(), found, strict=True)}, sums
 
-    def _inner(self, w: dict[str, Tensor], g: Tensor, *rows: Tensor) -> Tensor:
-        """⟨g, outputs⟩ of one example."""
+    def _compare(self, sums: Tensor) -> None:
+        """Once, whether the outputs are those that were recorded: attributes set from outside may have changed since."""
+        if self._expected is not None:
+            tolerance = 5e-2 if self._half or torch.is_autocast_enabled(sums.device.type) else 1e-3
+            expected, self._expected = self._expected.to(sums), None
+            if ((sums - expected).abs() > tolerance * expected[1]).any():
+                raise NotRepeatedError
+
+    def _inner(self, w: dict[str, Tensor], g: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        """⟨g, outputs⟩ of one example, and the checksum of its outputs."""
         following, axes = iter(rows), iter(self.axes)
 
         def own(t: Tensor) -> Tensor:
@@ -86,9 +123,13 @@ class LocalCall(LayerCall):
             return widened(t.detach()) if axis is None else next(following).movedim(0, axis)
 
         args, kwargs = map_tensors(self.arguments, own)
-        with self._attributes:
+        self._before.restore()
+        try:
             found = list(tensors(functional_call(self.module, self._half | w, args, kwargs)))
-        return (torch.cat([found[i].movedim(axis, 0).reshape(-1) for i, axis in self.outputs.items()]) * g).sum()
+        finally:
+            self._after.restore()
+        joined = torch.cat([found[i].movedim(axis, 0).reshape(-1) for i, axis in self.outputs.items()])
+        return (joined * g).sum(), checksum(joined)
 
 
 def by_example(t: Tensor, axis: int, n: int) -> Tensor:

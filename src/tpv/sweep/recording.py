@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from tpv._batches import map_tensors, tensors
-from tpv.sweep.layers import is_known
+from tpv._guard import Attributes
+from tpv.sweep.layer import checksum
 
 Site = tuple[nn.Module, int]
 """A module and which of its calls in a forward pass."""
@@ -34,6 +36,9 @@ class Recorded:
         sources: the nodes that made them.
         outputs: position among the output tensors → gradient edge, for those that carry a gradient.
         shapes: of all output tensors.
+        known: whether the layer has a closed form.
+        checksums: of the outputs of any other module, (sum, sum of magnitudes) each, to tell whether it does the same again.
+        attributes: of any other module, as they were when it was called.
     """
 
     site: Site
@@ -42,6 +47,9 @@ class Recorded:
     sources: frozenset[Node]
     outputs: dict[int, GradientEdge]
     shapes: tuple[torch.Size, ...]
+    known: bool
+    checksums: tuple[Tensor, ...]
+    attributes: Attributes | None
 
     @property
     def module(self) -> nn.Module:
@@ -65,22 +73,34 @@ class Recorded:
         return any(t._version != version for t, version in zip(self.inputs, self.versions, strict=True))
 
 
+@dataclass(frozen=True, eq=False)
+class _Entered:
+    """A call under way."""
+
+    module: nn.Module
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    versions: tuple[int, ...]
+    sources: frozenset[Node]
+    attributes: Attributes | None
+
+
 class Recorder:
     """A context in which forward passes leave the calls of ``modules`` in ``calls``.
 
     Args:
         modules: whose calls to record.
         n: number of examples.
+        known: those with a closed form.
         expand: calls whose outputs are the same for every example (position embeddings) and are to be given
             an axis of n examples, so that each has a gradient of its own.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], n: int, expand: Collection[Site] = ()) -> None:
+    def __init__(self, modules: Iterable[nn.Module], n: int, known: Collection[nn.Module], expand: Collection[Site] = ()) -> None:
         self.calls: list[Recorded] = []
         self.recording = True
-        self._modules, self._n, self._expand = list(modules), n, expand
+        self._modules, self._n, self._known, self._expand = list(modules), n, known, expand
         self._counts: Counter[nn.Module] = Counter()
-        self._open: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any], tuple[int, ...], frozenset[Node]]] = []
+        self._open: list[_Entered] = []
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Recorder:
@@ -97,28 +117,43 @@ class Recorder:
         if self.recording:
             inputs = list(tensors((args, kwargs)))
             sources = frozenset(t.grad_fn for t in inputs if t.grad_fn is not None)
-            self._open.append((module, args, kwargs, tuple(t._version for t in inputs), sources))
+            attributes = None if module in self._known else Attributes(module)
+            self._open.append(_Entered(module, (args, kwargs), tuple(t._version for t in inputs), sources, attributes))
 
     def _leave_call(self, module: nn.Module, _: Any, output: Any) -> Any:
         if not self.recording:
             return output
-        while self._open[-1][0] is not module:  # calls that ended in an exception which the model caught
+        while self._open[-1].module is not module:  # calls that ended in an exception which the model caught
             self._open.pop()
-        _, args, kwargs, versions, sources = self._open.pop()
-        site = (module, self._counts[module])
+        entered = self._open.pop()
+        site, known = (module, self._counts[module]), module in self._known
         self._counts[module] += 1
         edges: dict[int, GradientEdge] = {}
         shapes: list[torch.Size] = []
+        checksums: list[Tensor] = []
 
         def placed(t: Tensor) -> Tensor:
             if t.requires_grad:
                 t = self._own(t, site)
                 edges[len(shapes)] = get_gradient_edge(t)
             shapes.append(t.shape)
+            checksums.append(torch.empty(0) if known else checksum(t))
             return t
 
         output = map_tensors(output, placed)
-        self.calls.append(Recorded(site, (args, kwargs), versions, sources, edges, tuple(shapes)))
+        self.calls.append(
+            Recorded(
+                site,
+                entered.arguments,
+                entered.versions,
+                entered.sources,
+                edges,
+                tuple(shapes),
+                known,
+                tuple(checksums),
+                entered.attributes,
+            )
+        )
         return output
 
     def _own(self, t: Tensor, site: Site) -> Tensor:
@@ -127,7 +162,7 @@ class Recorder:
         """
         if site in self._expand:
             t = expanded(t, self._n)
-        return torch.ops.aten._unsafe_view(t, t.shape) if t._is_view() or not is_known(site[0]) else t
+        return torch.ops.aten._unsafe_view(t, t.shape) if t._is_view() or site[0] not in self._known else t
 
 
 def expanded(t: Tensor, n: int) -> Tensor:
@@ -137,6 +172,7 @@ def expanded(t: Tensor, n: int) -> Tensor:
 
 
 Use = tuple[Node, int]
+_REORDERING = ("Index", "Gather", "Scatter", "Sort", "Topk", "TopK", "MaskedSelect", "MaskedScatter", "Take", "Flip", "Roll", "Unfold")
 
 
 class Graph:
@@ -144,14 +180,14 @@ class Graph:
 
     def __init__(self, outputs: Tensor, calls: Iterable[Recorded]) -> None:
         self.root = outputs.grad_fn
-        self._nodes, self.uses = _walk([self.root], stop=frozenset())
-        self.calls = [call for call in calls if any(edge.node in self._nodes for edge in call.outputs.values())]
-        self._within: dict[Recorded, Mapping[int, set[Use]]] = {}
+        self.nodes, self.uses = _walk([self.root], stop=frozenset())
+        self.calls = [call for call in calls if any(edge.node in self.nodes for edge in call.outputs.values())]
+        self._within: dict[Recorded, tuple[set[Node], Mapping[int, set[Use]]]] = {}
         self._above: dict[frozenset[Node], set[Node]] = {}
 
     def live(self, call: Recorded) -> list[int]:
         """Positions of the call's outputs that lead to the model's."""
-        return [i for i, edge in call.outputs.items() if edge.node in self._nodes]
+        return [i for i, edge in call.outputs.items() if edge.node in self.nodes]
 
     def covered(self, key: int, calls: Iterable[Recorded]) -> bool:
         """Whether every use of a parameter (by id) lies inside one of the calls, with that call's inputs intact.
@@ -160,15 +196,35 @@ class Graph:
         """
         inside: set[Use] = set()
         for call in calls:
-            if not call.stale:
-                inside |= self._uses_within(call).get(key, set())
+            if not call.stale and call not in self._leaking:
+                inside |= self._interior(call)[1].get(key, set())
         return self.uses.get(key, set()) <= inside
 
-    def _uses_within(self, call: Recorded) -> Mapping[int, set[Use]]:
+    def _interior(self, call: Recorded) -> tuple[set[Node], Mapping[int, set[Use]]]:
+        """What lies between a call's outputs and its inputs: the nodes, and who uses each parameter."""
         if call not in self._within:
-            nodes = [edge.node for edge in call.outputs.values()]
-            self._within[call] = _walk(nodes, stop=call.sources)[1]
+            self._within[call] = _walk([edge.node for edge in call.outputs.values()], stop=call.sources)
         return self._within[call]
+
+    @cached_property
+    def _leaking(self) -> set[Recorded]:
+        """Calls without a closed form from which anything but their outputs leads on: a tensor kept as an attribute, say."""
+        entrances: dict[Node, list[Recorded]] = {}
+        for call in self.calls:
+            outputs = set() if call.known else {edge.node for edge in call.outputs.values()}
+            for node in () if call.known else self._interior(call)[0] - outputs:
+                entrances.setdefault(node, []).append(call)
+        found: set[Recorded] = set()
+        for node in self.nodes if entrances else ():
+            for following, _ in node.next_functions:
+                if following in entrances:
+                    found |= {call for call in entrances[following] if node not in self._interior(call)[0]}
+        return found
+
+    @cached_property
+    def reorders(self) -> bool:
+        """Whether rows may have changed places somewhere: an indexing, sorting or rolling operation is in the graph."""
+        return any(node.name().startswith(_REORDERING) for node in self.nodes)
 
     def above(self, targets: frozenset[Node]) -> set[Node]:
         """Nodes through which every backward pass to ``targets`` runs: those with one strictly below, towards the inputs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tpv._batches import batch_size, narrow
+from tpv._errors import is_out_of_memory
 from tpv.linearization import Linearization
 from tpv.sweep.layers import is_known
 from tpv.sweep.local import is_plain
@@ -27,6 +28,7 @@ class Plan:
         inputs: call → for each argument tensor, the axis that counts examples (each r rows of n · r), None if it has none.
         outputs: call → the same for each output tensor that leads on.
         expand: calls whose outputs all examples share, to be given an axis of examples.
+        known: the modules with a closed form.
         examples: number of examples it was made with; one example cannot tell what is shared.
     """
 
@@ -34,6 +36,7 @@ class Plan:
     inputs: dict[Site, Axes] = field(default_factory=dict)
     outputs: dict[Site, Axes] = field(default_factory=dict)
     expand: frozenset[Site] = frozenset()
+    known: frozenset[nn.Module] = frozenset()
     examples: int = 0
 
     @property
@@ -54,16 +57,16 @@ class Router:
         self._lin, self._names = lin, names
         self._banned: set[tuple[str, tuple[nn.Module, ...]]] = set()
         subtrees = {m: {id(p) for p in m.parameters()} & names.keys() for m in lin.model.modules()}
-        known = [m for m in subtrees if is_known(m)]
+        self.known = frozenset(m for m in subtrees if is_known(m))
         direct = {m: {id(p) for p in m._parameters.values()} for m in subtrees}
-        larger = [m for m in subtrees if m is not lin.model and not is_known(m)]
+        larger = [m for m in subtrees if m is not lin.model and m not in self.known]
         larger.sort(key=lambda m: sum(1 for _ in m.modules()))
         self._choices: dict[str, list[tuple[nn.Module, ...]]] = {}
         for key, name in names.items():
             owners = tuple(m for m in subtrees if key in direct[m])
-            usable = [owners] if all(m in larger or is_known(m) for m in owners) else []
+            usable = [owners] if all(m in larger or m in self.known for m in owners) else []
             self._choices[name] = [*usable, *((m,) for m in larger if key in subtrees[m] and (m,) not in usable)]
-        self._modules = [m for m in (*known, *larger) if subtrees[m]]
+        self._modules = [m for m in (*self.known, *larger) if subtrees[m]]
 
     def ban(self, name: str, owners: tuple[nn.Module, ...]) -> None:
         """Never again account for the parameter by these modules."""
@@ -74,11 +77,11 @@ class Router:
         n = batch_size(few)
         expand: frozenset[Site] = frozenset()
         while True:
-            found = _Survey(self._lin, self._modules, few, n, expand)
+            found = _Survey(self._lin, self._modules, self.known, few, n, expand)
             owners = {name: self._choice(found, key) for key, name in self._names.items()}
             missing = [(name, chosen, found.shared(chosen) - expand) for name, chosen in owners.items()]
             if not any(sites for _, _, sites in missing):
-                return Plan(owners, found.inputs, found.outputs, expand, n)
+                return Plan(owners, found.inputs, found.outputs, expand, self.known, n)
             for name, chosen, sites in missing:
                 if sites <= expand or found.survives(expand | sites):
                     expand |= sites
@@ -94,22 +97,24 @@ class Router:
 class _Survey:
     """All calls in a forward pass over two examples, compared with one over the first of them."""
 
-    def __init__(self, lin: Linearization, modules: Iterable[nn.Module], few: Any, n: int, expand: frozenset[Site]) -> None:
-        self._lin, self._few, self._n, self._modules, self._expand = lin, few, n, list(modules), expand
-        self._outputs, calls = _recorded(lin, self._modules, few, n, expand)
+    def __init__(
+        self, lin: Linearization, modules: list[nn.Module], known: frozenset[nn.Module], few: Any, n: int, expand: frozenset[Site]
+    ) -> None:
+        self._lin, self._few, self._n, self._modules, self._known = lin, few, n, modules, known
+        self._outputs, calls = self._recorded(few, n, expand)
         self._graph = Graph(self._outputs, calls)
         self._by_site = {call.site: call for call in self._graph.calls}
         self._calls: dict[nn.Module, list[Recorded]] = {}
         for call in self._graph.calls:
             self._calls.setdefault(call.module, []).append(call)
-        alone = calls if n == 1 else _recorded(lin, self._modules, narrow(few, 0, 1, n), 1, expand)[1]
+        alone = calls if n == 1 else self._recorded(narrow(few, 0, 1, n), 1, expand)[1]
         self._alone = {call.site: call for call in alone}
         self.inputs: dict[Site, Axes] = {}
         self.outputs: dict[Site, Axes] = {}
         for call in self._graph.calls:
-            for known, of in ((self.inputs, _input_shapes), (self.outputs, self._live_shapes)):
+            for kept, of in ((self.inputs, _input_shapes), (self.outputs, self._live_shapes)):
                 if (axes := self._axes(call, of)) is not None:
-                    known[call.site] = axes
+                    kept[call.site] = axes
 
     def accounts(self, key: int, modules: tuple[nn.Module, ...]) -> bool:
         """Whether calls of these modules cover all uses of a parameter, each usable."""
@@ -118,7 +123,7 @@ class _Survey:
         return usable and self._graph.covered(key, calls)
 
     def _usable(self, call: Recorded) -> bool:
-        if is_known(call.module):
+        if call.known:
             return call.x is not None and len(call.shapes) == 1
         return call.site in self.inputs and call.site in self.outputs and is_plain(call.arguments)
 
@@ -149,19 +154,20 @@ class _Survey:
                 found.append(grown[0])
         return tuple(found)
 
+    def _recorded(self, few: Any, n: int, expand: frozenset[Site]) -> tuple[Tensor, list[Recorded]]:
+        with Recorder(self._modules, n, self._known, expand) as recorder, torch.enable_grad():
+            return self._lin(few), recorder.calls
+
     def survives(self, expand: frozenset[Site]) -> bool:
         """Whether the model computes the same with these outputs expanded."""
         try:
-            outputs, _ = _recorded(self._lin, self._modules, self._few, self._n, expand)
-        except Exception:  # a model may do anything with a tensor of another shape
+            outputs, _ = self._recorded(self._few, self._n, expand)
+        except Exception as error:  # a model may do anything with a tensor of another shape
+            if is_out_of_memory(error):
+                raise
             return False
         return outputs.shape == self._outputs.shape and torch.allclose(outputs, self._outputs, rtol=1e-4, atol=1e-6)
 
 
 def _input_shapes(call: Recorded) -> list[torch.Size]:
     return [t.shape for t in call.inputs]
-
-
-def _recorded(lin: Linearization, modules: list[nn.Module], few: Any, n: int, expand: frozenset[Site]) -> tuple[Tensor, list[Recorded]]:
-    with Recorder(modules, n, expand) as recorder, torch.enable_grad():
-        return lin(few), recorder.calls

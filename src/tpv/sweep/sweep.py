@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tpv._batches import batch_size, ends, twice
-from tpv._errors import TPVError
+from tpv._errors import TPVError, is_out_of_memory
 from tpv.linearization import Linearization
-from tpv.sweep.batch_pass import LOCAL, ONE_BY_ONE, WHOLE, BatchPass
+from tpv.sweep.batch_pass import LOCAL, ONE_BY_ONE, WHOLE, BatchPass, random_signs
 from tpv.sweep.layer import Variance
-from tpv.sweep.layers import is_known
 from tpv.sweep.per_example import one_by_one
-from tpv.sweep.recording import Graph, Recorder
+from tpv.sweep.recording import Graph, Recorded, Recorder
 from tpv.sweep.routing import Plan, Router
 
 
@@ -53,7 +52,9 @@ class Sweep:
     whole: dict[str, str] = field(default_factory=dict)
     plan: Plan = field(init=False, default_factory=Plan)
     _unverified: set[str] = field(init=False)
+    newly_expanded: bool = False
     _checks: int = 0
+    _harmless: set[Any] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.ids = {id(p): n for n, p in self.lin.model.named_parameters() if n in self.variance}
@@ -71,7 +72,7 @@ class Sweep:
     def _route(self, owners: tuple[nn.Module, ...]) -> str:
         if not owners:
             return WHOLE
-        if all(map(is_known, owners)):
+        if all(module in self.plan.known for module in owners):
             return " and ".join(dict.fromkeys(type(module).__name__ for module in owners))
         return f"{LOCAL} of {' and '.join(self._modules[module] for module in owners)}"
 
@@ -101,37 +102,68 @@ class Sweep:
     def prepare(self, batch: Any) -> None:
         """Plan the routes with the batch's first and last example, and compare them with single-example gradients."""
         few = self._few(batch)
-        if self.plan.examples < batch_size(few):
-            self.plan = self._router.plan(few)
-        if self._unverified and self._checks < _CHECKS:
-            self._verify(few)
+        with self.lin.raw():
+            if self.plan.examples < batch_size(few):
+                self.plan = self._router.plan(few)
+                self._unverified, self._checks = set(self.names), 0
+            if self._unverified and self._checks < _CHECKS:
+                self._verify(few)
 
     @contextmanager
     def _recorded(self, batch: Any) -> Iterator[BatchPass]:
-        n = batch_size(batch)
-        with Recorder(self.plan.modules, n, self.plan.expand) as recorder, torch.enable_grad():
-            outputs = self.lin(batch)
-            recorder.recording = False
-            if not outputs.requires_grad:
-                raise TPVError(
-                    "the outputs do not depend on any perturbed parameter: the model runs under torch.no_grad() "
-                    "or detaches its outputs, or params= selects parameters that it does not use."
-                )
-            with torch.no_grad():
-                pass_ = BatchPass(self, batch, outputs, Graph(outputs, recorder.calls))
-                self.unreached = pass_.unreached if self.unreached is None else self.unreached & pass_.unreached
-                yield pass_
+        outputs, calls = self._run(batch)
+        if not outputs.requires_grad:
+            raise TPVError(
+                "the outputs do not depend on any perturbed parameter: the model runs under torch.no_grad() "
+                "or detaches its outputs, or params= selects parameters that it does not use."
+            )
+        with torch.no_grad():
+            pass_ = BatchPass(self, batch, outputs, Graph(outputs, calls))
+            self.unreached = pass_.unreached if self.unreached is None else self.unreached & pass_.unreached
+            yield pass_
+
+    def _run(self, batch: Any) -> tuple[Tensor, list[Recorded]]:
+        """The forward pass. Where giving shared outputs an axis of examples changes what the model computes, never again that."""
+        plan = self.plan
+        with Recorder(plan.modules, batch_size(batch), plan.known, plan.expand) as recorder, torch.enable_grad():
+            try:
+                outputs = self.lin(batch)
+            except Exception as error:
+                if not plan.expand or is_out_of_memory(error):
+                    raise
+                outputs = None
+        if outputs is not None and self._as_without_expansion(batch, outputs, recorder.calls):
+            return outputs, recorder.calls
+        expanded = {module for module, _ in plan.expand}
+        for name, owners in plan.owners.items():
+            if expanded & set(owners):
+                self.send_whole(name)
+        self.plan = replace(plan, expand=frozenset())
+        return self._run(batch)
+
+    @torch.no_grad()
+    def _as_without_expansion(self, batch: Any, outputs: Tensor, calls: list[Recorded]) -> bool:
+        """Whether the outputs are those of the plain model, asked whenever the shared inputs are new."""
+        shared = [call for call in calls if call.site in self.plan.expand]
+        key = (tuple(outputs.shape), *((call.shapes, *((t.shape, t.double().sum().item()) for t in call.inputs)) for call in shared))
+        self.newly_expanded = bool(shared) and key not in self._harmless
+        if self.newly_expanded:
+            plain = self.lin(batch)
+            if plain.shape != outputs.shape or not torch.allclose(plain, outputs, rtol=_TOLERANCE.get(plain.dtype, 0.1) / 10, atol=1e-5):
+                return False
+            self._harmless.add(key)
+        return True
 
     def _verify(self, few: Any) -> None:
         """Ban every route whose squares differ from plain single-example gradients, until all agree.
 
         A parameter that the examples do not move at all stays unverified, for the next batch to tell.
         """
-        self._checks += 1
+        self._checks += batch_size(few) > 1
         reference: dict[str, Tensor] = {}
         while True:
             with self._recorded(few) as pass_:
-                v = _signs(pass_.outputs)
+                v = random_signs(pass_.outputs)
                 mine = pass_.squares(v.reshape(len(v), -1))
                 self._refuse_hidden_use(few, pass_.outputs.detach(), sorted(pass_.unreached & self._unverified))
             reference = reference or one_by_one(self.lin, self.variances, few, v)
@@ -163,10 +195,6 @@ class Sweep:
     def sent_one_by_one(self, names: list[str]) -> None:
         """Note that ``torch.func`` cannot trace the model."""
         self.whole.update(dict.fromkeys(names, ONE_BY_ONE))
-
-
-def _signs(outputs: Tensor) -> Tensor:
-    return torch.randint(0, 2, outputs.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1).to(outputs)
 
 
 def _differs(mine: Tensor, expected: Tensor, dtype: torch.dtype, total: Tensor) -> bool:
