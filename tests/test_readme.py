@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -16,10 +18,11 @@ def shape(text: str) -> list[str]:
     return sorted(line for line in lines if line)
 
 
-def test_the_code_of_the_readme_prints_its_output() -> None:
-    blocks = dict(re.findall(r"```(python|text)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
-    ran = subprocess.run(
-        [sys.executable, "-c", "import torch; torch.set_num_threads(1)\n" + blocks["python"]], capture_output=True, text=True
-    )
+BLOCKS = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize(("code", "output"), BLOCKS, ids=["first", "any model"])
+def test_the_code_of_the_readme_prints_its_output(code: str, output: str) -> None:
+    ran = subprocess.run([sys.executable, "-c", f"import torch; torch.set_num_threads(1)\n{code}"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert shape(ran.stdout) == shape(blocks["text"])
+    assert shape(ran.stdout) == shape(output)
