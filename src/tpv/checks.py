@@ -39,6 +39,8 @@ def check_model(model: nn.Module) -> None:
         cause = "all its parameters are frozen: call model.requires_grad_(True)" if frozen else "it has no floating-point parameters"
         raise TPVError(f"the model has nothing to disturb, because {cause}.")
     for name, parameter in model.named_parameters():
+        if parameter.device.type == "mps":
+            raise TPVError(f"{name} is on {parameter.device}, which has no float64 for sums: call model.cpu().")
         if parameter.is_complex() and parameter.requires_grad:
             raise TPVError(f"{name} is complex, and TPV is defined for real weights: freeze it, or hold its real and imaginary parts.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
