@@ -6,8 +6,8 @@ from typing import Any
 
 _CAUSES = {
     "Exact": "Beside each backward pass squares are taken per example and layer, which sharing the floor's weight gradients cannot give.",
-    "Hutchinson(1)": "Beside the backward pass squares are taken per example and layer; the first 64 examples get a second probe, "
-    "for the standard error.",
+    "Hutchinson(1)": "Beside the backward pass squares are taken per example and layer. Routes are planned and verified on two examples, "
+    "and the first 64 get a second probe for the standard error: fixed costs, which weigh on the {n} examples here and not on thousands.",
     "K backward passes": "The loop makes the same {K} backward passes; batches save only what a pass over one example wastes.",
     "one probe": "The loop uses tpv's own estimator, a random cotangent; batches save only what a pass over one example wastes.",
     "weight-space draws": "One draw is {scatter:.0%} off for an example, so that few of them reach 1 % on 2,000 examples.",
@@ -23,6 +23,7 @@ def cause(section: dict[str, Any], row: dict[str, Any], beside: dict[str, Any]) 
     ratio = (row["cost_to_one_percent"] or 0) / row["cost"]
     facts = {
         "K": section["outputs"],
+        "n": row["examples"],
         "peak": row["peak_mib"],
         "own_peak": beside["peak_mib"],
         "scatter": 0.01 * (2000 * ratio) ** 0.5,

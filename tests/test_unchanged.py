@@ -94,8 +94,8 @@ def test_faults_at_every_layer_call_leave_the_model_unchanged(verb, error: type[
         "tpv._stats.Moments.update",
         "tpv.linearization.Linearization.jvp",
         "tpv.linearization.Linearization.displaced",
-        "tpv.estimation.narrow",
-        "tpv.estimation.check_outputs",
+        "tpv.accumulation.narrow",
+        "tpv.accumulation.check_outputs",
         "tpv.perturbations.Isotropic.variance",
     ],
 )

@@ -39,8 +39,8 @@ def check_model(model: nn.Module) -> None:
         cause = "all its parameters are frozen: call model.requires_grad_(True)" if frozen else "it has no floating-point parameters"
         raise TPVError(f"the model has nothing to disturb, because {cause}.")
     for name, parameter in model.named_parameters():
-        if parameter.is_complex() and parameter.requires_grad:
-            raise TPVError(f"{name} is complex, and TPV is defined for real weights: freeze it, or hold its real and imaginary parts.")
+        if problem := _untreatable(parameter):
+            raise TPVError(f"{name} is {problem}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
             raise TPVError(f"{name} holds NaN or infinity: the checkpoint is broken or training diverged.")
@@ -61,6 +61,14 @@ def _unsteady(module: nn.Module) -> str | None:
         return f"a {kind} with max_norm, which rewrites its weights in every forward pass: set max_norm=None."
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.scale_grad_by_freq or module.sparse):
         return f"a {kind} with scale_grad_by_freq or sparse gradients, which are no Jacobian: set both to False."
+    return None
+
+
+def _untreatable(parameter: nn.Parameter) -> str | None:
+    if parameter.device.type == "mps":
+        return f"on {parameter.device}, which has no float64 for sums: call model.cpu()."
+    if parameter.is_complex() and parameter.requires_grad:
+        return "complex, and TPV is defined for real weights: freeze it, or hold its real and imaginary parts."
     return None
 
 

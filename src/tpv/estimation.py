@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import nn
 
-from tpv._batches import batch_size, batches, count_examples, inputs, narrow
-from tpv._errors import TPVError, is_out_of_memory
+from tpv._batches import batches, count_examples, inputs
+from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv._options import require_int
-from tpv._stats import Moments
-from tpv.checks import check_device, check_model, check_outputs, explain_non_finite
-from tpv.chunking import choose_chunk_size, release_memory
+from tpv.accumulation import Progress, Seed, accumulate
+from tpv.checks import check_device, check_model, check_outputs
 from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo
-from tpv.estimators.base import Piece, Procedure, Setting
+from tpv.estimators.base import Procedure, Setting
 from tpv.estimators.monte_carlo import DrawnProcedure, comparison
 from tpv.grouping import LayersSpec, groups
 from tpv.linearization import Forward, Linearization
@@ -31,8 +26,6 @@ from tpv.perturbations import Perturbation
 from tpv.perturbations.base import diagonal
 from tpv.result import LinearityResult, StabilityResult, TPVResult
 
-Progress = Callable[[int, int | None], None]
-Seed = int | torch.Generator
 _FEW_SWEEPS = 8192
 
 
@@ -105,7 +98,7 @@ def estimate(
             chosen = estimator if estimator is not None else default_estimator(lin, perturbation, examples, outputs)
             return chosen.begin(Setting(lin, perturbation, _generator(generator), outputs, layers))
 
-        run = _accumulate(lin, data, begin, chunk_size, progress)
+        run = accumulate(lin, data, begin, chunk_size, progress)
     metadata = run.metadata(perturbation, generator, started)
     return TPVResult.from_moments(run.moments, run.procedure.no_layers, metadata)
 
@@ -208,7 +201,7 @@ def linearity(
             setting = Setting(lin, perturbation, _generator(generator), outputs)
             return DrawnProcedure(setting, draws, "linearity", ["gap", "finite", "first_order"], comparison)
 
-        run = _accumulate(lin, batches(data), begin, chunk_size, progress)
+        run = accumulate(lin, batches(data), begin, chunk_size, progress)
     return LinearityResult.from_moments(run.moments, run.metadata(perturbation, generator, started))
 
 
@@ -244,95 +237,6 @@ def _fixed_point(model: nn.Module, perturbation: Perturbation, forward: Forward 
     chosen = as_output(output)
     with unchanged(model):
         yield Linearization(model, forward, chosen)
-
-
-@dataclass
-class _Run:
-    """What a pass over the data leaves behind."""
-
-    moments: Moments
-    procedure: Procedure
-    chunk_size: int
-    outputs: int
-    lin: Linearization
-
-    def halve(self) -> None:
-        """Half as many examples at a time, after memory ran out."""
-        self.chunk_size = max(1, self.chunk_size // 2)
-        release_memory()
-        warnings.warn(
-            f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save the time.", stacklevel=5
-        )
-
-    def metadata(self, perturbation: Perturbation, generator: Seed, started: float) -> dict[str, Any]:
-        weight = next(iter(self.lin.weights.values()))
-        return {
-            "perturbation": repr(perturbation),
-            "estimator": self.procedure.method,
-            "seed": generator if isinstance(generator, int) else "torch.Generator",
-            "output": self.lin.output.name,
-            "unit": self.lin.output.unit,
-            "outputs": self.outputs,
-            "parameters": sum(w.numel() for w in self.lin.weights.values()),
-            "chunk_size": self.chunk_size,
-            "device": str(weight.device),
-            "dtype": str(weight.dtype).removeprefix("torch."),
-            **self.procedure.facts(),
-            "seconds": round(time.perf_counter() - started, 3),
-            "versions": {"tpv": version("tpv"), "torch": torch.__version__, "python": platform.python_version()},
-        }
-
-
-def _accumulate(
-    lin: Linearization, data: Any, begin: Callable[[int], Procedure], chunk_size: int | None, progress: Progress | None
-) -> _Run:
-    """One pass over the data, chunk by chunk. ``begin`` gets the number of outputs per example."""
-    run: _Run | None = None
-    checked: set[int] = set()
-    total = count_examples(data)
-    for number, batch in enumerate(data):
-        check_device(lin.model, batch if lin.custom_forward else inputs(batch))
-        size = batch_size(batch)
-        if size not in checked:
-            outputs = check_outputs(lin, batch)[0].numel()
-            checked.add(size)
-        if run is None:
-            procedure = begin(outputs)
-            chunk = _chunk_size(chunk_size, lin, batch, procedure)
-            run = _Run(Moments(procedure.names, procedure.draws), procedure, chunk, outputs, lin)
-        start = 0
-        while start < size:
-            stop = min(start + run.chunk_size, size)
-            if not _added(run, Piece(narrow(batch, start, stop, size), start, stop - start, size, number)):
-                run.halve()
-                continue
-            start = stop
-            if progress is not None:
-                progress(run.moments.count, total)
-    if run is None:
-        raise TPVError("data is empty: it gave no batch.")
-    return run
-
-
-def _added(run: _Run, piece: Piece) -> bool:
-    """Whether the piece fitted in memory and is part of the sums now."""
-    try:
-        contribution = run.procedure.contribution(piece)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or piece.n == 1:
-            raise
-        return False
-    if not contribution.values.isfinite().all():
-        raise TPVError(explain_non_finite(run.lin, piece.batch))
-    run.moments.update(contribution.values, contribution.noise)
-    return True
-
-
-def _chunk_size(asked: int | None, lin: Linearization, batch: Any, procedure: Procedure) -> int:
-    if asked is None:
-        return choose_chunk_size(lin, batch, procedure.scratch(batch), backward=procedure.backward)
-    require_int("estimate", "chunk_size", asked, 1)
-    return asked
 
 
 def _generator(seed: Seed) -> torch.Generator:

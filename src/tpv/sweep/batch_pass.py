@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from torch.autograd.graph import GradientEdge
 
 from tpv._errors import is_out_of_memory
 from tpv.sweep.factors import squared_norm
-from tpv.sweep.layer import LayerCall, Variance, gram_is_cheaper, widened
+from tpv.sweep.layer import LayerCall, Variance, gram_is_cheaper, tolerance, widened
 from tpv.sweep.layers import layer_call
 from tpv.sweep.local import LocalCall, NotRepeatedError
 from tpv.sweep.per_example import one_by_one, vectorised
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 LOCAL = "local gradients"
 WHOLE = "per-example gradients of the whole model"
 ONE_BY_ONE = f"{WHOLE}, one by one"
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-2}
 
 
 @dataclass(eq=False)
@@ -48,6 +48,35 @@ class _Call:
         gradients = [known.new_zeros(shape) if g is None else g for g, shape in zip(found, self.shapes, strict=True)]
         gradients = [widened(g).movedim(axis, 0) for g, axis in zip(gradients, self.axes, strict=True)]
         return torch.cat([g.reshape(n, -1) for g in gradients], dim=1) if isinstance(self.layer, LocalCall) else gradients[0]
+
+
+class _Arrivals:
+    """Output gradients as a backward pass brings them; a call's are handed on when they are complete."""
+
+    def __init__(self, calls: list[_Call], hand_on: Callable[[_Call, list[Tensor | None]], None]) -> None:
+        self._found: dict[_Call, list[Tensor | None]] = {call: [None] * len(call.edges) for call in calls}
+        self._missing = {call: len(call.edges) for call in calls}
+        self._hand_on = hand_on
+
+    def hooked(self, call: _Call, position: int, output: int, gradients: tuple[Tensor | None, ...]) -> None:
+        """As a hook of the node that made the output."""
+        self.add(call, position, gradients[output])
+
+    def add(self, call: _Call, position: int, g: Tensor | None) -> None:
+        self._found[call][position] = g
+        self._missing[call] -= 1
+        if self._missing[call] == 0:
+            self._pass_on(call)
+
+    def hand_on_rest(self) -> None:
+        """What never became complete, because no gradient reaches some of the outputs."""
+        for call in list(self._found):
+            self._pass_on(call)
+
+    def _pass_on(self, call: _Call) -> None:
+        found = self._found.pop(call)
+        if any(g is not None for g in found):
+            self._hand_on(call, found)
 
 
 class BatchPass:
@@ -184,32 +213,20 @@ class BatchPass:
         """Hand each call its output gradient the moment it is complete: on the way where the pass goes on below, else at its end."""
         if not calls:
             return
-        above = self._graph.above(frozenset(edge.node for call in calls for edge in call.edges))
-        ends = [edge for call in calls for edge in call.edges if edge.node not in above]
-        missing = {call: len(call.edges) for call in calls}
-        gradients: dict[_Call, list[Tensor | None]] = {call: [None] * len(call.edges) for call in calls}
-
-        def arrived(call: _Call, position: int, g: Tensor | None) -> None:
-            gradients[call][position] = g
-            missing[call] -= 1
-            if missing[call] == 0:
-                found = gradients.pop(call)
-                if any(h is not None for h in found):
-                    reduce(call, call.joined(found, self._n))
-
-        handles = [
-            edge.node.register_prehook(lambda gs, c=call, p=position, e=edge: arrived(c, p, gs[e.output_nr]))
-            for call in calls for position, edge in enumerate(call.edges) if edge.node in above
-        ]  # fmt: skip
+        arrivals = _Arrivals(calls, lambda call, found: reduce(call, call.joined(found, self._n)))
+        sites = [(call, position, edge) for call in calls for position, edge in enumerate(call.edges)]
+        above = self._graph.above(frozenset(edge.node for _, _, edge in sites))
+        on_the_way = [site for site in sites if site[2].node in above]
+        at_the_end = [site for site in sites if site[2].node not in above]
+        handles = [edge.node.register_prehook(functools.partial(arrivals.hooked, call, i, edge.output_nr)) for call, i, edge in on_the_way]
         try:
-            found = iter(torch.autograd.grad(self.outputs, ends, v, retain_graph=retain, allow_unused=True))
+            found = torch.autograd.grad(self.outputs, [e for _, _, e in at_the_end], v, retain_graph=retain, allow_unused=True)
         finally:
             for handle in handles:
                 handle.remove()
-        for call in calls:
-            for position, edge in enumerate(call.edges):
-                if edge.node not in above:
-                    arrived(call, position, next(found))
+        for (call, position, _), g in zip(at_the_end, found, strict=True):
+            arrivals.add(call, position, g)
+        arrivals.hand_on_rest()
 
     def _prove_rows(self) -> None:
         """Once per batch, prove that the rows of calls belong to the examples they are counted for.
@@ -252,7 +269,7 @@ def random_signs(outputs: Tensor) -> Tensor:
 def _rows_belong(g: Tensor, scaled: Tensor, scale: Tensor) -> bool:
     expected = g.reshape(len(scale), -1) * scale.unsqueeze(1)
     gap = (scaled.reshape(len(scale), -1) - expected).abs().amax(1)
-    return bool((gap <= _TOLERANCE.get(g.dtype, 0.1) * expected.abs().amax(1) + torch.finfo(g.dtype).tiny).all())
+    return bool((gap <= tolerance(g.dtype) * expected.abs().amax(1) + torch.finfo(g.dtype).tiny).all())
 
 
 def _square_of_sum(parts: list[tuple[LayerCall, str, Tensor]], variance: Variance, *, factored: bool) -> Tensor:

@@ -14,7 +14,7 @@ from tpv._batches import batch_size, ends, twice
 from tpv._errors import TPVError, is_out_of_memory
 from tpv.linearization import Linearization
 from tpv.sweep.batch_pass import LOCAL, ONE_BY_ONE, WHOLE, BatchPass, random_signs
-from tpv.sweep.layer import Variance
+from tpv.sweep.layer import Variance, tolerance
 from tpv.sweep.per_example import one_by_one
 from tpv.sweep.recording import Graph, Recorded, Recorder
 from tpv.sweep.routing import Plan, Router
@@ -26,7 +26,6 @@ class Squares(Protocol):
     def __call__(self, v: Tensor, last: bool = False) -> Tensor: ...
 
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-2}
 _CHECKS = 8
 
 
@@ -81,7 +80,8 @@ class Sweep:
         """Outputs (N, ...) and the function from cotangents to per-example squares.
 
         Cost: one forward pass, then per call one backward pass to the layer outputs plus the layers'
-        own products (0.6 to 0.8 of a forward+backward pass in all).
+        own products (0.6 to 0.8 of a forward+backward pass in all); two backward passes more where rows may have
+        changed places; and before the first batches, passes over two examples to plan and verify the routes.
         """
         if self.lin.needs_company(batch):
             with self.linearized(twice(batch)) as (outputs, both):
@@ -149,7 +149,7 @@ class Sweep:
         self.newly_expanded = bool(shared) and key not in self._harmless
         if self.newly_expanded:
             plain = self.lin(batch)
-            if plain.shape != outputs.shape or not torch.allclose(plain, outputs, rtol=_TOLERANCE.get(plain.dtype, 0.1) / 10, atol=1e-5):
+            if plain.shape != outputs.shape or not torch.allclose(plain, outputs, rtol=tolerance(plain.dtype) / 10, atol=1e-5):
                 return False
             self._harmless.add(key)
         return True
@@ -199,4 +199,4 @@ class Sweep:
 
 def _differs(mine: Tensor, expected: Tensor, dtype: torch.dtype, total: Tensor) -> bool:
     gap = (mine - expected).abs()
-    return bool((gap > _TOLERANCE.get(dtype, 0.3) * expected.abs() + 1e-9 * total).any())
+    return bool((gap > tolerance(dtype) * expected.abs() + 1e-9 * total).any())

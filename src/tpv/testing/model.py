@@ -131,7 +131,7 @@ def _compared(lin: Linearization, batch: Any, outputs: int) -> ModelCheck:
     sweep = Sweep(lin, {name: torch.ones((), dtype=torch.float64) for name in names}, passes=cotangents.shape[1])
     reference = _reference(lin, names, batch, cotangents)
     with sweep.linearized(batch) as (z, squares):
-        mine = torch.stack([squares(v.to(z)) for v in cotangents.unbind(1)], dim=1)
+        mine = torch.stack([squares(v.to(z)) for v in cotangents.unbind(1)], dim=1).cpu()
     floor = 1e-3 * reference.sum(2).max()
     errors = ((mine - reference).abs().amax((0, 1)) / reference.amax((0, 1)).clamp(min=floor)).tolist()
     worst = max(range(len(names)), key=lambda i: errors[i])
