@@ -33,9 +33,9 @@ class Axis:
 
 AXES = (
     Axis("N", "examples, ResNet-20", (8, 32, 128, 512), lambda n: (ResNet20(), n)),
-    Axis("K", "outputs, ResNet-20 with as many classes", (10, 30, 100), lambda k: (ResNet20(classes=k), 16)),
-    Axis("P", "parameters, ViT of width 64, 128, 256, 384", (64, 128, 256, 384), lambda width: (ViT(width=width), 8)),
-    Axis("T", "tokens, GPT-2 classifier, 2 layers of width 128", (32, 128, 512), lambda t: (GPTClassifier(128, 2, 1024, t), 8)),
+    Axis("K", "outputs, ResNet-20 with as many classes", (10, 30, 100), lambda k: (ResNet20(classes=k), 64)),
+    Axis("P", "parameters, ViT of width 64, 128, 256, 384", (64, 128, 256, 384), lambda width: (ViT(width=width), 64)),
+    Axis("T", "tokens, GPT-2 classifier, 2 layers of width 128", (32, 128, 512), lambda t: (GPTClassifier(128, 2, 1024, t), 64)),
 )
 
 
