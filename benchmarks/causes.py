@@ -10,7 +10,7 @@ _CAUSES = {
     "and the first 64 get a second probe for the standard error: fixed costs, which weigh on the {n} examples here and not on thousands.",
     "K backward passes": "The loop makes the same {K} backward passes; batches save only what a pass over one example wastes.",
     "one probe": "The loop uses tpv's own estimator, a random cotangent; batches save only what a pass over one example wastes.",
-    "weight-space draws": "One draw is {scatter:.0%} off for an example, so that few of them reach 1 % on 2,000 examples.",
+    "weight-space draws": "One draw for each example is at most {scatter:.0%} off, so that few of them reach 1 % on 2,000 examples.",
     "vmap(grad), one probe": "The same probe. It holds the gradients of every example, {peak:.0f} MiB against {own_peak:.0f} MiB.",
     "vmap(jacrev)": "It holds the Jacobians of a batch, {peak:.0f} MiB against {own_peak:.0f} MiB.",
 }

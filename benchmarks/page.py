@@ -21,6 +21,7 @@ loss) at its best batch size, measured in the same process, the two alternating,
 2,000 examples for the method's own error, the data held fixed, to be 1 % (exact methods: one call); the error is measured on the
 row's n examples, and that of draws which examples share is taken not to depend on n. **MiB**: peak memory of a call above what was in
 use before. Every row runs in a process of its own; batch sizes are the fastest of a few, tpv's is its default.
+A row is *behind tpv* if it takes longer to the same accuracy: exact, or 1 %.
 **busy**: the plain pass beside this row took over 1.3 times its quickest in the table, so something else was running and the row's
 costs are not to be trusted. float32 throughout, without TensorFloat-32. Under `vmap` and in forward mode attention runs by its plain
 kernel, which has rules for both.

@@ -38,7 +38,7 @@ def test_routes_and_cost_are_printed(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert "Sequential: 3 examples × 3 outputs" in printed
     assert "all outputs of each example" in printed
-    assert "local gradients of 1" in printed
+    assert "local gradients        4" in printed
     assert "forward+backward passes" in printed
     assert "not used" in printed
 

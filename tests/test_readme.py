@@ -26,3 +26,9 @@ def test_the_code_of_the_readme_prints_its_output(code: str, output: str) -> Non
     ran = subprocess.run([sys.executable, "-c", f"import torch; torch.set_num_threads(1)\n{code}"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert shape(ran.stdout) == shape(output)
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    for page in (README, *(README.parent / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

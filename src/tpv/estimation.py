@@ -58,9 +58,9 @@ def estimate(
         estimator: by default :class:`tpv.Exact` for a fixed displacement, and for independent entries where
             examples × outputs ≤ 8192; beyond, :class:`tpv.Hutchinson`; else :class:`tpv.LinearizedMonteCarlo`.
         output: what of the predictions counts: ``"logits"``, the outputs as they are; ``"probabilities"``, their softmax;
-            ``"kl"``, the divergence KL(p at w* ‖ p at w* + δ) in nats, to first order ½ Tr(E[Jᵀ F J] C) with the
-            softmax Fisher matrix F = diag p − ppᵀ; or a function of what the model returns that gives a tensor (N, ...).
-            Classes are on the last axis of (N, K) and (N, T, K), on axis 1 of (N, K, H, W).
+            ``"kl"``, the divergence KL(p at w* ‖ p at w* + δ) in nats for each example, summed over its positions, to first
+            order ½ Tr(E[Jᵀ F J] C) with the softmax Fisher matrix F = diag p − ppᵀ; or a function of what the model returns
+            that gives a tensor (N, ...). Classes are on the last axis of (N, K) and (N, T, K), on axis 1 of (N, K, H, W).
         layers: how to group parameters: by default by module; a regular expression searched in their names, such as
             ``r"layer\.\d+"`` (its first group, or the whole match, is the layer); a mapping from layers to glob patterns;
             or a function from name to layer.
@@ -91,6 +91,8 @@ def estimate(
     started = time.perf_counter()
     with _fixed_point(model, perturbation, forward, output) as lin:
         groups(layers, lin.weights.select(perturbation.params))
+        if estimator is not None and not isinstance(estimator, Estimator):
+            raise TPVError(f"estimator must be a tpv.Estimator such as tpv.Exact() or tpv.Hutchinson(probes=4), got {estimator!r}.")
         data = batches(data)
         examples = count_examples(data)
 

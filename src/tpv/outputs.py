@@ -41,7 +41,7 @@ def as_output(spec: OutputSpec) -> Output:
     """
     if callable(spec):
         name = getattr(spec, "__qualname__", repr(spec))
-        return Output(name, "", lambda raw: _checked(spec(raw), raw), _same, _squares)
+        return Output(name, "", lambda raw: _chosen(spec(raw), name), _same, _squares)
     known = {
         "logits": Output("logits", "", outputs_tensor, _same, _squares),
         "probabilities": Output("probabilities", "squared probability", _class_scores, _softmax, _moved_probabilities),
@@ -122,6 +122,15 @@ def _found(raw: Any) -> Any:
         floating = [v for v in raw.values() if isinstance(v, Tensor) and v.is_floating_point()]
         return named if named is not None else floating[0] if len(floating) == 1 else raw
     return raw[0] if isinstance(raw, list | tuple) and raw else raw
+
+
+def _chosen(found: Any, name: str) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise TPVError(
+            f"output={name} returned a {type(found).__name__}, not a tensor: labels are dropped from batches, so that there is no loss; "
+            "pick the logits or another tensor (N, ...)."
+        )
+    return _checked(found, found)
 
 
 def _checked(found: Any, raw: Any) -> Tensor:

@@ -21,7 +21,7 @@ class Displacement(Perturbation):
     Args:
         state_dict: the other checkpoint, with every parameter that moves. Buffers and frozen
             parameters in it are not applied; a warning says so where they differ from the model's.
-        params: glob patterns of the parameters that move.
+        params: glob patterns of the parameters that move, or a function ``(name, weight) -> bool``.
 
     Raises:
         TPVError: when it meets a model, if a parameter is missing or has another shape.

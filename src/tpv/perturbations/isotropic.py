@@ -19,7 +19,7 @@ class Isotropic(DiagonalPerturbation):
 
     Args:
         std: standard deviation, in units of the weights.
-        params: glob patterns of the parameters that move.
+        params: glob patterns of the parameters that move, or a function ``(name, weight) -> bool``.
 
     Raises:
         TPVError: if ``std`` is not a number in [0, ∞).

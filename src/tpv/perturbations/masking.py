@@ -21,7 +21,7 @@ class Masking(Perturbation):
         masks: parameter name → mask in the convention of ``torch.nn.utils.prune``: 1 or True keeps a
             weight, 0 or False removes it. A mask broadcasts to its parameter ((C, 1, 1, 1) removes whole
             channels). Parameters without a mask stay.
-        params: glob patterns to restrict the masks to.
+        params: glob patterns to restrict the masks to, or a function ``(name, weight) -> bool``.
 
     Raises:
         TPVError: when it meets a model, for an unknown name, a shape that does not broadcast, or values

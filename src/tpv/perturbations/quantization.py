@@ -48,7 +48,7 @@ class Quantization(Perturbation):
         error: ``"noise"`` for the expectation over quantizers, independent uniform errors with
             C = diag(Δ²/12); ``"actual"`` for this one quantizer, C = δδᵀ. A single quantizer differs from
             the expectation by 30–40 %.
-        params: glob patterns of the parameters that move.
+        params: glob patterns of the parameters that move, or a function ``(name, weight) -> bool``.
 
     Raises:
         TPVError: for values outside these ranges or options that contradict each other.

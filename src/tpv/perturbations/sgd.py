@@ -23,7 +23,7 @@ class SGDNoise(DiagonalPerturbation):
         lr: learning rate η.
         batch_size: B.
         momentum: β, in [0, 1).
-        params: glob patterns of the parameters that move.
+        params: glob patterns of the parameters that move, or a function ``(name, weight) -> bool``.
 
     Raises:
         TPVError: for values outside these ranges.

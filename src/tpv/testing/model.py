@@ -20,6 +20,7 @@ from tpv.checks import check_model as check_fixed_point
 from tpv.linearization import Forward, Linearization
 from tpv.outputs import OutputSpec, as_output
 from tpv.sweep import Sweep
+from tpv.sweep.batch_pass import LOCAL
 from tpv.sweep.layer import Variance
 from tpv.testing.float64 import Float64Everywhere
 
@@ -57,7 +58,8 @@ class ModelCheck:
         compared = "all outputs" if self.cotangents == self.outputs else f"{self.cotangents} random cotangents"
         by_route: dict[str, list[str]] = {}
         for name, route in self.routes.items():
-            by_route.setdefault("not used" if name in self.unused else route, []).append(name)
+            kind = LOCAL if route.startswith(LOCAL) else route
+            by_route.setdefault("not used" if name in self.unused else kind, []).append(name)
         rows = [(route, str(len(names)), f"{sum(self.sizes[n] for n in names):,}", names[0]) for route, names in by_route.items()]
         return "\n".join(
             [
