@@ -20,7 +20,7 @@ def plot(axes: list[dict[str, Any]], path: Path) -> None:
         for panel, axis in zip(panels[0], axes, strict=True):
             _panel(panel, axis)
         panels[0, 0].set_ylabel("milliseconds per example")
-        panels[0, 0].legend(frameon=False)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
 
