@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,63 +13,78 @@ from benchmarks.subjects.logits import Logits
 
 
 @dataclass(frozen=True)
-class GPT(Spec):
-    """``GPT2LMHeadModel`` with tied embeddings: ``length`` × ``vocabulary`` outputs a sequence."""
+class _GPT2(Spec):
+    """Its size and its sequences."""
 
     width: int = 256
     layers: int = 4
     vocabulary: int = 4096
     length: int = 64
-    name = "gpt"
     share = 8
 
     @property
+    def size(self) -> str:
+        return f"{self.layers} layers of width {self.width}, vocabulary {self.vocabulary}"
+
+    def config(self) -> Any:
+        """Of transformers; heads are 64 wide."""
+        from transformers import GPT2Config
+
+        return GPT2Config(
+            vocab_size=self.vocabulary,
+            n_positions=self.length,
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=max(1, self.width // 64),
+            bos_token_id=0,
+            eos_token_id=0,
+            use_cache=False,
+        )
+
+    def inputs(self, n: int) -> Tensor:
+        """(n, length) tokens, uniform."""
+        return torch.randint(0, self.vocabulary, (n, self.length), generator=torch.Generator().manual_seed(0))
+
+    def small(self) -> Self:
+        return replace(self, width=32, layers=2, vocabulary=32, length=6)
+
+
+@dataclass(frozen=True)
+class GPT(_GPT2):
+    """``GPT2LMHeadModel`` with tied embeddings: ``length`` × ``vocabulary`` outputs a sequence."""
+
+    name = "gpt"
+
+    @property
     def description(self) -> str:
-        size = f"{self.layers} layers of width {self.width}, vocabulary {self.vocabulary}, tied embeddings"
-        return f"GPT-2, {size}, random weights; random sequences of {self.length} tokens, every logit of every token an output"
+        tied = f"{self.size}, tied embeddings"
+        return f"GPT-2, {tied}, random weights; random sequences of {self.length} tokens, every logit of every token an output"
 
     def network(self) -> nn.Module:
         from transformers import GPT2LMHeadModel
 
         torch.manual_seed(0)
-        return Logits(GPT2LMHeadModel(config(self))).eval()
-
-    def inputs(self, n: int) -> Tensor:
-        return tokens(n, self)
-
-    def small(self) -> GPT:
-        return GPT(width=32, layers=2, vocabulary=32, length=6)
+        return Logits(GPT2LMHeadModel(self.config())).eval()
 
 
 @dataclass(frozen=True)
-class GPTClassifier(Spec):
+class GPTClassifier(_GPT2):
     """``GPT2Model`` with a linear head on the last token, so that methods with a pass per output can be compared too.
 
     Not ``GPT2ForSequenceClassification``: its search for the padding cannot be vmapped.
     """
 
-    width: int = 256
-    layers: int = 4
-    vocabulary: int = 4096
-    length: int = 64
     classes: int = 10
     name = "gpt-classifier"
-    share = 8
 
     @property
     def description(self) -> str:
-        size = f"{self.layers} layers of width {self.width}, vocabulary {self.vocabulary}"
-        return f"GPT-2, {size}, {self.classes} classes read from the last token, random weights; random sequences of {self.length} tokens"
+        read = f"{self.classes} classes read from the last token"
+        return f"GPT-2, {self.size}, {read}, random weights; random sequences of {self.length} tokens"
 
     def network(self) -> nn.Module:
         torch.manual_seed(0)
-        return _LastToken(config(self), self.classes).eval()
-
-    def inputs(self, n: int) -> Tensor:
-        return tokens(n, self)
-
-    def small(self) -> GPTClassifier:
-        return GPTClassifier(width=32, layers=2, vocabulary=32, length=6)
+        return _LastToken(self.config(), self.classes).eval()
 
 
 class _LastToken(nn.Module):
@@ -82,24 +97,3 @@ class _LastToken(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.trunk(x).last_hidden_state[:, -1])
-
-
-def config(spec: GPT | GPTClassifier) -> Any:
-    """Of transformers; heads are 64 wide."""
-    from transformers import GPT2Config
-
-    return GPT2Config(
-        vocab_size=spec.vocabulary,
-        n_positions=spec.length,
-        n_embd=spec.width,
-        n_layer=spec.layers,
-        n_head=max(1, spec.width // 64),
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-    )
-
-
-def tokens(n: int, spec: GPT | GPTClassifier) -> Tensor:
-    """(n, length), uniform."""
-    return torch.randint(0, spec.vocabulary, (n, spec.length), generator=torch.Generator().manual_seed(0))
