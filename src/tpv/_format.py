@@ -1,9 +1,9 @@
-"""Numbers rounded by their own error."""
+"""Numbers rounded by their own error, and other things as text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def plus_minus(value: float, stderr: float) -> str:
@@ -40,3 +40,8 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
         cells = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def called(function: Callable[..., object]) -> str:
+    """The name of a function, for messages and metadata."""
+    return getattr(function, "__qualname__", None) or repr(function)

@@ -57,6 +57,10 @@ class Linearization:
         with _eager():
             return self._predictions(self.output.select(self._caller(batch)), batch)
 
+    def alone(self, example: Any) -> Tensor:
+        """Predictions (1, ...) of a batch of one example, with gradients that can be trusted."""
+        return self(twice(example))[:1] if self.needs_company(example) else self(example)
+
     def at(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Predictions with some parameters replaced; the model itself is not touched."""
         return self._predictions(self.outputs(batch, weights), batch)
@@ -71,7 +75,7 @@ class Linearization:
     def raw(self) -> Iterator[None]:
         """Meanwhile the predictions are the outputs themselves: the ways of parameters do not depend on what counts."""
         chosen = self.output
-        self.output = replace(chosen, coordinates=lambda f, at: f)
+        self.output = replace(chosen, coordinates=as_output("logits").coordinates)
         try:
             yield
         finally:

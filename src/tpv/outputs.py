@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tpv._errors import TPVError, did_you_mean
+from tpv._format import called
 
 OutputSpec = str | Callable[[Any], Tensor]
 
@@ -40,7 +41,7 @@ def as_output(spec: OutputSpec) -> Output:
         TPVError: for anything else.
     """
     if callable(spec):
-        name = getattr(spec, "__qualname__", repr(spec))
+        name = called(spec)
         return Output(name, "", lambda raw: _chosen(spec(raw), name), _same, _squares)
     known = {
         "logits": Output("logits", "", outputs_tensor, _same, _squares),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from tpv._errors import TPVError, did_you_mean
+from tpv._format import called
 
 Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 """Glob patterns of parameter names, or a function of (name, parameter)."""
@@ -93,8 +94,3 @@ class Weights(Mapping[str, Tensor]):
                 hint = did_you_mean(glob, self._tensors) or f" Names look like {next(iter(self._tensors), '(none)')!r}."
                 raise TPVError(f"params={glob!r} matches no trainable parameter.{hint}")
         return Weights(self._model, [n for n in self._tensors if any(fnmatch.fnmatchcase(n, g) for g in globs)])
-
-
-def called(function: Callable[..., object]) -> str:
-    """The name of a function, for messages and metadata."""
-    return getattr(function, "__qualname__", None) or repr(function)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tpv._errors import TPVError, did_you_mean
-from tpv.weights import Patterns, Weights, called
+from tpv._format import called
+from tpv.weights import Patterns, Weights
 
 Displacements = Mapping[str, Tensor]
 Variances = Mapping[str, Tensor]

@@ -97,7 +97,7 @@ class BatchPass:
         for key, name in sweep.ids.items():
             calls = [call for module in sweep.plan.owners[name] for call in by_module.get(module, [])]
             if name not in self.unreached and not graph.covered(key, calls):
-                sweep.send_whole(name)
+                sweep.send_whole([name])
         for recorded in graph.calls:
             self._add(recorded)
 
@@ -112,8 +112,7 @@ class BatchPass:
         usable = not recorded.stale and len(axes) == len(live)
         layer = self._layer(recorded, dict(zip(live, axes, strict=True))) if usable else None
         if layer is None:
-            for name in names.values():
-                sweep.send_whole(name)
+            sweep.send_whole(names.values())
             return
         planned = recorded.site in sweep.plan.outputs and not (sweep.newly_expanded and recorded.site in sweep.plan.expand)
         plain = planned and not self._graph.reorders and all(shape[axis] == self._n for shape, axis in zip(shapes, axes, strict=True))
@@ -190,7 +189,7 @@ class BatchPass:
             try:
                 columns[name] = _square_of_sum(parts, sweep.variances[name], factored=factored)
             except NotRepeatedError:
-                sweep.send_whole(name)
+                sweep.send_whole([name])
         if slow := [name for name in sweep.names if name in sweep.whole and name not in self.unreached]:
             columns |= self._whole(slow, v)
         nothing = torch.zeros(len(v), dtype=torch.float64, device=v.device)
@@ -201,13 +200,9 @@ class BatchPass:
         try:
             found = call.layer.squares(g, variance) if variance else {}
         except NotRepeatedError:
-            self._send_whole(call)
+            self._sweep.send_whole(call.names.values())
             return
         columns |= {call.names[k]: square for k, square in found.items()}
-
-    def _send_whole(self, call: _Call) -> None:
-        for name in call.names.values():
-            self._sweep.send_whole(name)
 
     def _backward(self, v: Tensor, calls: list[_Call], reduce: Callable[[_Call, Tensor], None], *, retain: bool) -> None:
         """Hand each call its output gradient the moment it is complete: on the way where the pass goes on below, else at its end."""
@@ -246,7 +241,7 @@ class BatchPass:
         self._backward(scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v, calls, again.__setitem__, retain=True)
         for call in once.keys() & again.keys():
             if not _rows_belong(once[call], again[call], scale):
-                self._send_whole(call)
+                self._sweep.send_whole(call.names.values())
 
     def _whole(self, names: list[str], v: Tensor) -> dict[str, Tensor]:
         sweep = self._sweep

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import torch
 from torch import Tensor, nn
 
-from tpv.sweep.factors import Factors
+from tpv.sweep.factors import Factors, squared_norm
 from tpv.sweep.layer import LayerCall, Variance
 
 
@@ -31,9 +30,7 @@ class EmbeddingCall(LayerCall):
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
         scale = variance["weight"].full.sqrt().to(g.dtype)
         by_token = scale[self.tokens] if scale.ndim == 2 and len(scale) == self.rows else scale
-        g = self._positions(g) * by_token
-        same = self.tokens.unsqueeze(1) == self.tokens.unsqueeze(2)
-        return {"weight": (torch.bmm(g, g.transpose(1, 2)) * same).sum((1, 2))}
+        return {"weight": squared_norm([Factors(self.tokens, self._positions(g) * by_token)])}
 
     def _positions(self, g: Tensor) -> Tensor:
-        return g.reshape(self.n, self.tokens.shape[1], -1)
+        return g.reshape(self.n, self.positions, -1)

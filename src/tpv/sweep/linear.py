@@ -32,10 +32,9 @@ class LinearCall(LayerCall):
         return Factors(self.a, g) if self.transposed else Factors(g, self.a)
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        g = self._positions(g)
-        left, right = (self.a, g) if self.transposed else (g, self.a)
-        out = {"weight": torch.bmm(left.transpose(1, 2), right)} if "weight" in names else {}
-        return out | ({"bias": g.sum(1)} if "bias" in names else {})
+        f = self.factors(g)
+        out = {"weight": torch.bmm(f.left.transpose(1, 2), f.right)} if "weight" in names else {}
+        return out | ({"bias": self._positions(g).sum(1)} if "bias" in names else {})
 
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
         out = {}
@@ -45,9 +44,8 @@ class LinearCall(LayerCall):
                 g_rows, a_rows = (1.0, rows) if self.transposed else (rows, 1.0)
                 out["weight"] = gram_square(self._positions(g) * g_rows, self._gram(a_rows))
             elif self.positions == 1:
-                left, right = self.factors(g).left[:, 0], self.factors(g).right[:, 0]
-                full = variance["weight"].full.expand(self.shape).to(g.dtype)
-                out["weight"] = ((left.square() @ full) * right.square()).sum(1)
+                f, full = self.factors(g), variance["weight"].full.expand(self.shape).to(g.dtype)
+                out["weight"] = ((f.left[:, 0].square() @ full) * f.right[:, 0].square()).sum(1)
             else:
                 out["weight"] = variance["weight"].square(self.gradients(g, ["weight"])["weight"])
         if "bias" in variance:
@@ -62,4 +60,4 @@ class LinearCall(LayerCall):
         return self._input_gram
 
     def _positions(self, g: Tensor) -> Tensor:
-        return g.reshape(self.n, self.a.shape[1], -1)
+        return g.reshape(self.n, self.positions, -1)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv._batches import map_tensors, tensors
 from tpv._errors import is_out_of_memory
 from tpv._guard import Attributes
 from tpv.chunking import SCRATCH_BYTES
 from tpv.sweep.layer import LayerCall, Variance, checksum, widened
+from tpv.sweep.per_example import vmappable
 
 
 class NotRepeatedError(Exception):
@@ -71,13 +70,12 @@ class LocalCall(LayerCall):
         point = {name: widened(self.module.get_parameter(name).detach()) for name in names}
         at_a_time = max(1, SCRATCH_BYTES // sum(w.numel() * w.element_size() for w in point.values()))
         sums = []
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that vmap is slow over some operation
-            for start in range(0, self.n, at_a_time):
-                rows = [g[start : start + at_a_time], *(r[start : start + at_a_time] for r in self.rows)]
+        for start in range(0, self.n, at_a_time):
+            rows = [g[start : start + at_a_time], *(r[start : start + at_a_time] for r in self.rows)]
+            with vmappable():
                 found, outputs = self._block(point, rows)
-                sums.append(outputs.sum(0))
-                yield found
+            sums.append(outputs.sum(0))
+            yield found
         self._compare(torch.stack(sums).sum(0))
 
     def _block(self, point: dict[str, Tensor], rows: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tpv._batches import has_plain_rows, map_tensors, narrow, per_example, tensors, twice
+from tpv._batches import has_plain_rows, map_tensors, narrow, per_example, tensors
 from tpv.chunking import SCRATCH_BYTES
 from tpv.linearization import Linearization
 from tpv.sweep.layer import Variance
@@ -29,12 +30,19 @@ def vectorised(lin: Linearization, variance: Mapping[str, Variance], batch: Any,
     size = sum(lin.weights[name].numel() * lin.weights[name].element_size() for name in variance)
     at_a_time = max(1, SCRATCH_BYTES // size)
     blocks = []
-    with sdpa_kernel(SDPBackend.MATH):
-        for start in range(0, len(v), at_a_time):
-            stop = min(start + at_a_time, len(v))
-            gradients = _gradients(lin, list(variance), narrow(batch, start, stop, len(v)), v[start:stop])
-            blocks.append({name: variance[name].square(gradients.pop(name)) for name in variance})
+    for start in range(0, len(v), at_a_time):
+        stop = min(start + at_a_time, len(v))
+        gradients = _gradients(lin, list(variance), narrow(batch, start, stop, len(v)), v[start:stop])
+        blocks.append({name: variance[name].square(gradients.pop(name)) for name in variance})
     return {name: torch.cat([block[name] for block in blocks]) for name in variance}
+
+
+@contextmanager
+def vmappable() -> Iterator[None]:
+    """Attention by the kernel that ``vmap`` has rules for, and no warning that it is slow over some other operation."""
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
@@ -46,8 +54,7 @@ def _gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) 
         single = map_tensors(batch, lambda t: next(following).unsqueeze(0) if per_example(t, n) else t)
         return (lin.at(w, single).squeeze(0) * v).sum()
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that vmap is slow over some operation
+    with vmappable():
         found: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
     return found
 
@@ -60,7 +67,7 @@ def one_by_one(lin: Linearization, variance: Mapping[str, Variance], batch: Any,
 
 def _squares(lin: Linearization, variance: Mapping[str, Variance], example: Any, v: Tensor) -> Iterator[Tensor]:
     with torch.enable_grad():
-        f = lin(twice(example))[:1] if lin.needs_company(example) else lin(example)
+        f = lin.alone(example)
     parameters = [lin.model.get_parameter(name) for name in variance]
     found = torch.autograd.grad(f, parameters, v.reshape(f.shape), allow_unused=True)
     for g, c in zip(found, variance.values(), strict=True):

@@ -28,7 +28,6 @@ class Plan:
         inputs: call → for each argument tensor, the axis that counts examples (each r rows of n · r), None if it has none.
         outputs: call → the same for each output tensor that leads on.
         expand: calls whose outputs all examples share, to be given an axis of examples.
-        known: the modules with a closed form.
         examples: number of examples it was made with; one example cannot tell what is shared.
     """
 
@@ -36,7 +35,6 @@ class Plan:
     inputs: dict[Site, Axes] = field(default_factory=dict)
     outputs: dict[Site, Axes] = field(default_factory=dict)
     expand: frozenset[Site] = frozenset()
-    known: frozenset[nn.Module] = frozenset()
     examples: int = 0
 
     @property
@@ -81,7 +79,7 @@ class Router:
             owners = {name: self._choice(found, key) for key, name in self._names.items()}
             missing = [(name, chosen, found.shared(chosen) - expand) for name, chosen in owners.items()]
             if not any(sites for _, _, sites in missing):
-                return Plan(owners, found.inputs, found.outputs, expand, self.known, n)
+                return Plan(owners, found.inputs, found.outputs, expand, n)
             for name, chosen, sites in missing:
                 if sites <= expand or found.survives(expand | sites):
                     expand |= sites

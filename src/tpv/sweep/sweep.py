@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -71,7 +71,7 @@ class Sweep:
     def _route(self, owners: tuple[nn.Module, ...]) -> str:
         if not owners:
             return WHOLE
-        if all(module in self.plan.known for module in owners):
+        if all(module in self._router.known for module in owners):
             return " and ".join(dict.fromkeys(type(module).__name__ for module in owners))
         return f"{LOCAL} of {' and '.join(self._modules[module] for module in owners)}"
 
@@ -101,9 +101,12 @@ class Sweep:
 
     def prepare(self, batch: Any) -> None:
         """Plan the routes with the batch's first and last example, and compare them with single-example gradients."""
+        unplanned = self.plan.examples < min(2, batch_size(batch))
+        if not unplanned and not (self._unverified and self._checks < _CHECKS):
+            return
         few = self._few(batch)
         with self.lin.raw():
-            if self.plan.examples < batch_size(few):
+            if unplanned:
                 self.plan = self._router.plan(few)
                 self._unverified, self._checks = set(self.names), 0
             if self._unverified and self._checks < _CHECKS:
@@ -125,7 +128,7 @@ class Sweep:
     def _run(self, batch: Any) -> tuple[Tensor, list[Recorded]]:
         """The forward pass. Where giving shared outputs an axis of examples changes what the model computes, never again that."""
         plan = self.plan
-        with Recorder(plan.modules, batch_size(batch), plan.known, plan.expand) as recorder, torch.enable_grad():
+        with Recorder(plan.modules, batch_size(batch), self._router.known, plan.expand) as recorder, torch.enable_grad():
             try:
                 outputs = self.lin(batch)
             except Exception as error:
@@ -135,9 +138,7 @@ class Sweep:
         if outputs is not None and self._as_without_expansion(batch, outputs, recorder.calls):
             return outputs, recorder.calls
         expanded = {module for module, _ in plan.expand}
-        for name, owners in plan.owners.items():
-            if expanded & set(owners):
-                self.send_whole(name)
+        self.send_whole(name for name, owners in plan.owners.items() if expanded & set(owners))
         self.plan = replace(plan, expand=frozenset())
         return self._run(batch)
 
@@ -188,9 +189,10 @@ class Sweep:
                 "freeze them with requires_grad_(False), or leave them out with params=."
             )
 
-    def send_whole(self, name: str) -> None:
-        """From now on find the parameter's gradients by passes through the whole model."""
-        self.whole.setdefault(name, WHOLE)
+    def send_whole(self, names: Iterable[str]) -> None:
+        """From now on find the parameters' gradients by passes through the whole model."""
+        for name in names:
+            self.whole.setdefault(name, WHOLE)
 
     def sent_one_by_one(self, names: list[str]) -> None:
         """Note that ``torch.func`` cannot trace the model."""

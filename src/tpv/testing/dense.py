@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, narrow, twice
+from tpv._batches import batch_size, narrow
 from tpv._guard import unchanged
 from tpv.grouping import layer_of
 from tpv.linearization import Forward, Linearization
@@ -33,8 +33,7 @@ def dense_jacobian(model: nn.Module, batch: Any, forward: Forward | None = None,
     examples = []
     with unchanged(model), torch.enable_grad():
         for i in range(n):
-            example = narrow(batch, i, i + 1, n)
-            outputs = lin(twice(example))[0].flatten() if lin.needs_company(example) else lin(example).flatten()
+            outputs = lin.alone(narrow(batch, i, i + 1, n)).flatten()
             rows = [torch.autograd.grad(y, parameters, retain_graph=True, allow_unused=True) for y in outputs]
             examples.append([torch.stack([torch.zeros_like(p) if r[j] is None else r[j] for r in rows]) for j, p in enumerate(parameters)])
     return {name: torch.stack([example[j] for example in examples]) for j, name in enumerate(lin.weights)}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, map_tensors, narrow, twice
+from tpv._batches import batch_size, map_tensors, narrow
 from tpv._errors import TPVError
 from tpv._format import table
 from tpv._guard import unchanged
@@ -168,9 +168,8 @@ def _reference(lin: Linearization, names: list[str], batch: Any, cotangents: Ten
     one, n = Variance(torch.ones(()), 0), len(cotangents)
     rows = []
     for i in range(n):
-        example = narrow(batch, i, i + 1, n)
         with torch.enable_grad():
-            z = lin(twice(example))[0] if lin.needs_company(example) else lin(example)[0]
+            z = lin.alone(narrow(batch, i, i + 1, n))[0]
         for v in cotangents[i].to(z):
             found = torch.autograd.grad(z, parameters, v.reshape(z.shape), retain_graph=True, allow_unused=True)
             rows.append(torch.stack([torch.zeros((), dtype=torch.float64) if g is None else one.square(g[None])[0].cpu() for g in found]))
