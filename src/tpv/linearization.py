@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,7 +39,7 @@ class Linearization:
     def __init__(self, model: nn.Module, forward: Forward | None = None, output: Output | None = None) -> None:
         self.model = model
         self.output = output or as_output("logits")
-        self.weights = Weights(model)
+        self.weights = Weights(model, linearization=self)
         self.custom_forward = forward is not None
         self._forward_mode = True
         self._caller = _Caller(model, forward or call_model)
@@ -70,6 +71,12 @@ class Linearization:
         renamed = {f"model.{name}": value for name, value in weights.items()}
         with _eager():
             return self.output.select(functional_call(self._caller, renamed, (batch,)))
+
+    def reading(self, coordinates: Callable[[Tensor, Tensor], Tensor]) -> Linearization:
+        """The same model with other coordinates of its outputs."""
+        other = copy.copy(self)
+        other.output = replace(self.output, coordinates=coordinates)
+        return other
 
     @contextmanager
     def raw(self) -> Iterator[None]:

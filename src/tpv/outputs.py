@@ -35,16 +35,17 @@ class Output:
 
 
 def as_output(spec: OutputSpec) -> Output:
-    """``"logits"``, ``"probabilities"``, ``"kl"``, or a function of what the model returns.
+    """``"logits"``, ``"centered"``, ``"probabilities"``, ``"kl"``, or a function of what the model returns.
 
     Raises:
         TPVError: for anything else.
     """
     if callable(spec):
         name = called(spec)
-        return Output(name, "", lambda raw: _chosen(spec(raw), name), _same, _squares)
+        return Output(name, "", lambda raw: _chosen(spec(raw), name), same, _squares)
     known = {
-        "logits": Output("logits", "", outputs_tensor, _same, _squares),
+        "logits": Output("logits", "", outputs_tensor, same, _squares),
+        "centered": Output("centered logits", "", outputs_tensor, centered, _moved_centered),
         "probabilities": Output("probabilities", "squared probability", _class_scores, _softmax, _moved_probabilities),
         "kl": Output("kl", "nats", _class_scores, _fisher_root, _kl),
     }
@@ -59,8 +60,14 @@ def class_axis(f: Tensor) -> int:
     return -1 if f.ndim <= 3 else 1
 
 
-def _same(f: Tensor, at: Tensor) -> Tensor:
+def same(f: Tensor, at: Tensor) -> Tensor:
+    """The outputs as they are."""
     return f
+
+
+def centered(f: Tensor, at: Tensor) -> Tensor:
+    """Π f with Π = I − 11ᵀ/K: minus the mean over the classes, which softmax ignores. A single output (N,) or (N, 1) stays."""
+    return f - f.mean(class_axis(f), keepdim=True) if f.ndim > 1 and f.shape[class_axis(f)] > 1 else f
 
 
 def _softmax(f: Tensor, at: Tensor) -> Tensor:
@@ -75,6 +82,10 @@ def _fisher_root(f: Tensor, at: Tensor) -> Tensor:
 
 def _squares(before: Tensor, after: Tensor) -> Tensor:
     return (after.double() - before.double()).square()
+
+
+def _moved_centered(before: Tensor, after: Tensor) -> Tensor:
+    return _squares(*(centered(f.double(), f) for f in (before, after)))
 
 
 def _moved_probabilities(before: Tensor, after: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Perturbation(ABC):
         params: glob patterns of the parameter names that move, or a function ``(name, weight) -> bool``; None moves all. A dataclass field
             ``params: Patterns = None`` lets users set it.
         deterministic: True if :meth:`sample` always returns the same δ (then C = δδᵀ).
+        output: what of the predictions counts unless the caller of :func:`tpv.estimate` says otherwise.
 
     Example:
         >>> import torch, tpv
@@ -47,6 +48,7 @@ class Perturbation(ABC):
 
     params: Patterns = None
     deterministic: bool = False
+    output: str = "logits"
 
     @abstractmethod
     def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
@@ -63,6 +65,14 @@ class Perturbation(ABC):
         None (the default) if δ is not a vector of independent zero-mean entries.
         """
         return None
+
+    def control(self, at: Weights) -> Displacements | None:
+        """δ of a draw without its randomness, for perturbations whose mean may not be zero; None (the default) if there is none."""
+        return None
+
+    def facts(self, at: Weights) -> dict[str, Any]:
+        """What a result's metadata should say of the perturbation, once it has met these weights."""
+        return {}
 
     def __repr__(self) -> str:
         """The options that differ from their defaults, and the first one always."""

@@ -1,0 +1,97 @@
+"""What is trained on: a network's own outputs on its training inputs, and noise on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpv._batches import batch_size, batches, inputs, narrow
+from tpv._errors import TPVError
+from tpv.checks import check_device, check_outputs
+from tpv.chunking import choose_chunk_size
+from tpv.linearization import Linearization
+from tpv.outputs import centered, mask_of, same
+
+
+class TrainingSet:
+    """Training inputs with the trained network's outputs z* on them; z = Πf where outputs are centred.
+
+    Args:
+        lin: the model at w*.
+        data: a tensor or a re-iterable of batches; always in the same order.
+        center: whether the loss sees Πf, Π = I − 11ᵀ/K, instead of f.
+        chunk_size: examples at a time; by default as many as fit in 256 MiB.
+
+    Attributes:
+        lin: the model whose predictions are z.
+        predictions: z* of each batch, zero at padded positions.
+        examples: n.
+        outputs: nK, the number of terms that the loss averages over; padded positions do not count.
+        magnitude: the mean of |f*| over examples and outputs.
+
+    Cost: one forward pass.
+    """
+
+    def __init__(self, lin: Linearization, data: object, *, center: bool, chunk_size: int | None = None) -> None:
+        self.lin = lin.reading(centered if center else same)
+        self.center = center
+        self.data = batches(data)
+        self.predictions: list[Tensor] = []
+        self.examples = self.outputs = 0
+        total = 0.0
+        raw = lin.reading(same)
+        for batch in self.data:
+            check_device(lin.model, batch if lin.custom_forward else inputs(batch))
+            size = batch_size(batch)
+            if not self.predictions:
+                check_outputs(raw, batch)
+                self.chunk_size = chunk_size or choose_chunk_size(raw, batch, backward=True)
+            f = torch.cat([raw.displaced(part, {}) for part in self._parts(batch)])
+            self.examples += size
+            total += f.double().abs().sum().item()
+            self.outputs += _counted(f, batch)
+            self.predictions.append(self._read(f, batch))
+        if not self.predictions:
+            raise TPVError("the training data is empty: it gave no batch.")
+        if not all(z.isfinite().all() for z in self.predictions):
+            raise TPVError("the network's outputs on the training data are NaN or infinite.")
+        self.magnitude = total / self.outputs
+
+    def _parts(self, batch: Any) -> Iterator[Any]:
+        size = batch_size(batch)
+        for start in range(0, size, self.chunk_size):
+            yield narrow(batch, start, min(start + self.chunk_size, size), size)
+
+    def _read(self, f: Tensor, batch: Any) -> Tensor:
+        """Centred where the loss is, and zero at padded positions."""
+        z, mask = self.lin.output.coordinates(f, f), mask_of(batch, f)
+        return z if mask is None else z * mask
+
+    @property
+    def rows(self) -> int:
+        """Length of a vector over all outputs of all examples, padded positions included."""
+        return sum(z.numel() for z in self.predictions)
+
+    def chunks(self) -> Iterator[tuple[Any, slice]]:
+        """All examples in order, as many at a time as fit in memory, with their places in a vector over all outputs."""
+        start = 0
+        for batch, z in zip(self.data, self.predictions, strict=True):
+            for part in self._parts(batch):
+                stop = start + batch_size(part) * (z.numel() // len(z))
+                yield part, slice(start, stop)
+                start = stop
+
+    def noise(self, generator: torch.Generator) -> list[Tensor]:
+        """Standard normal noise for each batch, in the form of ``predictions``; what the loss does not see is projected out."""
+        drawn = []
+        for batch, z in zip(self.data, self.predictions, strict=True):
+            drawn.append(self._read(torch.randn(z.shape, generator=generator).to(z), batch))
+        return drawn
+
+
+def _counted(f: Tensor, batch: Any) -> int:
+    mask = mask_of(batch, f)
+    return f.numel() if mask is None else int(mask.expand_as(f).sum().item())
