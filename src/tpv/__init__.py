@@ -4,25 +4,33 @@ from tpv._errors import TPVError
 from tpv._stats import Estimate
 from tpv.estimation import estimate, linearity, stability
 from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo, MonteCarlo
-from tpv.perturbations import DiagonalPerturbation, Displacement, Isotropic, Masking, Perturbation, Quantization, SGDNoise
-from tpv.result import LinearityResult, StabilityResult, TPVResult
+from tpv.ntk import NTK, Fit, GradientDescent, Interpolation, Ridge
+from tpv.perturbations import DiagonalPerturbation, Displacement, Isotropic, LabelNoise, Masking, Perturbation, Quantization, SGDNoise
+from tpv.result import LinearityResult, Spectrum, StabilityResult, TPVResult
 from tpv.weights import Weights
 
 __all__ = [
+    "NTK",
     "DiagonalPerturbation",
     "Displacement",
     "Estimate",
     "Estimator",
     "Exact",
+    "Fit",
+    "GradientDescent",
     "Hutchinson",
+    "Interpolation",
     "Isotropic",
+    "LabelNoise",
     "LinearityResult",
     "LinearizedMonteCarlo",
     "Masking",
     "MonteCarlo",
     "Perturbation",
     "Quantization",
+    "Ridge",
     "SGDNoise",
+    "Spectrum",
     "StabilityResult",
     "TPVError",
     "TPVResult",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tpv._batches import batches, count_examples, inputs
+from tpv._batches import LargeBatches, batches, count_examples, inputs
 from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv._options import require_int
@@ -24,6 +24,7 @@ from tpv.linearization import Forward, Linearization
 from tpv.outputs import OutputSpec, as_output
 from tpv.perturbations import Perturbation
 from tpv.perturbations.base import diagonal
+from tpv.perturbations.label_noise import LabelNoise
 from tpv.result import LinearityResult, StabilityResult, TPVResult
 
 _FEW_SWEEPS = 8192
@@ -35,7 +36,7 @@ def estimate(
     perturbation: Perturbation,
     *,
     estimator: Estimator | None = None,
-    output: OutputSpec = "logits",
+    output: OutputSpec | None = None,
     layers: LayersSpec = None,
     forward: Forward | None = None,
     generator: Seed = 0,
@@ -56,8 +57,10 @@ def estimate(
             element is the input, or a mapping passed as keywords (labels are dropped).
         perturbation: the law of δ, such as :class:`tpv.Quantization` or :class:`tpv.SGDNoise`.
         estimator: by default :class:`tpv.Exact` for a fixed displacement, and for independent entries where
-            examples × outputs ≤ 8192; beyond, :class:`tpv.Hutchinson`; else :class:`tpv.LinearizedMonteCarlo`.
-        output: what of the predictions counts: ``"logits"``, the outputs as they are; ``"probabilities"``, their softmax;
+            examples × outputs ≤ 8192 (for :class:`tpv.LabelNoise` where its kernel takes less than 2 GiB);
+            beyond, :class:`tpv.Hutchinson`; else :class:`tpv.LinearizedMonteCarlo`.
+        output: what of the predictions counts: ``"logits"``, the outputs as they are (the default, but that of :class:`tpv.LabelNoise`
+            is what its ``center`` says); ``"centered"``, minus their mean over the classes; ``"probabilities"``, their softmax;
             ``"kl"``, the divergence KL(p at w* ‖ p at w* + δ) in nats for each example, summed over its positions, to first
             order ½ Tr(E[Jᵀ F J] C) with the softmax Fisher matrix F = diag p − ppᵀ; or a function of what the model returns
             that gives a tensor (N, ...). Classes are on the last axis of (N, K) and (N, T, K), on axis 1 of (N, K, H, W).
@@ -93,7 +96,7 @@ def estimate(
         groups(layers, lin.weights.select(perturbation.params))
         if estimator is not None and not isinstance(estimator, Estimator):
             raise TPVError(f"estimator must be a tpv.Estimator such as tpv.Exact() or tpv.Hutchinson(probes=4), got {estimator!r}.")
-        data = batches(data)
+        data = LargeBatches(data) if isinstance(perturbation, LabelNoise) else batches(data)
         examples = count_examples(data)
 
         def begin(outputs: int) -> Procedure:
@@ -102,7 +105,7 @@ def estimate(
 
         run = accumulate(lin, data, begin, chunk_size, progress)
     metadata = run.metadata(perturbation, generator, started)
-    return TPVResult.from_moments(run.moments, run.procedure.no_layers, metadata)
+    return TPVResult.from_moments(run.moments, run.procedure.no_layers, metadata, **run.procedure.details())
 
 
 def stability(
@@ -112,7 +115,7 @@ def stability(
     perturbation: Perturbation,
     *,
     estimator: Estimator | None = None,
-    output: OutputSpec = "logits",
+    output: OutputSpec | None = None,
     layers: LayersSpec = None,
     forward: Forward | None = None,
     generator: int = 0,
@@ -162,7 +165,7 @@ def linearity(
     perturbation: Perturbation,
     *,
     draws: int = 8,
-    output: OutputSpec = "logits",
+    output: OutputSpec | None = None,
     forward: Forward | None = None,
     generator: Seed = 0,
     progress: Progress | None = None,
@@ -211,6 +214,8 @@ def default_estimator(lin: Linearization, perturbation: Perturbation, examples: 
     """Exact where it is affordable or the displacement is fixed, else one probe per example, else draws."""
     if perturbation.deterministic:
         return Exact()
+    if isinstance(perturbation, LabelNoise):
+        return Exact() if perturbation.meet(lin.weights.select(perturbation.params)).ntk.dense else LinearizedMonteCarlo()
     if diagonal(perturbation, lin.weights) is None:
         return LinearizedMonteCarlo()
     affordable = outputs == 1 or (examples is not None and examples * outputs <= _FEW_SWEEPS)
@@ -218,7 +223,7 @@ def default_estimator(lin: Linearization, perturbation: Perturbation, examples: 
 
 
 def _common_estimator(
-    model: nn.Module, sides: tuple[object, ...], perturbation: Perturbation, forward: Forward | None, output: OutputSpec
+    model: nn.Module, sides: tuple[object, ...], perturbation: Perturbation, forward: Forward | None, output: OutputSpec | None
 ) -> Estimator:
     """The default for the larger of several data sets."""
     with _fixed_point(model, perturbation, forward, output) as lin:
@@ -232,11 +237,13 @@ def _common_estimator(
 
 
 @contextmanager
-def _fixed_point(model: nn.Module, perturbation: Perturbation, forward: Forward | None, output: OutputSpec) -> Iterator[Linearization]:
+def _fixed_point(
+    model: nn.Module, perturbation: Perturbation, forward: Forward | None, output: OutputSpec | None
+) -> Iterator[Linearization]:
     if not isinstance(perturbation, Perturbation):
         raise TPVError(f"perturbation must be a tpv.Perturbation such as tpv.Quantization(bits=8), got {perturbation!r}.")
     check_model(model)
-    chosen = as_output(output)
+    chosen = as_output(perturbation.output if output is None else output)
     with unchanged(model):
         yield Linearization(model, forward, chosen)
 

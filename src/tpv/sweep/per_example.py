@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv._batches import has_plain_rows, map_tensors, narrow, per_example, tensors
+from tpv._errors import is_out_of_memory
 from tpv.chunking import SCRATCH_BYTES
 from tpv.linearization import Linearization
 from tpv.sweep.layer import Variance
@@ -46,17 +47,51 @@ def vmappable() -> Iterator[None]:
 
 
 def _gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
-    point, n = {name: lin.weights[name] for name in names}, len(v)
-    leaves = [t for t in tensors(batch) if per_example(t, n)]
+    point = {name: lin.weights[name] for name in names}
+    inner, leaves = _inner_product(lin, batch, len(v))
+    with vmappable():
+        found: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
+    return found
+
+
+def _inner_product(lin: Linearization, batch: Any, n: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """(w, v, one example's rows) ↦ ⟨v, z(w)⟩, and the rows of all examples."""
 
     def inner(w: dict[str, Tensor], v: Tensor, *rows: Tensor) -> Tensor:
         following = iter(rows)
         single = map_tensors(batch, lambda t: next(following).unsqueeze(0) if per_example(t, n) else t)
         return (lin.at(w, single).squeeze(0) * v).sum()
 
-    with vmappable():
-        found: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
+    return inner, [t for t in tensors(batch) if per_example(t, n)]
+
+
+def shared_cotangents(lin: Linearization, names: Sequence[str], batch: Any, n: int, v: Tensor) -> dict[str, Tensor]:
+    """Gradients (n, c, *shape) of ⟨v_j, z⟩ for cotangents v (c, ...) that all n examples share.
+
+    By ``vmap`` over examples and cotangents, or one by one where ``torch.func`` refuses.
+    """
+    point = {name: lin.weights[name] for name in names}
+    try:
+        if has_plain_rows(batch, n):
+            raise TypeError("only tensors can be vectorised over")
+        inner, leaves = _inner_product(lin, batch, n)
+        over_cotangents = vmap(grad(inner), in_dims=(None, 0, *[None] * len(leaves)))
+        with vmappable():
+            found: dict[str, Tensor] = vmap(over_cotangents, in_dims=(None, None, *[0] * len(leaves)))(point, v, *leaves)
+    except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
+        if is_out_of_memory(error):
+            raise
+        rows = [_rows_of_one(lin, names, narrow(batch, i, i + 1, n), v) for i in range(n)]
+        return {name: torch.stack([row[name] for row in rows]) for name in names}
     return found
+
+
+@torch.enable_grad()
+def _rows_of_one(lin: Linearization, names: Sequence[str], example: Any, v: Tensor) -> dict[str, Tensor]:
+    z = lin.alone(example)[0]
+    parameters = [lin.model.get_parameter(name) for name in names]
+    rows = [torch.autograd.grad(z, parameters, one, retain_graph=True, allow_unused=True, materialize_grads=True) for one in v]
+    return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def one_by_one(lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor) -> dict[str, Tensor]:
