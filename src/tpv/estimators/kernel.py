@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from tpv._batches import batch_size
+from tpv._batches import narrow
 from tpv.estimators.base import TOTAL, Contribution, Piece, Procedure, Setting, squared_norms
+from tpv.ntk.jacobian import JacobianRows, gram
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.result.spectrum import Spectrum
 
@@ -26,19 +28,27 @@ class KernelProcedure(Procedure):
 
     def __init__(self, setting: Setting, law: LabelNoise) -> None:
         self.names = [TOTAL]
-        self._lin, self._outputs = setting.lin, setting.outputs
+        self._outputs = setting.outputs
         self._fit = law.meet(setting.lin.weights.select(law.params))
         self._directions = self._fit.directions.to(self._fit.ntk.dtype)
         self._second = torch.zeros(*self._fit.ntk.shape, dtype=torch.float64, device=self._fit.ntk.device)
         self._examples = 0
+        self._sweep = self._fit.ntk.sweep(setting.lin)
         self.chunk_size = max(1, _BYTES // (self._fit.train.rows * setting.outputs * self._fit.ntk.dtype.itemsize))
         self._noted = law.facts(setting.lin.weights.select(law.params))
 
     def contribution(self, piece: Piece) -> Contribution:
-        moved = self._fit.ntk.cross_batch(self._lin, piece.batch, self._outputs) @ self._directions
+        rows = JacobianRows(self._sweep, lambda: self._chunks(piece), piece.n * self._outputs)
+        moved = gram(rows, self._fit.ntk.rows, self._fit.ntk.names) @ self._directions
         self._second += (moved.T @ moved).double()
-        self._examples += batch_size(piece.batch)
+        self._examples += piece.n
         return Contribution(squared_norms(moved.reshape(piece.n, -1)).unsqueeze(1))
+
+    def _chunks(self, piece: Piece) -> Iterator[tuple[Any, slice]]:
+        step = self._fit.train.chunk_size
+        for start in range(0, piece.n, step):
+            stop = min(start + step, piece.n)
+            yield narrow(piece.batch, start, stop, piece.n), slice(start * self._outputs, stop * self._outputs)
 
     def facts(self) -> dict[str, Any]:
         return self._noted

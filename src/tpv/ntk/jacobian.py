@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv._batches import batch_size, narrow
-from tpv.chunking import SCRATCH_BYTES
-from tpv.linearization import Linearization
-from tpv.sweep.per_example import shared_cotangents
+from tpv.sweep import Sweep
 
 GRAM_BYTES = 2**29
 Columns = list[tuple[str, int, int]]
@@ -24,47 +21,40 @@ class JacobianRows:
     """J(x) for examples and the outputs of each, one row for every output, examples first.
 
     Args:
-        lin: the model at w*.
+        sweep: of the parameters that J is taken by.
         chunks: () → batches with their places among the rows.
         rows: in all.
-        chunk_size: examples at a time.
     """
 
-    lin: Linearization
+    sweep: Sweep
     chunks: Callable[[], Iterable[tuple[Any, slice]]]
     rows: int
-    chunk_size: int
 
     def columns(self, columns: Columns) -> Tensor:
         """(rows, number of columns). Cost: a forward pass and one backward pass for each output of an example."""
-        weight = self.lin.weights[columns[0][0]]
+        weight = self.sweep.lin.weights[columns[0][0]]
         out = torch.empty(self.rows, sum(stop - start for _, start, stop in columns), dtype=weight.dtype, device=weight.device)
+        names = [name for name, _, _ in columns]
         for batch, places in self.chunks():
-            self._fill(batch, columns, out[places])
+            with self.sweep.jacobian(batch) as (z, gradients):
+                n = len(z)
+                here = out[places].view(n, -1, out.shape[1])
+                for k, v in enumerate(basis(z)):
+                    found = gradients(v, names)
+                    at = 0
+                    for name, start, stop in columns:
+                        here[:, k, at : at + stop - start] = found[name].reshape(n, -1)[:, start:stop]
+                        at += stop - start
         return out
 
-    def _fill(self, batch: Any, columns: Columns, out: Tensor) -> None:
-        size, names = batch_size(batch), [name for name, _, _ in columns]
-        out = out.view(size, -1, out.shape[1])
-        outputs = out.shape[1]
-        width = sum(self.lin.weights[name].numel() for name in names) * out.element_size()
-        at_a_time = max(1, min(size, self.chunk_size, SCRATCH_BYTES // (width * outputs)))
-        cotangents = max(1, min(outputs, 10 * self.chunk_size // at_a_time, SCRATCH_BYTES // (width * at_a_time)))
-        basis = torch.eye(outputs, dtype=out.dtype, device=out.device)
-        for start in range(0, size, at_a_time):
-            part = narrow(batch, start, min(start + at_a_time, size), size)
-            n = batch_size(part)
-            shape = self._shape(part)
-            for k in range(0, outputs, cotangents):
-                v = basis[k : k + cotangents]
-                found = shared_cotangents(self.lin, names, part, n, v.reshape(len(v), *shape))
-                out[start : start + n, k : k + len(v)] = torch.cat(
-                    [found[name].reshape(n, len(v), -1)[..., a:b] for name, a, b in columns], dim=-1
-                )
 
-    @torch.no_grad()
-    def _shape(self, part: Any) -> torch.Size:
-        return self.lin(narrow(part, 0, 1, batch_size(part))).shape[1:]
+def basis(z: Tensor) -> Iterator[Tensor]:
+    """The K cotangents (N, K) that pick one output each."""
+    n, k = z.reshape(len(z), -1).shape
+    for index in range(k):
+        v = z.new_zeros(n, k)
+        v[:, index] = 1
+        yield v
 
 
 def gram(left: JacobianRows, right: JacobianRows, names: Sequence[str]) -> Tensor:
@@ -72,7 +62,7 @@ def gram(left: JacobianRows, right: JacobianRows, names: Sequence[str]) -> Tenso
 
     Cost: for every block a forward pass and K backward passes over both, and 2·rows·rows·P floating-point operations in all.
     """
-    weights, same = left.lin.weights, left is right
+    weights, same = left.sweep.lin.weights, left is right
     size = next(iter(weights.values())).element_size()
     width = max(1, GRAM_BYTES // (size * (left.rows if same else left.rows + right.rows)))
     total: Tensor | None = None

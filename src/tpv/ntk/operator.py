@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, batches, twice
+from tpv._batches import batches, twice
 from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv.checks import check_model
@@ -17,6 +18,7 @@ from tpv.chunking import available_bytes
 from tpv.linearization import Forward, Linearization
 from tpv.ntk.jacobian import GRAM_BYTES, JacobianRows, gram
 from tpv.outputs import OutputSpec, as_output
+from tpv.sweep import Sweep
 from tpv.training import TrainingSet
 from tpv.weights import Patterns
 
@@ -113,10 +115,14 @@ class NTK:
             f"{str(self.dtype).removeprefix('torch.')}, {kind})"
         )
 
-    @property
+    @functools.cached_property
     def rows(self) -> JacobianRows:
         """The rows of J."""
-        return JacobianRows(self.lin, self.train.chunks, self.train.rows, self.train.chunk_size)
+        return JacobianRows(self.sweep(self.lin), self.train.chunks, self.train.rows)
+
+    def sweep(self, lin: Linearization) -> Sweep:
+        """Gradients by the kernel's parameters, of outputs as ``lin`` reads them."""
+        return Sweep(lin, {name: torch.ones(()) for name in self.names}, passes=self.train.rows // self.train.examples)
 
     @property
     def matrix(self) -> Tensor:
@@ -195,9 +201,4 @@ class NTK:
         other = TrainingSet(self.lin, data, center=self.train.center, chunk_size=self.train.chunk_size)
         self._refuse_too_large(other.rows * self.train.rows * self.dtype.itemsize + 2 * GRAM_BYTES)
         with unchanged(self.lin.model):
-            return gram(JacobianRows(other.lin, other.chunks, other.rows, other.chunk_size), self.rows, self.names)
-
-    def cross_batch(self, lin: Linearization, batch: Any, outputs: int) -> Tensor:
-        """The same for one batch, read as ``lin`` does, with ``outputs`` outputs for each example."""
-        rows = batch_size(batch) * outputs
-        return gram(JacobianRows(lin, lambda: [(batch, slice(0, rows))], rows, self.train.chunk_size), self.rows, self.names)
+            return gram(JacobianRows(self.rows.sweep, other.chunks, other.rows), self.rows, self.names)

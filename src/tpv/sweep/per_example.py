@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,23 @@ from tpv._errors import is_out_of_memory
 from tpv.chunking import SCRATCH_BYTES
 from tpv.linearization import Linearization
 from tpv.sweep.layer import Variance
+
+
+def whole_gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
+    """Gradients (n, *shape) of ⟨v, z⟩ for each example: by ``vmap(grad)``, or one by one where ``torch.func`` refuses."""
+    try:
+        if has_plain_rows(batch, len(v)):
+            raise TypeError("only tensors can be vectorised over")
+        return _gradients(lin, names, batch, v)
+    except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
+        if is_out_of_memory(error):
+            raise
+    rows = [_gradients_of_one(lin, names, narrow(batch, i, i + 1, len(v)), v[i : i + 1]) for i in range(len(v))]
+    shapes = {name: lin.weights[name] for name in names}
+    return {
+        name: torch.stack([torch.zeros_like(w) if row[i] is None else row[i] for row in rows])  # type: ignore[misc]
+        for i, (name, w) in enumerate(shapes.items())
+    }
 
 
 def vectorised(lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor) -> dict[str, Tensor]:
@@ -47,51 +64,17 @@ def vmappable() -> Iterator[None]:
 
 
 def _gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
-    point = {name: lin.weights[name] for name in names}
-    inner, leaves = _inner_product(lin, batch, len(v))
-    with vmappable():
-        found: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
-    return found
-
-
-def _inner_product(lin: Linearization, batch: Any, n: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """(w, v, one example's rows) ↦ ⟨v, z(w)⟩, and the rows of all examples."""
+    point, n = {name: lin.weights[name] for name in names}, len(v)
+    leaves = [t for t in tensors(batch) if per_example(t, n)]
 
     def inner(w: dict[str, Tensor], v: Tensor, *rows: Tensor) -> Tensor:
         following = iter(rows)
         single = map_tensors(batch, lambda t: next(following).unsqueeze(0) if per_example(t, n) else t)
         return (lin.at(w, single).squeeze(0) * v).sum()
 
-    return inner, [t for t in tensors(batch) if per_example(t, n)]
-
-
-def shared_cotangents(lin: Linearization, names: Sequence[str], batch: Any, n: int, v: Tensor) -> dict[str, Tensor]:
-    """Gradients (n, c, *shape) of ⟨v_j, z⟩ for cotangents v (c, ...) that all n examples share.
-
-    By ``vmap`` over examples and cotangents, or one by one where ``torch.func`` refuses.
-    """
-    point = {name: lin.weights[name] for name in names}
-    try:
-        if has_plain_rows(batch, n):
-            raise TypeError("only tensors can be vectorised over")
-        inner, leaves = _inner_product(lin, batch, n)
-        over_cotangents = vmap(grad(inner), in_dims=(None, 0, *[None] * len(leaves)))
-        with vmappable():
-            found: dict[str, Tensor] = vmap(over_cotangents, in_dims=(None, None, *[0] * len(leaves)))(point, v, *leaves)
-    except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
-        if is_out_of_memory(error):
-            raise
-        rows = [_rows_of_one(lin, names, narrow(batch, i, i + 1, n), v) for i in range(n)]
-        return {name: torch.stack([row[name] for row in rows]) for name in names}
+    with vmappable():
+        found: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
     return found
-
-
-@torch.enable_grad()
-def _rows_of_one(lin: Linearization, names: Sequence[str], example: Any, v: Tensor) -> dict[str, Tensor]:
-    z = lin.alone(example)[0]
-    parameters = [lin.model.get_parameter(name) for name in names]
-    rows = [torch.autograd.grad(z, parameters, one, retain_graph=True, allow_unused=True, materialize_grads=True) for one in v]
-    return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def one_by_one(lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor) -> dict[str, Tensor]:
@@ -101,9 +84,12 @@ def one_by_one(lin: Linearization, variance: Mapping[str, Variance], batch: Any,
 
 
 def _squares(lin: Linearization, variance: Mapping[str, Variance], example: Any, v: Tensor) -> Iterator[Tensor]:
+    for g, c in zip(_gradients_of_one(lin, variance, example, v), variance.values(), strict=True):
+        yield torch.zeros((), dtype=torch.float64, device=v.device) if g is None else c.square(g.unsqueeze(0))[0].double()
+
+
+def _gradients_of_one(lin: Linearization, names: Iterable[str], example: Any, v: Tensor) -> Sequence[Tensor | None]:
     with torch.enable_grad():
         f = lin.alone(example)
-    parameters = [lin.model.get_parameter(name) for name in variance]
-    found = torch.autograd.grad(f, parameters, v.reshape(f.shape), allow_unused=True)
-    for g, c in zip(found, variance.values(), strict=True):
-        yield torch.zeros((), dtype=torch.float64, device=v.device) if g is None else c.square(g.unsqueeze(0))[0].double()
+    parameters = [lin.model.get_parameter(name) for name in names]
+    return torch.autograd.grad(f, parameters, v.reshape(f.shape), allow_unused=True)
