@@ -16,6 +16,7 @@ from tpv._guard import unchanged
 from tpv._options import require_int
 from tpv.accumulation import Progress, Seed, accumulate
 from tpv.checks import check_device, check_model, check_outputs
+from tpv.crossfit import cross_fit
 from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo
 from tpv.estimators.base import Procedure, Setting
 from tpv.estimators.monte_carlo import DrawnProcedure, comparison
@@ -123,19 +124,22 @@ def stability(
 ) -> StabilityResult:
     r"""Whether TPV on the training inputs tells TPV on unseen inputs: their ratio, in all and by layer.
 
-    Both sides use the same estimator and the same draws of δ, so draws that they share cancel in the ratio.
+    Both sides use the same estimator and the same draws of δ, so draws that they share cancel in the ratio. For
+    :class:`tpv.LabelNoise`, whose data must be ``train``, the training inputs tell nothing in sample, and the ratio is cross-fitted:
+    the noise of one half of them read on the other, against the noise of the same halves read on the test inputs.
 
     Args:
         train, test: data as in :func:`estimate`.
         model, perturbation, estimator, output, layers, forward, generator, progress: as in :func:`estimate`.
 
     Returns:
-        Both results, TPV(train) / TPV(test) with its standard error (delta method), and the ratios by layer.
+        Both results, TPV(train) / TPV(test) with its standard error (delta method), and the ratios by layer; for label noise
+        the cross-fitted results too.
 
     Raises:
         TPVError: as :func:`estimate`.
 
-    Cost: :func:`estimate` on both.
+    Cost: :func:`estimate` on both; for label noise about three times that.
 
     Example:
         >>> import torch, tpv
@@ -148,15 +152,21 @@ def stability(
     """
     if not isinstance(generator, int):
         raise TPVError(f"stability(generator={generator!r}): give an int seed, so that both sides share their draws.")
+    if isinstance(perturbation, LabelNoise) and perturbation.data is not train:
+        raise TPVError("stability(train=...) must be the data of the LabelNoise itself: its noise is on these inputs.")
     if estimator is None:
         estimator = _common_estimator(model, (train, test), perturbation, forward, output)
     settings: dict[str, Any] = {
         "estimator": estimator, "output": output, "layers": layers, "forward": forward, "generator": generator, "progress": progress
     }  # fmt: skip
-    return StabilityResult(
-        estimate(model, train, perturbation, **settings),
-        estimate(model, test, perturbation, **settings),
-    )
+
+    def read(data: object, law: Perturbation) -> TPVResult:
+        return estimate(model, data, law, **settings)
+
+    both = read(train, perturbation), read(test, perturbation)
+    if not isinstance(perturbation, LabelNoise):
+        return StabilityResult(*both)
+    return StabilityResult(*both, *cross_fit(perturbation, test, read, generator))
 
 
 def linearity(

@@ -114,6 +114,7 @@ class LabelNoise(Perturbation):
         return {
             "noise_std": found.std,
             "train_examples": found.train.examples,
+            "train_outputs": found.train.outputs,
             "kernel": repr(found.ntk),
             "kernel_bytes": found.ntk.dense_bytes if found.ntk.dense else 0,
             "fit": repr(found.fit),

@@ -11,6 +11,8 @@ from typing import Any, Self
 from tpv._errors import TPVError
 from tpv._stats import Estimate
 
+_OPTIONAL = ("no_layers", "spectrum", "cross_fitted", "test_of_halves")
+
 
 class JSONResult:
     """A frozen dataclass of numbers that goes to JSON and back unchanged."""
@@ -82,7 +84,7 @@ def _plain(value: Any) -> Any:
 def _restored(name: str, value: Any) -> Any:
     if name == "metadata":
         return value
-    if value is None and name not in ("no_layers", "spectrum"):
+    if value is None and name not in _OPTIONAL:
         return math.nan
     if isinstance(value, list):
         return tuple(_restored("", item) for item in value)

@@ -208,9 +208,13 @@ class BatchPass:
                 name = call.names[local]
                 found[name] = found[name] + gradient if name in found else gradient
 
-        self._backward(
-            v, calls, lambda call, g: waiting.append((call, g)) if isinstance(call.layer, LocalCall) else add(call, g), retain=True
-        )
+        def take(call: _Call, g: Tensor) -> None:
+            if isinstance(call.layer, LocalCall):
+                waiting.append((call, g))
+            else:
+                add(call, g)
+
+        self._backward(v, calls, take, retain=True)
         for call, g in waiting:
             try:
                 add(call, g)
