@@ -3,7 +3,7 @@
 from tpv._errors import TPVError
 from tpv._stats import Estimate
 from tpv.estimation import estimate, linearity, stability
-from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo, MonteCarlo
+from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
 from tpv.ntk import NTK, Fit, GradientDescent, Interpolation, Ridge
 from tpv.perturbations import DiagonalPerturbation, Displacement, Isotropic, LabelNoise, Masking, Perturbation, Quantization, SGDNoise
 from tpv.result import LinearityResult, Spectrum, StabilityResult, TPVResult
@@ -18,6 +18,7 @@ __all__ = [
     "Exact",
     "Fit",
     "GradientDescent",
+    "HutchPlusPlus",
     "Hutchinson",
     "Interpolation",
     "Isotropic",

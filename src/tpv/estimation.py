@@ -17,7 +17,7 @@ from tpv._options import require_int
 from tpv.accumulation import Progress, Seed, accumulate
 from tpv.checks import check_device, check_model, check_outputs
 from tpv.crossfit import cross_fit
-from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo
+from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo
 from tpv.estimators.base import Procedure, Setting
 from tpv.estimators.monte_carlo import DrawnProcedure, comparison
 from tpv.grouping import LayersSpec, groups
@@ -59,7 +59,7 @@ def estimate(
         perturbation: the law of δ, such as :class:`tpv.Quantization` or :class:`tpv.SGDNoise`.
         estimator: by default :class:`tpv.Exact` for a fixed displacement, and for independent entries where
             examples × outputs ≤ 8192 (for :class:`tpv.LabelNoise` where its kernel takes less than 2 GiB);
-            beyond, :class:`tpv.Hutchinson`; else :class:`tpv.LinearizedMonteCarlo`.
+            beyond, :class:`tpv.Hutchinson` (:class:`tpv.HutchPlusPlus`); else :class:`tpv.LinearizedMonteCarlo`.
         output: what of the predictions counts: ``"logits"``, the outputs as they are (the default, but that of :class:`tpv.LabelNoise`
             is what its ``center`` says); ``"centered"``, minus their mean over the classes; ``"probabilities"``, their softmax;
             ``"kl"``, the divergence KL(p at w* ‖ p at w* + δ) in nats for each example, summed over its positions, to first
@@ -225,7 +225,7 @@ def default_estimator(lin: Linearization, perturbation: Perturbation, examples: 
     if perturbation.deterministic:
         return Exact()
     if isinstance(perturbation, LabelNoise):
-        return Exact() if perturbation.meet(lin.weights.select(perturbation.params)).ntk.dense else LinearizedMonteCarlo()
+        return Exact() if perturbation.meet(lin.weights.select(perturbation.params)).ntk.dense else HutchPlusPlus()
     if diagonal(perturbation, lin.weights) is None:
         return LinearizedMonteCarlo()
     affordable = outputs == 1 or (examples is not None and examples * outputs <= _FEW_SWEEPS)

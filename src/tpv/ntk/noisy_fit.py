@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from tpv._errors import TPVError
+from tpv._fingerprint import digest
 from tpv.ntk.fits import Fit
-from tpv.ntk.krylov import apply_filter
+from tpv.ntk.krylov import Krylov
 from tpv.ntk.operator import NTK
 from tpv.training import TrainingSet
+
+_BLOCK = 16
 
 
 class NoisyFit:
@@ -25,6 +28,8 @@ class NoisyFit:
 
     def __init__(self, ntk: NTK, fit: Fit, std: float) -> None:
         self.ntk, self.fit, self.std = ntk, fit.resolved(ntk.dtype), std
+        self._krylov = Krylov(ntk.__matmul__, ntk.train.rows, ntk.device)
+        self._responses: dict[str, Tensor] = {}
 
     @property
     def train(self) -> TrainingSet:
@@ -33,8 +38,10 @@ class NoisyFit:
 
     @functools.cached_property
     def filter(self) -> Tensor:
-        """φ of the kernel's eigenvalues, falling eigenvalues first."""
-        k, _ = self.ntk.eigh()
+        """φ of the eigenvalues of a kernel that is written out, largest first."""
+        return self._filter(self.ntk.eigh()[0])
+
+    def _filter(self, k: Tensor) -> Tensor:
         if k[0] <= 0:
             raise TPVError(
                 "the kernel of the training data is zero: no trainable parameter moves these outputs. The network is dead there, "
@@ -42,23 +49,32 @@ class NoisyFit:
             )
         return self.fit.filter(k, self.train.outputs, k[0].item())
 
-    def response(self, noise: Tensor) -> Tensor:
-        """φ(K)ε for noise (nK, R), float64."""
-        if self.ntk.dense:
-            _, u = self.ntk.eigh()
-            return u @ (self.filter.unsqueeze(1) * (u.T @ noise.double()))
-        return apply_filter(self.ntk.__matmul__, noise, self._filter_of_ritz_values)[0]
-
-    def _filter_of_ritz_values(self, k: Tensor) -> Tensor:
-        return self.fit.filter(k, self.train.outputs, k.max().item())
-
-    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """One δ."""
-        noise = self.std * torch.cat([e.reshape(-1) for e in self.train.noise(generator)])
-        return {name: d[0] for name, d in self.ntk.pull(self.response(noise.unsqueeze(1))).items()}
-
     @property
     def directions(self) -> Tensor:
-        """(nK, nK): K(x, ·) times column i is what a unit of noise along the i-th eigenvector moves at x."""
+        """(nK, nK): K(x, ·) times column i is what noise of this std along the i-th eigenvector moves at x."""
+        return self.ntk.eigh()[1] * (self.std * self.filter)
+
+    def response(self, noise: Tensor) -> Tensor:
+        """φ(K)ε for noise (nK, R), float64."""
+        if not self.ntk.dense:
+            return self._krylov.apply(self._filter, noise)
         _, u = self.ntk.eigh()
-        return u * (self.std * self.filter)
+        return u @ (self.filter.unsqueeze(1) * (u.T @ noise.double()))
+
+    def largest(self, rank: int, generator: torch.Generator) -> Tensor:
+        """About the ``rank`` largest eigenvectors, (nK, rank)."""
+        if self.ntk.dense:
+            return self.ntk.eigh()[1][:, :rank]
+        block = torch.stack([self.noise(generator) for _ in range(min(_BLOCK, rank))], 1)
+        return self._krylov.largest(rank, block)[1]
+
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """ε, (nK,), float64."""
+        return self.std * torch.cat([e.reshape(-1) for e in self.train.noise(generator)]).double()
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """One δ; what was found for a state of the generator is kept."""
+        key = digest(generator.get_state())
+        if key not in self._responses:
+            self._responses[key] = self.response(self.noise(generator).unsqueeze(1))
+        return {name: d[0] for name, d in self.ntk.pull(self._responses[key]).items()}
