@@ -11,7 +11,7 @@ from torch import Tensor
 from tpv._errors import TPVError
 
 _log = logging.getLogger("tpv")
-_TINY = 1e-300
+_TINY, _WIDTH = 1e-300, 16
 
 
 class Krylov:
@@ -82,20 +82,26 @@ class Krylov:
         """
         block = block.double()
         before = torch.zeros_like(block)
-        power, spent = block, 0
+        following, spent = block, 0
         while True:
-            power = self.extend(power)
-            spent += power.shape[1]
+            new = self.extend(following).shape[1]
+            spent += new
             k, s = self.ritz()
             weights = s @ (filter_(k).unsqueeze(1) * (s.T @ (self.basis.T @ block)))
             moved = self.image @ weights
             change = (torch.linalg.matrix_norm(moved - before) / torch.linalg.matrix_norm(moved).clamp(min=_TINY)).item()
             _log.info("%d products with the kernel: predictions changed by %.1e of their size", spent, change)
-            if change <= tolerance or not power.shape[1]:
+            if change <= tolerance or not new:
                 return self.basis @ weights
             if spent >= limit:
                 raise TPVError(
                     f"the fit has not converged after {spent} products with the kernel, its filter is too sharp for this spectrum: "
                     "use a stronger penalty, fewer steps, or fewer examples so that the kernel can be written out."
                 )
-            before = moved
+            before, following = moved, self._outside(moved)
+
+    def _outside(self, moved: Tensor) -> Tensor:
+        """The main directions, at most 16, of what vectors have outside the span."""
+        gap = moved - self.basis @ (self.basis.T @ moved)
+        q, s, _ = torch.linalg.svd(gap, full_matrices=False)
+        return q[:, s > 0.01 * s[0]][:, :_WIDTH]
