@@ -4,7 +4,17 @@ from tpv._errors import TPVError
 from tpv._stats import Estimate
 from tpv.estimation import estimate, linearity, stability
 from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo, MonteCarlo
-from tpv.perturbations import DiagonalPerturbation, Displacement, Isotropic, Masking, Perturbation, Quantization, SGDNoise
+from tpv.perturbations import (
+    DiagonalPerturbation,
+    Displacement,
+    Isotropic,
+    LabelNoise,
+    Masking,
+    Perturbation,
+    Quantization,
+    Retraining,
+    SGDNoise,
+)
 from tpv.result import LinearityResult, StabilityResult, TPVResult
 from tpv.weights import Weights
 
@@ -16,12 +26,14 @@ __all__ = [
     "Exact",
     "Hutchinson",
     "Isotropic",
+    "LabelNoise",
     "LinearityResult",
     "LinearizedMonteCarlo",
     "Masking",
     "MonteCarlo",
     "Perturbation",
     "Quantization",
+    "Retraining",
     "SGDNoise",
     "StabilityResult",
     "TPVError",

@@ -2,9 +2,26 @@
 
 from tpv.perturbations.base import DiagonalPerturbation, Perturbation, Sum
 from tpv.perturbations.displacement import Displacement
+from tpv.perturbations.fits import GradientDescent, Interpolation, Ridge
 from tpv.perturbations.isotropic import Isotropic
+from tpv.perturbations.label_noise import LabelNoise
 from tpv.perturbations.masking import Masking
 from tpv.perturbations.quantization import Quantization
+from tpv.perturbations.retraining import Retraining
 from tpv.perturbations.sgd import SGDNoise
 
-__all__ = ["DiagonalPerturbation", "Displacement", "Isotropic", "Masking", "Perturbation", "Quantization", "SGDNoise", "Sum"]
+__all__ = [
+    "DiagonalPerturbation",
+    "Displacement",
+    "GradientDescent",
+    "Interpolation",
+    "Isotropic",
+    "LabelNoise",
+    "Masking",
+    "Perturbation",
+    "Quantization",
+    "Retraining",
+    "Ridge",
+    "SGDNoise",
+    "Sum",
+]
