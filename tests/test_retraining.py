@@ -229,6 +229,22 @@ def test_linearity_follows_estimate_without_training_again() -> None:
     assert found[4 * GD.steps :] == [(4, step) for step in range(1, GD.steps + 1)]
 
 
+def test_both_sides_of_stability_share_their_runs() -> None:
+    found: list[tuple[int, int]] = []
+    result = tpv.stability(network(), TRAIN, TEST, law(runs=3, on_step=counted(found)))
+    assert len(found) == 4 * GD.steps
+    assert result.train.metadata["runs"] == result.test.metadata["runs"]
+    assert result.train.metadata["noise_std"] == 1e-3
+
+
+def test_single_examples_of_a_network_with_norms_add_up() -> None:
+    torch.manual_seed(1)
+    model = settled(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)))
+    x = randn(4, 2, 6, 6).to(memory_format=torch.channels_last)
+    whole, single = (drawn(tpv.Retraining(noisy(data=data, std=0.1)), weights(model)) for data in ([x], list(x.split(1))))
+    assert torch.allclose(whole, single, rtol=1e-9, atol=1e-14)
+
+
 def test_another_model_other_data_or_other_noise_is_trained_again() -> None:
     found: list[tuple[int, int]] = []
     spec = law(runs=1, on_step=counted(found))

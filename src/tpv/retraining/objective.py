@@ -49,7 +49,7 @@ class Objective:
 
     def __init__(self, train: TrainingSet, targets: Tensor) -> None:
         self._train, self._targets = train, targets
-        self._limit = train.chunk_size
+        self._own, self._limit = flattened(train.predictions), train.chunk_size
 
     def gradients(self, weights: Mapping[str, Tensor], size: int | None) -> Iterator[Sums]:
         """Sums over one minibatch of ``size`` consecutive examples (None: all) after another, without end, at the weights of then."""
@@ -113,7 +113,7 @@ class Objective:
         return (z - self._targets[rows].view_as(z)).square().sum()
 
     def _check_order(self, z: Tensor, rows: slice) -> None:
-        expected = flattened(self._train.predictions)[rows].view_as(z)
+        expected = self._own[rows].view_as(z)
         scale = max(z.abs().max().item(), expected.abs().max().item(), math.ulp(0.0))
         if ((z - expected).abs().max() / scale).item() > _TOLERANCE.get(z.dtype, 0.1):
             raise TPVError(

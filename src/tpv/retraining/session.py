@@ -116,7 +116,7 @@ class Session:
         )  # fmt: skip
         values = [t for pair in (*lin.model.named_parameters(), *lin.model.named_buffers()) for t in pair]
         read = [t for batch in train.data for t in tensors(batch if lin.custom_forward else inputs(batch))]
-        return digest(text, *values, *read, None if spec.targets is None else self._clean)
+        return digest(text, *values, *read, spec.targets)
 
 
 def _without_weights(finished: Finished) -> Finished:
