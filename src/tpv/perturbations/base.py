@@ -129,6 +129,15 @@ class Sum(Perturbation):
         found = [part.variance(at.select(part.params)) for part in self.parts]
         return None if None in found else _added(v for v in found if v is not None)
 
+    def control(self, at: Weights) -> Displacements | None:
+        """Sum of the controls that the parts have."""
+        found = [part.control(at.select(part.params)) for part in self.parts]
+        return None if all(c is None for c in found) else _added(c for c in found if c is not None)
+
+    def facts(self, at: Weights) -> dict[str, Any]:
+        """What all parts say."""
+        return {key: value for part in self.parts for key, value in part.facts(at.select(part.params)).items()}
+
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +62,7 @@ class Session:
 
     def run(self, generator: torch.Generator) -> Finished:
         """The run with the noise that this generator gives, done now unless it is kept."""
-        key = digest(self._key, generator.get_state())
+        key = digest((self._key, generator.get_state()))
         noise = self._std * flattened(self._train.noise(generator))
         number = [*self._records, key].index(key) + 1
         finished = self._finished(key, number, self._clean + noise)
@@ -72,7 +73,7 @@ class Session:
 
     def control(self) -> Finished:
         """The run without noise."""
-        finished = self._finished(digest(self._key, "control"), 0, self._clean)
+        finished = self._finished(digest((self._key, "control")), 0, self._clean)
         self._control = _without_weights(finished)
         return finished
 
@@ -112,11 +113,11 @@ class Session:
         text = (
             version("tpv"), torch.__version__, repr(lin.model), list(self._at), self._own.device.type,
             spec.noise.std, spec.noise.relative, spec.noise.center, spec.noise.fit, spec.batch_size, repr(described),
-            train.examples, train.outputs, f"{train.magnitude:.4g}", f"{self._own.double().std().item():.4g}",
+            f"{train.magnitude:.4g}", f"{self._own.double().std().item():.4g}",
         )  # fmt: skip
-        values = [t for pair in (*lin.model.named_parameters(), *lin.model.named_buffers()) for t in pair]
-        read = [t for batch in train.data for t in tensors(batch if lin.custom_forward else inputs(batch))]
-        return digest(text, *values, *read, spec.targets)
+        held = (*lin.model.named_parameters(), *lin.model.named_buffers())
+        read = (t for batch in train.data for t in tensors(batch if lin.custom_forward else inputs(batch)))
+        return digest(chain([text, spec.targets], chain.from_iterable(held), read))
 
 
 def _without_weights(finished: Finished) -> Finished:

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def _unwritable(folder: Path, error: Exception) -> TPVError:
     return TPVError(f"Retraining(folder={str(folder)!r}): nothing can be written there ({reason}); choose another folder.")
 
 
-def digest(*parts: object) -> str:
+def digest(parts: Iterable[object]) -> str:
     """SHA-256 of tensors by their bytes, dtype and shape, and of everything else by its repr."""
     found = hashlib.sha256()
     for part in parts:
