@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import Patches
 
 import tpv
+from tpv import GradientDescent, Interpolation, Ridge
 from tpv.linearization import Linearization
 from tpv.outputs import centered
-from tpv.perturbations import GradientDescent, Interpolation, Ridge
 from tpv.retraining.objective import minibatches
 from tpv.testing import assert_unchanged
 from tpv.training import TrainingSet
@@ -179,7 +179,7 @@ def test_chunks_do_not_matter_and_running_out_of_memory_halves_them(monkeypatch:
 
 def test_the_first_estimate_is_finite_over_the_runs_and_equals_the_direct_difference() -> None:
     model, spec = network(), law(std=0.1, runs=3)
-    result = tpv.estimate(model, TEST, spec, output="centered")
+    result = tpv.estimate(model, TEST, spec)
     assert result.metadata["estimator"] == "MonteCarlo(draws=3)"
     seeds = torch.randint(2**62, (3,), generator=seeded(0)).tolist()
     for value, seed in zip(result.draws, seeds, strict=True):
@@ -188,6 +188,15 @@ def test_the_first_estimate_is_finite_over_the_runs_and_equals_the_direct_differ
         assert value == pytest.approx((moved - moved.mean(1, keepdim=True)).square().sum(1).mean().item(), rel=1e-10)
     assert result.value == pytest.approx(sum(result.draws) / 3)
     assert tpv.TPVResult.from_json(result.to_json()) == result
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_the_closed_form_says_the_same_draw_by_draw(center: bool) -> None:
+    noise = noisy(GradientDescent(lr=0.2, steps=20, momentum=0.5, gamma=0.1), 1e-6, center=center)
+    model, first_order = network(), tpv.LinearizedMonteCarlo(3)
+    closed, real = tpv.estimate(model, TEST, noise, estimator=first_order), tpv.estimate(model, TEST, tpv.Retraining(noise, runs=3))
+    assert real.draws == pytest.approx(closed.draws, rel=1e-5)
+    assert real.metadata["output"] == closed.metadata["output"] == ("centered logits" if center else "logits")
 
 
 def test_facts_name_the_noise_and_the_fit_of_each_run() -> None:
@@ -285,7 +294,7 @@ def test_the_variance_around_the_control_is_that_of_the_trained_networks() -> No
     model = network()
     spec = law(std=0.1, runs=2, targets=randn(12, 3, seed=8))
     with pytest.warns(UserWarning, match="drift"):
-        result = tpv.estimate(model, TEST, spec, chunk_size=4)
+        result = tpv.estimate(model, TEST, spec, output="logits", chunk_size=4)
     at = weights(model)
     deltas = [spec.control(at), *(spec.sample(at, seeded(s)) for s in torch.randint(2**62, (2,), generator=seeded(0)).tolist())]
     start, *others = (functional_call(model, {n: p + d[n] for n, p in model.named_parameters()}, (TEST,)) for d in deltas)
@@ -297,7 +306,7 @@ def test_the_variance_around_the_control_is_that_of_the_trained_networks() -> No
 def test_first_order_draws_have_a_control_too() -> None:
     model, spec = network(), law(std=1e-2, runs=2, targets=randn(12, 3, seed=8))
     with pytest.warns(UserWarning, match="drift"):
-        result = tpv.estimate(model, TEST, spec, estimator=tpv.LinearizedMonteCarlo(2))
+        result = tpv.estimate(model, TEST, spec, output="logits", estimator=tpv.LinearizedMonteCarlo(2))
     assert set(result.metadata["control"]) == {"value"}
     _, tangent = Linearization(model).jvp(TEST, spec.control(weights(model)))
     assert result.metadata["control"]["value"] == pytest.approx(tangent.square().sum(1).mean().item(), rel=1e-10)
@@ -306,7 +315,7 @@ def test_first_order_draws_have_a_control_too() -> None:
 def test_a_sum_keeps_the_control_and_the_facts() -> None:
     spec = law(std=1e-2, runs=2, targets=randn(12, 3, seed=8))
     with pytest.warns(UserWarning, match="drift"):
-        alone = tpv.estimate(network(), TEST, spec).metadata
+        alone = tpv.estimate(network(), TEST, spec, output="logits").metadata
     with pytest.warns(UserWarning, match="drift"):
         both = tpv.estimate(network(), TEST, spec + tpv.Isotropic(1e-6), estimator=tpv.MonteCarlo(2)).metadata
     assert both["control"]["value"] == alone["control"]["value"]

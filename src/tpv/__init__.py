@@ -4,6 +4,7 @@ from tpv._errors import TPVError
 from tpv._stats import Estimate
 from tpv.estimation import estimate, linearity, stability
 from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo, MonteCarlo
+from tpv.ntk import NTK, Fit, GradientDescent, Interpolation, Ridge
 from tpv.perturbations import (
     DiagonalPerturbation,
     Displacement,
@@ -15,16 +16,20 @@ from tpv.perturbations import (
     Retraining,
     SGDNoise,
 )
-from tpv.result import LinearityResult, StabilityResult, TPVResult
+from tpv.result import LinearityResult, Spectrum, StabilityResult, TPVResult
 from tpv.weights import Weights
 
 __all__ = [
+    "NTK",
     "DiagonalPerturbation",
     "Displacement",
     "Estimate",
     "Estimator",
     "Exact",
+    "Fit",
+    "GradientDescent",
     "Hutchinson",
+    "Interpolation",
     "Isotropic",
     "LabelNoise",
     "LinearityResult",
@@ -34,7 +39,9 @@ __all__ = [
     "Perturbation",
     "Quantization",
     "Retraining",
+    "Ridge",
     "SGDNoise",
+    "Spectrum",
     "StabilityResult",
     "TPVError",
     "TPVResult",

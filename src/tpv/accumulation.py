@@ -107,6 +107,8 @@ def _added(run: Run, piece: Piece) -> bool:
 
 
 def _chunk_size(asked: int | None, lin: Linearization, batch: Any, procedure: Procedure) -> int:
+    if asked is None and procedure.chunk_size is not None:
+        return procedure.chunk_size
     if asked is None:
         return choose_chunk_size(lin, batch, procedure.scratch(batch), backward=procedure.backward)
     require_int("estimate", "chunk_size", asked, 1)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tpv._batches import batches, count_examples, inputs
+from tpv._batches import LargeBatches, batches, count_examples, inputs
 from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv._options import require_int
 from tpv.accumulation import Progress, Seed, accumulate
 from tpv.checks import check_device, check_model, check_outputs
+from tpv.crossfit import cross_fit
 from tpv.estimators import Estimator, Exact, Hutchinson, LinearizedMonteCarlo, MonteCarlo
 from tpv.estimators.base import Procedure, Setting
 from tpv.estimators.monte_carlo import DrawnProcedure, comparison
@@ -24,6 +25,7 @@ from tpv.linearization import Forward, Linearization
 from tpv.outputs import OutputSpec, as_output
 from tpv.perturbations import Perturbation, Retraining
 from tpv.perturbations.base import diagonal
+from tpv.perturbations.label_noise import LabelNoise
 from tpv.result import LinearityResult, StabilityResult, TPVResult
 
 _FEW_SWEEPS = 8192
@@ -35,7 +37,7 @@ def estimate(
     perturbation: Perturbation,
     *,
     estimator: Estimator | None = None,
-    output: OutputSpec = "logits",
+    output: OutputSpec | None = None,
     layers: LayersSpec = None,
     forward: Forward | None = None,
     generator: Seed = 0,
@@ -56,9 +58,10 @@ def estimate(
             element is the input, or a mapping passed as keywords (labels are dropped).
         perturbation: the law of δ, such as :class:`tpv.Quantization` or :class:`tpv.SGDNoise`.
         estimator: by default :class:`tpv.Exact` for a fixed displacement, and for independent entries where
-            examples × outputs ≤ 8192; beyond, :class:`tpv.Hutchinson`; :class:`tpv.MonteCarlo`
-            for :class:`tpv.Retraining`; else :class:`tpv.LinearizedMonteCarlo`.
-        output: what of the predictions counts: ``"logits"``, the outputs as they are; ``"probabilities"``, their softmax;
+            examples × outputs ≤ 8192 (for :class:`tpv.LabelNoise` where its kernel takes less than 2 GiB);
+            beyond, :class:`tpv.Hutchinson`; :class:`tpv.MonteCarlo` for :class:`tpv.Retraining`; else :class:`tpv.LinearizedMonteCarlo`.
+        output: what of the predictions counts: ``"logits"``, the outputs as they are (the default, but that of :class:`tpv.LabelNoise`
+            is what its ``center`` says); ``"centered"``, minus their mean over the classes; ``"probabilities"``, their softmax;
             ``"kl"``, the divergence KL(p at w* ‖ p at w* + δ) in nats for each example, summed over its positions, to first
             order ½ Tr(E[Jᵀ F J] C) with the softmax Fisher matrix F = diag p − ppᵀ; or a function of what the model returns
             that gives a tensor (N, ...). Classes are on the last axis of (N, K) and (N, T, K), on axis 1 of (N, K, H, W).
@@ -94,7 +97,7 @@ def estimate(
         groups(layers, lin.weights.select(perturbation.params))
         if estimator is not None and not isinstance(estimator, Estimator):
             raise TPVError(f"estimator must be a tpv.Estimator such as tpv.Exact() or tpv.Hutchinson(probes=4), got {estimator!r}.")
-        data = batches(data)
+        data = LargeBatches(data) if isinstance(perturbation, LabelNoise) else batches(data)
         examples = count_examples(data)
 
         def begin(outputs: int) -> Procedure:
@@ -103,7 +106,7 @@ def estimate(
 
         run = accumulate(lin, data, begin, chunk_size, progress)
     metadata = run.metadata(perturbation, generator, started)
-    return TPVResult.from_moments(run.moments, run.procedure.no_layers, metadata)
+    return TPVResult.from_moments(run.moments, run.procedure.no_layers, metadata, **run.procedure.details())
 
 
 def stability(
@@ -113,7 +116,7 @@ def stability(
     perturbation: Perturbation,
     *,
     estimator: Estimator | None = None,
-    output: OutputSpec = "logits",
+    output: OutputSpec | None = None,
     layers: LayersSpec = None,
     forward: Forward | None = None,
     generator: int = 0,
@@ -121,19 +124,22 @@ def stability(
 ) -> StabilityResult:
     r"""Whether TPV on the training inputs tells TPV on unseen inputs: their ratio, in all and by layer.
 
-    Both sides use the same estimator and the same draws of δ, so draws that they share cancel in the ratio.
+    Both sides use the same estimator and the same draws of δ, so draws that they share cancel in the ratio. For
+    :class:`tpv.LabelNoise`, whose data must be ``train``, the training inputs tell nothing in sample, and the ratio is cross-fitted:
+    the noise of one half of them read on the other, against the noise of the same halves read on the test inputs.
 
     Args:
         train, test: data as in :func:`estimate`.
         model, perturbation, estimator, output, layers, forward, generator, progress: as in :func:`estimate`.
 
     Returns:
-        Both results, TPV(train) / TPV(test) with its standard error (delta method), and the ratios by layer.
+        Both results, TPV(train) / TPV(test) with its standard error (delta method), and the ratios by layer; for label noise
+        the cross-fitted results too.
 
     Raises:
         TPVError: as :func:`estimate`.
 
-    Cost: :func:`estimate` on both.
+    Cost: :func:`estimate` on both; for label noise about three times that.
 
     Example:
         >>> import torch, tpv
@@ -146,15 +152,21 @@ def stability(
     """
     if not isinstance(generator, int):
         raise TPVError(f"stability(generator={generator!r}): give an int seed, so that both sides share their draws.")
+    if isinstance(perturbation, LabelNoise) and perturbation.data is not train:
+        raise TPVError("stability(train=...) must be the data of the LabelNoise itself: its noise is on these inputs.")
     if estimator is None:
         estimator = _common_estimator(model, (train, test), perturbation, forward, output)
     settings: dict[str, Any] = {
         "estimator": estimator, "output": output, "layers": layers, "forward": forward, "generator": generator, "progress": progress
     }  # fmt: skip
-    return StabilityResult(
-        estimate(model, train, perturbation, **settings),
-        estimate(model, test, perturbation, **settings),
-    )
+
+    def read(data: object, law: Perturbation) -> TPVResult:
+        return estimate(model, data, law, **settings)
+
+    both = read(train, perturbation), read(test, perturbation)
+    if not isinstance(perturbation, LabelNoise):
+        return StabilityResult(*both)
+    return StabilityResult(*both, *cross_fit(perturbation, test, read, generator))
 
 
 def linearity(
@@ -163,7 +175,7 @@ def linearity(
     perturbation: Perturbation,
     *,
     draws: int = 8,
-    output: OutputSpec = "logits",
+    output: OutputSpec | None = None,
     forward: Forward | None = None,
     generator: Seed = 0,
     progress: Progress | None = None,
@@ -214,6 +226,8 @@ def default_estimator(lin: Linearization, perturbation: Perturbation, examples: 
         return Exact()
     if isinstance(perturbation, Retraining):
         return MonteCarlo(perturbation.runs)
+    if isinstance(perturbation, LabelNoise):
+        return Exact() if perturbation.meet(lin.weights.select(perturbation.params)).ntk.dense else LinearizedMonteCarlo()
     if diagonal(perturbation, lin.weights) is None:
         return LinearizedMonteCarlo()
     affordable = outputs == 1 or (examples is not None and examples * outputs <= _FEW_SWEEPS)
@@ -221,7 +235,7 @@ def default_estimator(lin: Linearization, perturbation: Perturbation, examples: 
 
 
 def _common_estimator(
-    model: nn.Module, sides: tuple[object, ...], perturbation: Perturbation, forward: Forward | None, output: OutputSpec
+    model: nn.Module, sides: tuple[object, ...], perturbation: Perturbation, forward: Forward | None, output: OutputSpec | None
 ) -> Estimator:
     """The default for the larger of several data sets."""
     with _fixed_point(model, perturbation, forward, output) as lin:
@@ -235,11 +249,13 @@ def _common_estimator(
 
 
 @contextmanager
-def _fixed_point(model: nn.Module, perturbation: Perturbation, forward: Forward | None, output: OutputSpec) -> Iterator[Linearization]:
+def _fixed_point(
+    model: nn.Module, perturbation: Perturbation, forward: Forward | None, output: OutputSpec | None
+) -> Iterator[Linearization]:
     if not isinstance(perturbation, Perturbation):
         raise TPVError(f"perturbation must be a tpv.Perturbation such as tpv.Quantization(bits=8), got {perturbation!r}.")
     check_model(model)
-    chosen = as_output(output)
+    chosen = as_output(perturbation.output if output is None else output)
     with unchanged(model):
         yield Linearization(model, forward, chosen)
 

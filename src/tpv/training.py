@@ -49,10 +49,12 @@ class TrainingSet:
             if not self.predictions:
                 check_outputs(raw, batch)
                 self.chunk_size = chunk_size or choose_chunk_size(raw, batch, backward=True)
-            f = torch.cat([raw.displaced(part, {}) for part in self._parts(batch)])
+            f = torch.cat([raw.displaced(part, {}) for part in self.parts(batch)])
             self.examples += size
-            total += f.double().abs().sum().item()
-            self.outputs += _counted(f, batch)
+            mask = mask_of(batch, f)
+            counted = f if mask is None else (f * mask)
+            total += counted.double().abs().sum().item()
+            self.outputs += f.numel() if mask is None else int(mask.expand_as(f).sum().item())
             self.predictions.append(self._read(f, batch))
         if not self.predictions:
             raise TPVError("the training data is empty: it gave no batch.")
@@ -60,7 +62,8 @@ class TrainingSet:
             raise TPVError("the network's outputs on the training data are NaN or infinite.")
         self.magnitude = total / self.outputs
 
-    def _parts(self, batch: Any) -> Iterator[Any]:
+    def parts(self, batch: Any) -> Iterator[Any]:
+        """A batch in pieces that fit in memory."""
         size = batch_size(batch)
         for start in range(0, size, self.chunk_size):
             yield narrow(batch, start, min(start + self.chunk_size, size), size)
@@ -79,7 +82,7 @@ class TrainingSet:
         """All examples in order, as many at a time as fit in memory, with their places in a vector over all outputs."""
         start = 0
         for batch, z in zip(self.data, self.predictions, strict=True):
-            for part in self._parts(batch):
+            for part in self.parts(batch):
                 stop = start + batch_size(part) * (z.numel() // len(z))
                 yield part, slice(start, stop)
                 start = stop
@@ -90,8 +93,3 @@ class TrainingSet:
         for batch, z in zip(self.data, self.predictions, strict=True):
             drawn.append(self._read(torch.randn(z.shape, generator=generator).to(z), batch))
         return drawn
-
-
-def _counted(f: Tensor, batch: Any) -> int:
-    mask = mask_of(batch, f)
-    return f.numel() if mask is None else int(mask.expand_as(f).sum().item())

@@ -46,6 +46,7 @@ class Procedure(ABC):
         no_layers: why there is no split by layer, None if there is one.
         method: the estimator as the metadata shall name it.
         backward: whether it keeps a graph for backward passes.
+        chunk_size: examples at a time, where the procedure bounds its memory by itself.
     """
 
     names: list[str]
@@ -53,6 +54,7 @@ class Procedure(ABC):
     no_layers: str | None = None
     method: str
     backward: bool = True
+    chunk_size: int | None = None
 
     @abstractmethod
     def contribution(self, piece: Piece) -> Contribution:
@@ -60,6 +62,10 @@ class Procedure(ABC):
 
     def facts(self) -> dict[str, Any]:
         """What the metadata should say once all is done."""
+        return {}
+
+    def details(self) -> dict[str, Any]:
+        """Further fields of the result, by their names in :class:`tpv.TPVResult`."""
         return {}
 
     def scratch(self, batch: Any) -> int:

@@ -10,7 +10,9 @@ import torch
 from tpv._errors import TPVError
 from tpv.estimators._sweeping import LayerSweep
 from tpv.estimators.base import TOTAL, Contribution, Draws, Estimator, Piece, Procedure, Setting, squared_norms
+from tpv.estimators.kernel import KernelProcedure
 from tpv.perturbations.base import diagonal
+from tpv.perturbations.label_noise import LabelNoise
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Exact(Estimator):
     r"""The first-order TPV of every example, without sampling error.
 
     * diagonal C: :math:`\sum_k \sum_i c_i J_{ki}^2` by a sweep of the K basis cotangents, split by layer;
-    * one fixed displacement: :math:`\|J\delta\|^2` by one Jacobian-vector product.
+    * one fixed displacement: :math:`\|J\delta\|^2` by one Jacobian-vector product;
+    * :class:`tpv.LabelNoise`: by the kernel between the examples and the training inputs, with its spectrum.
 
     Cost per example, in forward+backward passes: about 0.8 per output for a sweep, 1.2 for a fixed displacement.
 
@@ -34,10 +37,12 @@ class Exact(Estimator):
         """A sweep or a Jacobian-vector product."""
         if setting.perturbation.deterministic:
             return _Directional(setting)
+        if isinstance(setting.perturbation, LabelNoise):
+            return KernelProcedure(setting, setting.perturbation)
         variance = diagonal(setting.perturbation, setting.lin.weights)
         if variance is None:
             raise TPVError(
-                f"Exact() needs a diagonal or a fixed perturbation, and {setting.perturbation!r} is neither: "
+                f"Exact() needs a diagonal or a fixed perturbation or LabelNoise, and {setting.perturbation!r} is none of them: "
                 "use LinearizedMonteCarlo(draws=16)."
             )
         return _BasisSweep(LayerSweep(setting, variance, passes=setting.outputs))

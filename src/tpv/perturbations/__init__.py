@@ -2,7 +2,6 @@
 
 from tpv.perturbations.base import DiagonalPerturbation, Perturbation, Sum
 from tpv.perturbations.displacement import Displacement
-from tpv.perturbations.fits import GradientDescent, Interpolation, Ridge
 from tpv.perturbations.isotropic import Isotropic
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.perturbations.masking import Masking
@@ -13,15 +12,12 @@ from tpv.perturbations.sgd import SGDNoise
 __all__ = [
     "DiagonalPerturbation",
     "Displacement",
-    "GradientDescent",
-    "Interpolation",
     "Isotropic",
     "LabelNoise",
     "Masking",
     "Perturbation",
     "Quantization",
     "Retraining",
-    "Ridge",
     "SGDNoise",
     "Sum",
 ]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tpv._errors import TPVError
 from tpv._options import require_int
+from tpv.ntk.fits import GradientDescent
 from tpv.perturbations.base import Displacements, Perturbation
-from tpv.perturbations.fits import GradientDescent
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.retraining.loop import OnStep
 from tpv.retraining.optimizers import OptimizerFactory
@@ -39,7 +39,7 @@ class Retraining(Perturbation):
     Finished runs are kept with this object, for the next question about the same model and data.
 
     Args:
-        noise: σ, the training data and the way to fit, which must be :class:`tpv.perturbations.GradientDescent`.
+        noise: σ, the training data and the way to fit, which must be :class:`tpv.GradientDescent`.
         runs: networks that :func:`tpv.estimate` trains, unless it is given an estimator.
         optimizer: a function from parameters to a ``torch.optim.Optimizer``, instead of ``SGD(lr, momentum)`` of the fit, whose steps and
             gamma stay. Its weight decay is drift too.
@@ -59,10 +59,9 @@ class Retraining(Perturbation):
 
     Example:
         >>> import torch, tpv
-        >>> from tpv.perturbations import GradientDescent
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
         >>> train, test = (torch.randn(n, 4, dtype=torch.float64) for n in (20, 30))
-        >>> law = tpv.LabelNoise(0.01, train, GradientDescent(lr=0.1, steps=5))
+        >>> law = tpv.LabelNoise(0.01, train, tpv.GradientDescent(lr=0.1, steps=5))
         >>> result = tpv.estimate(model, test, tpv.Retraining(law, runs=2))
         >>> result.metadata["estimator"], len(result.metadata["runs"]), result.metadata["control"]["value"] < 1e-20
         ('MonteCarlo(draws=2)', 2, True)

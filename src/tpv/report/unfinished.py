@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tpv._errors import TPVError
+from tpv._fingerprint import weights_digest
 from tpv.perturbations import Perturbation
 from tpv.report.contents import Entry
 
@@ -81,12 +82,7 @@ def _read(path: Path) -> dict[str, Entry]:
 
 def fingerprint(model: nn.Module, *arguments: object) -> str:
     """The weights, the arguments and the versions, as text."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return repr((digest.hexdigest(), arguments, version("tpv"), torch.__version__))
+    return repr((weights_digest(model), arguments, version("tpv"), torch.__version__))
 
 
 def entry_key(perturbation: Perturbation) -> str:

@@ -11,6 +11,8 @@ from typing import Any, Self
 from tpv._errors import TPVError
 from tpv._stats import Estimate
 
+_OPTIONAL = ("no_layers", "spectrum", "cross_fitted", "test_of_halves")
+
 
 class JSONResult:
     """A frozen dataclass of numbers that goes to JSON and back unchanged."""
@@ -82,16 +84,16 @@ def _plain(value: Any) -> Any:
 def _restored(name: str, value: Any) -> Any:
     if name == "metadata":
         return value
-    if value is None and name != "no_layers":
+    if value is None and name not in _OPTIONAL:
         return math.nan
     if isinstance(value, list):
         return tuple(_restored("", item) for item in value)
     if isinstance(value, dict) and value.keys() == {"value", "stderr", "mc_stderr"}:
         return Estimate(**{key: _restored(key, item) for key, item in value.items()})
     if isinstance(value, dict) and "type" in value:
-        from tpv.result.tpv_result import TPVResult
+        import tpv.result
 
-        return TPVResult.from_dict(value)
+        return getattr(tpv.result, value["type"]).from_dict(value)
     if isinstance(value, dict):
         return {key: _restored(key, item) for key, item in value.items()}
     return value

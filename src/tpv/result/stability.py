@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tpv._format import plus_minus, table
+from tpv._format import percent, plus_minus, table
 from tpv._stats import Estimate, independent_ratio
 from tpv.result.serialization import JSONResult
 from tpv.result.tpv_result import TPVResult
@@ -17,22 +17,41 @@ from tpv.result.tpv_result import TPVResult
 class StabilityResult(JSONResult):
     """What :func:`tpv.stability` returns.
 
+    For :class:`tpv.LabelNoise` ``train`` is in sample: the fit has followed the very noise that it is read with, by its
+    leverage, and ``train`` does not estimate ``test``. What does is ``cross_fitted``, the noise of one half of the training inputs
+    read on the other; it stands against ``test_of_halves``, the noise of the same halves read on the test inputs.
+
     Attributes:
         train, test: the two results.
+        cross_fitted, test_of_halves: for label noise, else None.
     """
 
     train: TPVResult
     test: TPVResult
+    cross_fitted: TPVResult | None = None
+    test_of_halves: TPVResult | None = None
 
     @property
     def ratio_estimate(self) -> Estimate:
-        """TPV(train) / TPV(test), paired over the draws of δ that both share."""
-        draws = [torch.tensor(side.draws, dtype=torch.float64) if side.draws else None for side in (self.train, self.test)]
-        return independent_ratio(self.train.estimate, self.test.estimate, *draws)
+        """TPV(train) / TPV(test), paired over the draws of δ that both share; for label noise cross-fitted."""
+        if self.cross_fitted and self.test_of_halves:
+            return _ratio(self.cross_fitted, self.test_of_halves)
+        return _ratio(self.train, self.test)
+
+    @property
+    def in_sample_ratio(self) -> Estimate:
+        """TPV(train) / TPV(test) as they are."""
+        return _ratio(self.train, self.test)
+
+    @property
+    def leverage(self) -> float:
+        """For label noise, degrees of freedom over outputs: the part of its own noise that the fit follows; nan where not computed."""
+        spectrum, outputs = self.train.spectrum, self.train.metadata.get("train_outputs")
+        return spectrum.degrees_of_freedom / outputs if spectrum and outputs else math.nan
 
     @property
     def ratio(self) -> float:
-        """TPV(train) / TPV(test)."""
+        """TPV(train) / TPV(test); for label noise cross-fitted."""
         return self.ratio_estimate.value
 
     @property
@@ -59,12 +78,35 @@ class StabilityResult(JSONResult):
         return "cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
 
     def __str__(self) -> str:
-        rows = [
-            ("train", plus_minus(self.train.value, self.train.stderr), str(self.train.n_examples)),
-            ("test", plus_minus(self.test.value, self.test.stderr), str(self.test.n_examples)),
-            ("train/test", plus_minus(self.ratio, self.ratio_stderr), ""),
-        ]
+        sides = self._sides()
+        rows = [(name, plus_minus(side.value, side.stderr), str(side.n_examples)) for name, side in sides.items()]
+        rows.append(("train/test", plus_minus(self.in_sample_ratio.value, self.in_sample_ratio.stderr), ""))
+        if self.cross_fitted:
+            rows.append(("train/test, cross-fitted", plus_minus(self.ratio, self.ratio_stderr), ""))
         text = table(("", "TPV", "examples"), rows)
-        return f"{self.train.metadata.get('perturbation', '')}\n{self.train.metadata.get('estimator', '')}\n\n{text}\n\n{self.verdict}"
+        head = f"{self.train.metadata.get('perturbation', '')}\n{self.train.metadata.get('estimator', '')}"
+        return "\n\n".join([head, text, *([self._why()] if self.cross_fitted else []), self.verdict])
 
     __repr__ = __str__
+
+    def _sides(self) -> dict[str, TPVResult]:
+        if not (self.cross_fitted and self.test_of_halves):
+            return {"train": self.train, "test": self.test}
+        return {
+            "train, in sample": self.train,
+            "test": self.test,
+            "train, cross-fitted": self.cross_fitted,
+            "test, noise of the same halves": self.test_of_halves,
+        }
+
+    def _why(self) -> str:
+        share = f"{percent(self.leverage)} of" if math.isfinite(self.leverage) else "a part of"
+        return (
+            f"In sample the fit follows {share} the noise that it is read with (its leverage), and that is not what unseen inputs see;\n"
+            "cross-fitted, the noise of one half of the training inputs is read on the other."
+        )
+
+
+def _ratio(a: TPVResult, b: TPVResult) -> Estimate:
+    draws = [torch.tensor(side.draws, dtype=torch.float64) if side.draws else None for side in (a, b)]
+    return independent_ratio(a.estimate, b.estimate, *draws)

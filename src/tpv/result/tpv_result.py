@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tpv._format import percent, plus_minus, table
 from tpv._stats import Estimate, Moments
 from tpv.result.serialization import JSONResult
+from tpv.result.spectrum import Spectrum
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -30,6 +33,8 @@ class TPVResult(JSONResult):
             such split: ``no_layers`` then says why.
         no_layers: the reason for a missing split, else None.
         draws: per-draw averages over examples where all examples share the draws, else empty.
+        draw_std: standard deviation of the TPV of a single draw about ``value``, with the data fixed; nan where it was not found.
+        spectrum: the directions of the kernel, for :class:`tpv.LabelNoise` by :class:`tpv.Exact`; else None.
         metadata: perturbation, estimator, seed, output and its unit, numbers of outputs and parameters, chunk size,
             device, seconds, versions; ``slow_routes`` (parameters without a closed form) and ``unused_parameters``
             where there were any.
@@ -49,14 +54,18 @@ class TPVResult(JSONResult):
     layers: dict[str, Estimate] = field(default_factory=dict)
     no_layers: str | None = None
     draws: tuple[float, ...] = ()
+    draw_std: float = math.nan
+    spectrum: Spectrum | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_moments(cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any]) -> TPVResult:
+    def from_moments(cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any], **details: Any) -> TPVResult:
         """The result of sums whose first quantity is the total and whose others are layers."""
         total, *layers = moments.estimates().items()
         draws = tuple(moments.draw_means[:, 0].tolist())
-        return cls(total[1].value, total[1].stderr, total[1].mc_stderr, moments.count, dict(layers), no_layers, draws, metadata)
+        details.setdefault("draw_std", statistics.stdev(draws) if len(draws) > 1 else math.nan)
+        value = total[1]
+        return cls(value.value, value.stderr, value.mc_stderr, moments.count, dict(layers), no_layers, draws, metadata=metadata, **details)
 
     @property
     def estimate(self) -> Estimate:
@@ -79,6 +88,10 @@ class TPVResult(JSONResult):
             f"{self.n_examples} examples, {meta.get('estimator', '')}, seed {meta.get('seed', '')}",
             "",
         ]
+        if math.isfinite(self.draw_std):
+            lines.insert(1, f"one draw: ± {self.draw_std:.2g}")
+        if self.spectrum:
+            lines += [str(self.spectrum), ""]
         if not self.layers:
             return "\n".join([*lines, f"no split by layer: {self.no_layers}"])
         ranked = self.ranked()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tpv._errors import TPVError
-from tpv.perturbations.fits import GradientDescent
+from tpv.ntk.fits import GradientDescent
 from tpv.retraining.objective import Objective, Sums, flattened
 from tpv.retraining.optimizers import OptimizerFactory, built
 from tpv.training import TrainingSet

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tpv._errors import TPVError
-from tpv.perturbations.fits import GradientDescent
+from tpv.ntk.fits import GradientDescent
 
 OptimizerFactory = Callable[[list[Tensor]], Optimizer]
 

@@ -6,7 +6,6 @@ import time
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +13,12 @@ from torch import Tensor
 
 from tpv._batches import batch_size, inputs, tensors
 from tpv._errors import TPVError
+from tpv._fingerprint import digest, weights_digest
 from tpv.linearization import masked
-from tpv.perturbations.fits import GradientDescent
+from tpv.ntk.fits import GradientDescent
 from tpv.retraining.loop import Trainer
 from tpv.retraining.objective import flattened
-from tpv.retraining.store import Finished, Store, digest
+from tpv.retraining.store import Finished, Store
 from tpv.training import TrainingSet
 from tpv.weights import Weights
 
@@ -62,7 +62,7 @@ class Session:
 
     def run(self, generator: torch.Generator) -> Finished:
         """The run with the noise that this generator gives, done now unless it is kept."""
-        key = digest((self._key, generator.get_state()))
+        key = digest(generator.get_state(), names=(self._key,))
         noise = self._std * flattened(self._train.noise(generator))
         number = [*self._records, key].index(key) + 1
         finished = self._finished(key, number, self._clean + noise)
@@ -73,7 +73,7 @@ class Session:
 
     def control(self) -> Finished:
         """The run without noise."""
-        finished = self._finished(digest((self._key, "control")), 0, self._clean)
+        finished = self._finished(digest(names=(self._key, "control")), 0, self._clean)
         self._control = _without_weights(finished)
         return finished
 
@@ -115,9 +115,9 @@ class Session:
             spec.noise.std, spec.noise.relative, spec.noise.center, spec.noise.fit, spec.batch_size, repr(described),
             f"{train.magnitude:.4g}", f"{self._own.double().std().item():.4g}",
         )  # fmt: skip
-        held = (*lin.model.named_parameters(), *lin.model.named_buffers())
-        read = (t for batch in train.data for t in tensors(batch if lin.custom_forward else inputs(batch)))
-        return digest(chain([text, spec.targets], chain.from_iterable(held), read))
+        read = [digest(*tensors(batch if lin.custom_forward else inputs(batch))) for batch in train.data]
+        targets = () if spec.targets is None else (spec.targets,)
+        return digest(*targets, names=(repr(text), weights_digest(lin.model), *read))
 
 
 def _without_weights(finished: Finished) -> Finished:

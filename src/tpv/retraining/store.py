@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import hashlib
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,18 +116,3 @@ def _read(path: Path, key: str) -> Finished | None:
 def _unwritable(folder: Path, error: Exception) -> TPVError:
     reason = getattr(error, "strerror", None) or "the file could not be finished"
     return TPVError(f"Retraining(folder={str(folder)!r}): nothing can be written there ({reason}); choose another folder.")
-
-
-def digest(parts: Iterable[object]) -> str:
-    """SHA-256 of tensors by their bytes, dtype and shape, and of everything else by its repr."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            flat = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            found.update(repr((part.dtype, tuple(part.shape))).encode())
-            if flat.numel():
-                found.update((ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr()))
-        else:
-            found.update(repr(part).encode())
-        found.update(b";")
-    return found.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from tpv.sweep.factors import squared_norm
 from tpv.sweep.layer import LayerCall, Variance, gram_is_cheaper, tolerance, widened
 from tpv.sweep.layers import layer_call
 from tpv.sweep.local import LocalCall, NotRepeatedError
-from tpv.sweep.per_example import one_by_one, vectorised
+from tpv.sweep.per_example import one_by_one, vectorised, whole_gradients
 from tpv.sweep.recording import Graph, Recorded, expanded
 from tpv.sweep.routing import Axes
 
@@ -194,6 +194,36 @@ class BatchPass:
             columns |= self._whole(slow, v)
         nothing = torch.zeros(len(v), dtype=torch.float64, device=v.device)
         return torch.stack([columns.get(name, nothing).double() for name in sweep.names], dim=1)
+
+    def gradients(self, v: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """(N, *shape) of each of the parameters, from cotangents v (N, K)."""
+        sweep, v = self._sweep, v.reshape(self.outputs.shape).to(self.outputs)
+        self._prove_rows()
+        calls = [call for call in self._calls if any(name in names for name in self._active(call).values())]
+        found: dict[str, Tensor] = {}
+        waiting: list[tuple[_Call, Tensor]] = []
+
+        def add(call: _Call, g: Tensor) -> None:
+            for local, gradient in call.layer.gradients(g, [k for k, name in self._active(call).items() if name in names]).items():
+                name = call.names[local]
+                found[name] = found[name] + gradient if name in found else gradient
+
+        def take(call: _Call, g: Tensor) -> None:
+            if isinstance(call.layer, LocalCall):
+                waiting.append((call, g))
+            else:
+                add(call, g)
+
+        self._backward(v, calls, take, retain=True)
+        for call, g in waiting:
+            try:
+                add(call, g)
+            except NotRepeatedError:
+                sweep.send_whole(call.names.values())
+        if slow := [name for name in names if name in sweep.whole and name not in self.unreached]:
+            found |= whole_gradients(sweep.lin, slow, self._batch, v)
+        weights = sweep.lin.weights
+        return {name: found.get(name, weights[name].new_zeros(1).expand(len(v), *weights[name].shape)) for name in names}
 
     def _reduce(self, call: _Call, g: Tensor, columns: dict[str, Tensor], skip: Iterable[str] = ()) -> None:
         variance = {k: self._sweep.variances[name] for k, name in self._active(call).items() if name not in skip}

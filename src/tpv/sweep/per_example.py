@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,27 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv._batches import has_plain_rows, map_tensors, narrow, per_example, tensors
+from tpv._errors import is_out_of_memory
 from tpv.chunking import SCRATCH_BYTES
 from tpv.linearization import Linearization
 from tpv.sweep.layer import Variance
+
+
+def whole_gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
+    """Gradients (n, *shape) of ⟨v, z⟩ for each example: by ``vmap(grad)``, or one by one where ``torch.func`` refuses."""
+    try:
+        if has_plain_rows(batch, len(v)):
+            raise TypeError("only tensors can be vectorised over")
+        return _gradients(lin, names, batch, v)
+    except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
+        if is_out_of_memory(error):
+            raise
+    rows = [_gradients_of_one(lin, names, narrow(batch, i, i + 1, len(v)), v[i : i + 1]) for i in range(len(v))]
+    shapes = {name: lin.weights[name] for name in names}
+    return {
+        name: torch.stack([torch.zeros_like(w) if row[i] is None else row[i] for row in rows])  # type: ignore[misc]
+        for i, (name, w) in enumerate(shapes.items())
+    }
 
 
 def vectorised(lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor) -> dict[str, Tensor]:
@@ -66,9 +84,12 @@ def one_by_one(lin: Linearization, variance: Mapping[str, Variance], batch: Any,
 
 
 def _squares(lin: Linearization, variance: Mapping[str, Variance], example: Any, v: Tensor) -> Iterator[Tensor]:
+    for g, c in zip(_gradients_of_one(lin, variance, example, v), variance.values(), strict=True):
+        yield torch.zeros((), dtype=torch.float64, device=v.device) if g is None else c.square(g.unsqueeze(0))[0].double()
+
+
+def _gradients_of_one(lin: Linearization, names: Iterable[str], example: Any, v: Tensor) -> Sequence[Tensor | None]:
     with torch.enable_grad():
         f = lin.alone(example)
-    parameters = [lin.model.get_parameter(name) for name in variance]
-    found = torch.autograd.grad(f, parameters, v.reshape(f.shape), allow_unused=True)
-    for g, c in zip(found, variance.values(), strict=True):
-        yield torch.zeros((), dtype=torch.float64, device=v.device) if g is None else c.square(g.unsqueeze(0))[0].double()
+    parameters = [lin.model.get_parameter(name) for name in names]
+    return torch.autograd.grad(f, parameters, v.reshape(f.shape), allow_unused=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ class Squares(Protocol):
     def __call__(self, v: Tensor, last: bool = False) -> Tensor: ...
 
 
+Gradients = Callable[[Tensor, Collection[str]], dict[str, Tensor]]
 _CHECKS = 8
 
 
@@ -90,6 +91,20 @@ class Sweep:
         self.prepare(batch)
         with self._recorded(batch) as pass_:
             yield pass_.outputs.detach(), pass_.squares
+
+    @contextmanager
+    def jacobian(self, batch: Any) -> Iterator[tuple[Tensor, Gradients]]:
+        """Outputs (N, ...) and the function from cotangents v (N, K) and names to per-example gradients (N, *shape).
+
+        Cost: one forward pass, then per call one backward pass to the outputs of the layers that own these parameters.
+        """
+        if self.lin.needs_company(batch):
+            with self.jacobian(twice(batch)) as (outputs, both):
+                yield outputs[:1], lambda v, names: {n: g[:1] for n, g in both(torch.cat([v, torch.zeros_like(v)]), names).items()}
+            return
+        self.prepare(batch)
+        with self._recorded(batch) as pass_:
+            yield pass_.outputs.detach(), pass_.gradients
 
     def scratch(self, batch: Any) -> int:
         """Most numbers per example that any layer writes out at a time."""

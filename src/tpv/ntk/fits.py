@@ -21,6 +21,10 @@ from tpv._options import require_int, require_number
 class Fit(ABC):
     """A way to fit noisy targets: :class:`Interpolation`, :class:`Ridge` or :class:`GradientDescent`."""
 
+    def resolved(self, dtype: torch.dtype) -> Fit:
+        """The same for a kernel computed in ``dtype``, with every default filled in."""
+        return self
+
     @abstractmethod
     def filter(self, eigenvalues: Tensor, outputs: int, largest: float) -> Tensor:
         """φ of the kernel's eigenvalues, all in float64.
@@ -57,13 +61,14 @@ class Interpolation(Fit):
         if self.rcond is not None:
             require_number("Interpolation", "rcond", self.rcond, 0, 1, open_low=True)
 
-    def threshold(self, dtype: torch.dtype) -> float:
-        """The share of the largest eigenvalue that an eigenvalue must have to count, for a kernel computed in ``dtype``."""
-        return self.rcond if self.rcond is not None else 1e-10 if dtype == torch.float64 else 1e-5
+    def resolved(self, dtype: torch.dtype) -> Interpolation:
+        """With the default ``rcond`` of the dtype."""
+        default = 1e-10 if dtype == torch.float64 else 1e-5
+        return self if self.rcond is not None else Interpolation(default)
 
     def filter(self, eigenvalues: Tensor, outputs: int, largest: float) -> Tensor:
         """1/k, and 0 below the threshold."""
-        kept = eigenvalues > self.threshold(torch.float64) * largest
+        kept = eigenvalues > (self.rcond or 1e-10) * largest
         return torch.where(kept, 1 / eigenvalues.where(kept, torch.ones_like(eigenvalues)), torch.zeros_like(eigenvalues))
 
 
@@ -137,11 +142,12 @@ class GradientDescent(Fit):
         velocity = torch.stack([curvature, *(torch.full_like(curvature, x) for x in (self.momentum, -push))], -1)
         unit = torch.eye(3, dtype=torch.float64, device=eigenvalues.device).expand(*curvature.shape, 3, 3)
         step = torch.stack([unit[..., 0, :] - self.lr * velocity, velocity, unit[..., 2, :]], -2)
-        return torch.linalg.matrix_power(step, self.steps)[..., 0, 2]
+        after: Tensor = torch.linalg.matrix_power(step, self.steps)
+        return after[..., 0, 2]
 
     def _refuse_divergence(self, curvature: float) -> None:
         highest = 2 * (1 + self.momentum) / curvature if curvature > 0 else math.inf
         if self.lr >= highest:
             raise TPVError(
-                f"{self!r} diverges: on this network and data lr must be below {highest:.3g}, 2(1 + momentum) over the loss's largest curvature."
+                f"{self!r} diverges: on this network and data lr must be below {highest:.3g}, 2(1 + momentum) over the largest curvature."
             )

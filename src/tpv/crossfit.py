@@ -1,0 +1,60 @@
+"""Label noise of one part of the training inputs, read on the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+
+from tpv._batches import batch_size, batches, chosen
+from tpv._errors import TPVError
+from tpv.perturbations.label_noise import LabelNoise
+from tpv.result import TPVResult
+
+Read = Callable[[object, LabelNoise], TPVResult]
+
+
+def cross_fit(law: LabelNoise, test: object, read: Read, seed: int) -> tuple[TPVResult, TPVResult]:
+    """TPV of noise on a random half of the training inputs: read on the other half, and on the test inputs.
+
+    Each half takes its turn, and the two results are averaged.
+
+    Args:
+        law: the noise, with the training inputs.
+        test: unseen inputs.
+        read: (inputs, noise) ↦ TPV.
+        seed: of the split.
+
+    Raises:
+        TPVError: if there are fewer than two training inputs.
+    """
+    data = batches(law.data)
+    examples = sum(batch_size(batch) for batch in data)
+    if examples < 2:
+        raise TPVError(f"cross-fitting needs at least two training examples, and there is {examples}.")
+    first = torch.randperm(examples, generator=torch.Generator().manual_seed(seed)) < examples // 2
+    halves = [chosen(data, mask.tolist()) for mask in (first, ~first)]
+    laws = [dataclasses.replace(law, data=half) for half in halves]
+    others = [read(other, law) for law, other in zip(laws, reversed(halves), strict=True)]
+    unseen = [read(test, law) for law in laws]
+    return _average(*others, same_examples=False), _average(*unseen, same_examples=True)
+
+
+def _average(a: TPVResult, b: TPVResult, *, same_examples: bool) -> TPVResult:
+    """Their average by examples; errors add in squares, or as they are where both were read on the same examples."""
+    n = a.n_examples + b.n_examples
+    p, q = a.n_examples / n, b.n_examples / n
+    add = (lambda x, y: x + y) if same_examples else math.hypot
+    return dataclasses.replace(
+        a,
+        value=p * a.value + q * b.value,
+        stderr=add(p * a.stderr, q * b.stderr),
+        mc_stderr=add(p * a.mc_stderr, q * b.mc_stderr),
+        n_examples=a.n_examples if same_examples else n,
+        draws=tuple(p * x + q * y for x, y in zip(a.draws, b.draws, strict=True)),
+        draw_std=math.nan,
+        spectrum=None,
+        metadata={**a.metadata, "noise_on": "each half of the training examples in turn"},
+    )

@@ -1,0 +1,64 @@
+"""Label noise through the kernel of the training inputs, without sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from tpv._batches import narrow
+from tpv.estimators.base import TOTAL, Contribution, Piece, Procedure, Setting, squared_norms
+from tpv.ntk.jacobian import JacobianRows, gram
+from tpv.perturbations.label_noise import LabelNoise
+from tpv.result.spectrum import Spectrum
+
+_BYTES = 2**27
+
+
+class KernelProcedure(Procedure):
+    r"""Σᵢ ‖std φᵢ K(x, ·)uᵢ‖² of every example x, and over all examples the Gram matrix of these columns.
+
+    The latter gives the draw-to-draw standard deviation: for one draw TPV is a quadratic form εᵀSε, of variance 2 Tr(S²).
+    """
+
+    method = "Exact(), through the kernel"
+    no_layers = "label noise moves all layers at once, and their contributions do not add up"
+
+    def __init__(self, setting: Setting, law: LabelNoise) -> None:
+        self.names = [TOTAL]
+        self._outputs = setting.outputs
+        self._fit = law.meet(setting.lin.weights.select(law.params))
+        self._directions = self._fit.directions.to(self._fit.ntk.dtype)
+        self._second = torch.zeros(*self._fit.ntk.shape, dtype=torch.float64, device=self._fit.ntk.device)
+        self._examples = 0
+        self._sweep = self._fit.ntk.sweep(setting.lin)
+        self.chunk_size = max(1, _BYTES // (self._fit.train.rows * setting.outputs * self._fit.ntk.dtype.itemsize))
+        self._noted = law.facts(setting.lin.weights.select(law.params))
+
+    def contribution(self, piece: Piece) -> Contribution:
+        rows = JacobianRows(self._sweep, lambda: self._chunks(piece), piece.n * self._outputs)
+        moved = gram(rows, self._fit.ntk.rows, self._fit.ntk.names) @ self._directions
+        self._second += (moved.T @ moved).double()
+        self._examples += piece.n
+        return Contribution(squared_norms(moved.reshape(piece.n, -1)).unsqueeze(1))
+
+    def _chunks(self, piece: Piece) -> Iterator[tuple[Any, slice]]:
+        step = self._fit.train.chunk_size
+        for start in range(0, piece.n, step):
+            stop = min(start + step, piece.n)
+            yield narrow(piece.batch, start, stop, piece.n), slice(start * self._outputs, stop * self._outputs)
+
+    def facts(self) -> dict[str, Any]:
+        return self._noted
+
+    def details(self) -> dict[str, Any]:
+        k, _ = self._fit.ntk.eigh()
+        in_sample = (self._fit.std * k * self._fit.filter).square() / self._fit.train.examples
+        second = self._second / self._examples
+        columns = (k, self._fit.filter, second.diagonal(), in_sample)
+        return {
+            "draw_std": math.sqrt(2) * torch.linalg.matrix_norm(second).item(),
+            "spectrum": Spectrum(*(tuple(float(f"{x:.7g}") for x in column.tolist()) for column in columns)),
+        }
