@@ -397,6 +397,13 @@ def test_the_noise_is_that_of_the_training_set() -> None:
     assert torch.allclose(drawn(tpv.Retraining(noise), weights(model)), 0.5 * 2 / 36 * (j.T @ epsilon), rtol=1e-9)
 
 
+def test_one_example_with_one_output_is_enough() -> None:
+    model = settled(nn.Linear(4, 1))
+    result = tpv.estimate(model, TEST, tpv.Retraining(noisy(data=TRAIN[:1]), runs=1))
+    assert result.value > 0
+    assert result.metadata["runs"][0]["mse_after"] < result.metadata["runs"][0]["mse_before"]
+
+
 def test_only_selected_weights_move() -> None:
     model = network()
     spec = tpv.Retraining(noisy(params="2.*"))

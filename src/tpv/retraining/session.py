@@ -113,7 +113,7 @@ class Session:
         text = (
             version("tpv"), torch.__version__, repr(lin.model), list(self._at), self._own.device.type,
             spec.noise.std, spec.noise.relative, spec.noise.center, spec.noise.fit, spec.batch_size, repr(described),
-            f"{train.magnitude:.4g}", f"{self._own.double().std().item():.4g}",
+            f"{train.magnitude:.4g}", f"{self._own.double().norm().item():.4g}",
         )  # fmt: skip
         read = [digest(*tensors(batch if lin.custom_forward else inputs(batch))) for batch in train.data]
         targets = () if spec.targets is None else (spec.targets,)
