@@ -399,7 +399,7 @@ def test_the_noise_is_that_of_the_training_set() -> None:
 
 def test_one_example_with_one_output_is_enough() -> None:
     model = settled(nn.Linear(4, 1))
-    result = tpv.estimate(model, TEST, tpv.Retraining(noisy(data=TRAIN[:1]), runs=1))
+    result = tpv.estimate(model, TEST, tpv.Retraining(noisy(GradientDescent(0.01, 5), data=TRAIN[:1]), runs=1))
     assert result.value > 0
     assert result.metadata["runs"][0]["mse_after"] < result.metadata["runs"][0]["mse_before"]
 
