@@ -5,7 +5,17 @@ from tpv._stats import Estimate
 from tpv.estimation import estimate, linearity, stability
 from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
 from tpv.ntk import NTK, Fit, GradientDescent, Interpolation, Ridge
-from tpv.perturbations import DiagonalPerturbation, Displacement, Isotropic, LabelNoise, Masking, Perturbation, Quantization, SGDNoise
+from tpv.perturbations import (
+    DiagonalPerturbation,
+    Displacement,
+    Isotropic,
+    LabelNoise,
+    Masking,
+    Perturbation,
+    Quantization,
+    Retraining,
+    SGDNoise,
+)
 from tpv.result import LinearityResult, Spectrum, StabilityResult, TPVResult
 from tpv.weights import Weights
 
@@ -29,6 +39,7 @@ __all__ = [
     "MonteCarlo",
     "Perturbation",
     "Quantization",
+    "Retraining",
     "Ridge",
     "SGDNoise",
     "Spectrum",

@@ -17,13 +17,13 @@ from tpv._options import require_int
 from tpv.accumulation import Progress, Seed, accumulate
 from tpv.checks import check_device, check_model, check_outputs
 from tpv.crossfit import cross_fit
-from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo
+from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
 from tpv.estimators.base import Procedure, Setting
 from tpv.estimators.monte_carlo import DrawnProcedure, comparison
 from tpv.grouping import LayersSpec, groups
 from tpv.linearization import Forward, Linearization
 from tpv.outputs import OutputSpec, as_output
-from tpv.perturbations import Perturbation
+from tpv.perturbations import Perturbation, Retraining
 from tpv.perturbations.base import diagonal
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.result import LinearityResult, StabilityResult, TPVResult
@@ -59,7 +59,8 @@ def estimate(
         perturbation: the law of δ, such as :class:`tpv.Quantization` or :class:`tpv.SGDNoise`.
         estimator: by default :class:`tpv.Exact` for a fixed displacement, and for independent entries where
             examples × outputs ≤ 8192 (for :class:`tpv.LabelNoise` where its kernel takes less than 2 GiB);
-            beyond, :class:`tpv.Hutchinson` (:class:`tpv.HutchPlusPlus`); else :class:`tpv.LinearizedMonteCarlo`.
+            beyond, :class:`tpv.Hutchinson` (:class:`tpv.HutchPlusPlus`); :class:`tpv.MonteCarlo` for :class:`tpv.Retraining`; else
+            :class:`tpv.LinearizedMonteCarlo`.
         output: what of the predictions counts: ``"logits"``, the outputs as they are (the default, but that of :class:`tpv.LabelNoise`
             is what its ``center`` says); ``"centered"``, minus their mean over the classes; ``"probabilities"``, their softmax;
             ``"kl"``, the divergence KL(p at w* ‖ p at w* + δ) in nats for each example, summed over its positions, to first
@@ -214,16 +215,18 @@ def linearity(
 
         def begin(outputs: int) -> Procedure:
             setting = Setting(lin, perturbation, _generator(generator), outputs)
-            return DrawnProcedure(setting, draws, "linearity", ["gap", "finite", "first_order"], comparison)
+            return DrawnProcedure(setting, draws, "linearity", ["gap", "finite", "first_order"], comparison, followed=1)
 
         run = accumulate(lin, batches(data), begin, chunk_size, progress)
     return LinearityResult.from_moments(run.moments, run.metadata(perturbation, generator, started))
 
 
 def default_estimator(lin: Linearization, perturbation: Perturbation, examples: int | None, outputs: int) -> Estimator:
-    """Exact where it is affordable or the displacement is fixed, else one probe per example, else draws."""
+    """Exact where it is affordable or the displacement is fixed, else one probe per example, else draws; real ones for retraining."""
     if perturbation.deterministic:
         return Exact()
+    if isinstance(perturbation, Retraining):
+        return MonteCarlo(perturbation.runs)
     if isinstance(perturbation, LabelNoise):
         return Exact() if perturbation.meet(lin.weights.select(perturbation.params)).ntk.dense else HutchPlusPlus()
     if diagonal(perturbation, lin.weights) is None:

@@ -110,8 +110,10 @@ class Draws:
         self._seeds = torch.randint(2**62, (self.count,), generator=self.setting.generator).tolist()
 
     def facts(self) -> dict[str, Any]:
-        """How many weights move."""
-        return {"moved_parameters": sum(d.numel() for d in self[0].values())}
+        """How many weights move, and what the perturbation has to say."""
+        perturbation, weights = self.setting.perturbation, self.setting.lin.weights
+        said = perturbation.facts(weights.select(perturbation.params))
+        return {"moved_parameters": sum(d.numel() for d in self[0].values()), **said}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if index in self._kept:

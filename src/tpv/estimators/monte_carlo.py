@@ -11,7 +11,9 @@ from torch import Tensor
 
 from tpv._options import require_int
 from tpv.estimators.base import TOTAL, Contribution, Draws, Estimator, Piece, Procedure, Setting, summed
+from tpv.estimators.control import ControlSums
 from tpv.linearization import Linearization, masked
+from tpv.perturbations.base import control
 
 _NO_LAYERS = "each draw moves all layers at once; the split by layer needs Exact or Hutchinson"
 
@@ -81,52 +83,77 @@ class MonteCarlo(Estimator):
         return DrawnProcedure(setting, self.draws, "MonteCarlo", [TOTAL], finite)
 
 
-Quantities = Callable[[Linearization, Any, Tensor | None, dict[str, Tensor]], list[Tensor]]
-"""(lin, batch, outputs at w*, δ) to m terms, each to be summed over outputs."""
+Quantities = Callable[[Linearization, Any, dict[str, Tensor], list[Tensor]], list[Tensor]]
+"""(lin, batch, δ, outputs to compare with: at w*, and at the control if there is one) to m terms, each to be summed over outputs.
+
+What compares with outputs gives one term more where there is a control: the finite divergence from it."""
 
 
 class DrawnProcedure(Procedure):
-    """Averages over shared draws of δ of what ``quantities`` gives; ``undisturbed`` says whether it wants the outputs at w*."""
+    """Averages over shared draws of δ of what ``quantities`` gives; ``undisturbed`` says whether it wants outputs to compare with.
+
+    Where the perturbation has a control, ``names[followed]`` is measured at it too.
+    """
 
     no_layers = _NO_LAYERS
     backward = False
 
     def __init__(
-        self, setting: Setting, draws: int, method: str, names: list[str], quantities: Quantities, *, undisturbed: bool = True
+        self,
+        setting: Setting,
+        draws: int,
+        method: str,
+        names: list[str],
+        quantities: Quantities,
+        *,
+        undisturbed: bool = True,
+        followed: int = 0,
     ) -> None:
         fixed = setting.perturbation.deterministic
         self.names, self._quantities, self._lin, self._undisturbed = names, quantities, setting.lin, undisturbed
         self._deltas = Draws(setting, 1 if fixed else draws)
         self.draws = 0 if fixed else draws
         self.method = f"{method}(draws={self._deltas.count})"
+        delta = control(setting.perturbation, setting.lin.weights)
+        self._control = None if delta is None else ControlSums(delta, followed)
 
     def contribution(self, piece: Piece) -> Contribution:
-        base = self._lin.displaced(piece.batch, {}) if self._undisturbed else None
-        values = torch.stack([self._draw(piece, base, d) for d in range(self._deltas.count)], dim=1)
+        references = self._references(piece)
+        drawn = torch.stack([self._values(piece, self._deltas[d], references) for d in range(self._deltas.count)], dim=1)
+        if self._control is not None:
+            self._control.update(self._values(piece, self._control.delta, references), drawn, len(self.names))
+        values = drawn[..., : len(self.names)]
         return Contribution(values if self.draws else values[:, 0])
 
     def facts(self) -> dict[str, Any]:
-        return self._deltas.facts()
+        return self._deltas.facts() | (self._control.facts() if self._control is not None else {})
 
-    def _draw(self, piece: Piece, base: Tensor | None, index: int) -> Tensor:
-        found = self._quantities(self._lin, piece.batch, base, self._deltas[index])
+    def _references(self, piece: Piece) -> list[Tensor]:
+        if not self._undisturbed:
+            return []
+        deltas = [{}] if self._control is None else [{}, self._control.delta]
+        return [self._lin.displaced(piece.batch, delta) for delta in deltas]
+
+    def _values(self, piece: Piece, delta: dict[str, Tensor], references: list[Tensor]) -> Tensor:
+        found = self._quantities(self._lin, piece.batch, delta, references)
         return torch.stack([summed(masked(q, piece.batch)) for q in found], dim=1)
 
 
-def tangent(lin: Linearization, batch: Any, base: Tensor | None, delta: dict[str, Tensor]) -> list[Tensor]:
+def tangent(lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]) -> list[Tensor]:
     """(J δ)²."""
     return [lin.jvp(batch, delta)[1].double().square()]
 
 
-def finite(lin: Linearization, batch: Any, base: Tensor | None, delta: dict[str, Tensor]) -> list[Tensor]:
+def finite(lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]) -> list[Tensor]:
     """What the outputs moved by: (f(w + δ) − f(w))², or the output's own divergence."""
-    assert base is not None
-    return [lin.output.divergence(base, lin.displaced(batch, delta))]
+    moved = lin.displaced(batch, delta)
+    return [lin.output.divergence(reference, moved) for reference in references]
 
 
-def comparison(lin: Linearization, batch: Any, base: Tensor | None, delta: dict[str, Tensor]) -> list[Tensor]:
+def comparison(lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]) -> list[Tensor]:
     """(Δz − Jδ)², the finite divergence and (Jδ)² from the same δ."""
-    assert base is not None
+    base, *controls = references
     moved, linear = lin.displaced(batch, delta), lin.jvp(batch, delta)[1].double()
     before, after = (lin.output.coordinates(f.double(), base.double()) for f in (base, moved))
-    return [(masked(after - before, batch) - linear).square(), lin.output.divergence(base, moved), linear.square()]
+    gap = (masked(after - before, batch) - linear).square()
+    return [gap, lin.output.divergence(base, moved), linear.square(), *(lin.output.divergence(c, moved) for c in controls)]

@@ -6,6 +6,18 @@ from tpv.perturbations.isotropic import Isotropic
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.perturbations.masking import Masking
 from tpv.perturbations.quantization import Quantization
+from tpv.perturbations.retraining import Retraining
 from tpv.perturbations.sgd import SGDNoise
 
-__all__ = ["DiagonalPerturbation", "Displacement", "Isotropic", "LabelNoise", "Masking", "Perturbation", "Quantization", "SGDNoise", "Sum"]
+__all__ = [
+    "DiagonalPerturbation",
+    "Displacement",
+    "Isotropic",
+    "LabelNoise",
+    "Masking",
+    "Perturbation",
+    "Quantization",
+    "Retraining",
+    "SGDNoise",
+    "Sum",
+]

@@ -129,6 +129,15 @@ class Sum(Perturbation):
         found = [part.variance(at.select(part.params)) for part in self.parts]
         return None if None in found else _added(v for v in found if v is not None)
 
+    def control(self, at: Weights) -> Displacements | None:
+        """Sum of the controls that the parts have."""
+        found = [part.control(at.select(part.params)) for part in self.parts]
+        return None if all(c is None for c in found) else _added(c for c in found if c is not None)
+
+    def facts(self, at: Weights) -> dict[str, Any]:
+        """What all parts say."""
+        return {key: value for part in self.parts for key, value in part.facts(at.select(part.params)).items()}
+
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))
 
@@ -152,7 +161,22 @@ def displacement(perturbation: Perturbation, weights: Weights, generator: torch.
         TPVError: for unknown names, wrong shapes or non-finite values.
     """
     at = weights.select(perturbation.params)
-    delta = dict(perturbation.sample(at, generator))
+    return _checked(perturbation, at, perturbation.sample(at, generator))
+
+
+def control(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] | None:
+    """The control's δ, checked as a draw is; None for a perturbation that has none.
+
+    Raises:
+        TPVError: as :func:`displacement`.
+    """
+    at = weights.select(perturbation.params)
+    delta = perturbation.control(at)
+    return None if delta is None else _checked(perturbation, at, delta)
+
+
+def _checked(perturbation: Perturbation, at: Weights, found: Displacements) -> dict[str, Tensor]:
+    delta = dict(found)
     for name, value in delta.items():
         w = _known(perturbation, at, name)
         if value.shape != w.shape:
@@ -161,7 +185,7 @@ def displacement(perturbation: Perturbation, weights: Weights, generator: torch.
             raise TPVError(f"{perturbation!r} displaces {name!r} by NaN or infinity.")
     if not delta:
         raise TPVError(f"{perturbation!r} moves no parameter of this model.")
-    return {name: _padding_kept(at, name, value.to(weights[name])) for name, value in delta.items()}
+    return {name: _padding_kept(at, name, value.to(at[name])) for name, value in delta.items()}
 
 
 def diagonal(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] | None:

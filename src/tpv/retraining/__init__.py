@@ -1,0 +1,1 @@
+"""Training a network again on noisy targets: the loop, its optimizers, and the store of finished runs."""

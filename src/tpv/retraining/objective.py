@@ -1,0 +1,147 @@
+"""The squared error on the training set, in pieces that fit in memory, and its gradient."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpv._batches import batch_size, narrow, twice
+from tpv._errors import TPVError, is_out_of_memory
+from tpv.chunking import release_memory
+from tpv.linearization import masked
+from tpv.training import TrainingSet
+
+Piece = tuple[Any, slice]
+"""Examples, and their places in a vector over all outputs."""
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+class Sums:
+    """Additive: the sum of squared residuals, the number of its terms, and its gradient."""
+
+    def __init__(self) -> None:
+        self.squares, self.terms = 0.0, 0
+        self.gradient: list[Tensor] = []
+
+    def add(self, squares: float, terms: int, gradient: list[Tensor]) -> None:
+        """Of another piece."""
+        self.squares, self.terms = self.squares + squares, self.terms + terms
+        self.gradient = [a + b for a, b in zip(self.gradient, gradient, strict=True)] if self.gradient else gradient
+
+    @property
+    def mse(self) -> float:
+        """Mean over the terms."""
+        return self.squares / max(self.terms, 1)
+
+
+class Objective:
+    """Σ (z(w) − target)² over examples and outputs that count.
+
+    Args:
+        train: the training set; where memory runs out, its chunks are halved, with a warning.
+        targets: one number for each of ``train.rows``, 0 where nothing counts.
+    """
+
+    def __init__(self, train: TrainingSet, targets: Tensor) -> None:
+        self._train, self._targets = train, targets
+        self._own, self._limit = flattened(train.predictions), train.chunk_size
+
+    def gradients(self, weights: Mapping[str, Tensor], size: int | None) -> Iterator[Sums]:
+        """Sums over one minibatch of ``size`` consecutive examples (None: all) after another, without end, at the weights of then."""
+        first = True
+        while True:
+            sums = Sums()
+            for piece, ends in minibatches(self._read(), size):
+                self._add(sums, weights, piece, initial=first)
+                if ends:
+                    first = False
+                    yield sums
+                    sums = Sums()
+
+    @torch.no_grad()
+    def mse(self, weights: Mapping[str, Tensor]) -> float:
+        """Mean squared error over the whole training set. Cost: one forward pass."""
+        total = 0.0
+        for part, rows in self._read().chunks():
+            total += self._squares(self._train.lin.at(weights, part), rows).item()
+        return total / self._train.outputs
+
+    def _read(self) -> TrainingSet:
+        self._train.chunk_size = self._limit
+        return self._train
+
+    def _add(self, sums: Sums, weights: Mapping[str, Tensor], piece: Piece, *, initial: bool) -> None:
+        n = batch_size(piece[0])
+        if n <= self._limit and self._fitted(sums, weights, piece, initial=initial):
+            return
+        if n <= self._limit:
+            self._limit = n // 2
+            release_memory()
+            warnings.warn(f"out of memory in retraining: going on with {self._limit} examples at a time.", stacklevel=2)
+        step = self._limit
+        for start in range(0, n, step):
+            self._add(sums, weights, cut(piece, start, min(start + step, n)), initial=initial)
+
+    def _fitted(self, sums: Sums, weights: Mapping[str, Tensor], piece: Piece, *, initial: bool) -> bool:
+        """Whether the piece fitted in memory and is part of the sums now."""
+        try:
+            sums.add(*self._evaluated(weights, piece, initial=initial))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or batch_size(piece[0]) == 1:
+                raise
+            return False
+        return True
+
+    def _evaluated(self, weights: Mapping[str, Tensor], piece: Piece, *, initial: bool) -> tuple[float, int, list[Tensor]]:
+        part, rows = piece
+        lin, leaves = self._train.lin, list(weights.values())
+        with torch.enable_grad():
+            z = lin.at(weights, twice(part))[:1] if lin.needs_company(part) else lin.at(weights, part)
+            if initial:
+                self._check_order(z.detach(), rows)
+            squares = self._squares(z, rows)
+            found = torch.autograd.grad(squares, leaves, allow_unused=True)
+        gradient = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+        return squares.item(), int(masked(torch.ones_like(z), part).sum().item()), gradient
+
+    def _squares(self, z: Tensor, rows: slice) -> Tensor:
+        return (z - self._targets[rows].view_as(z)).square().sum()
+
+    def _check_order(self, z: Tensor, rows: slice) -> None:
+        expected = self._own[rows].view_as(z)
+        scale = max(z.abs().max().item(), expected.abs().max().item(), math.ulp(0.0))
+        if ((z - expected).abs().max() / scale).item() > _TOLERANCE.get(z.dtype, 0.1):
+            raise TPVError(
+                "the training data comes in another order, or changed, at each reading: "
+                "switch off shuffling and random augmentation in its DataLoader."
+            )
+
+
+def minibatches(train: TrainingSet, size: int | None) -> Iterator[tuple[Piece, bool]]:
+    """One reading of the data in its order: pieces, and whether a minibatch ends there."""
+    size, done = size or train.examples, 0
+    for piece in train.chunks():
+        n, start = batch_size(piece[0]), 0
+        while start < n:
+            stop = min(n, start + size - done % size)
+            done += stop - start
+            yield cut(piece, start, stop), done % size == 0 or done == train.examples
+            start = stop
+
+
+def cut(piece: Piece, start: int, stop: int) -> Piece:
+    """Examples start … stop of a piece."""
+    part, rows = piece
+    n = batch_size(part)
+    width = (rows.stop - rows.start) // n
+    return narrow(part, start, stop, n), slice(rows.start + start * width, rows.start + stop * width)
+
+
+def flattened(batches: list[Tensor]) -> Tensor:
+    """One vector over all outputs of all batches."""
+    return torch.cat([z.reshape(-1) for z in batches])
