@@ -104,4 +104,5 @@ class Krylov:
         """The main directions, at most 16, of what vectors have outside the span."""
         gap = moved - self.basis @ (self.basis.T @ moved)
         q, s, _ = torch.linalg.svd(gap, full_matrices=False)
-        return q[:, s > 0.01 * s[0]][:, :_WIDTH]
+        main: Tensor = q[:, s > 0.01 * s[0]]
+        return main[:, :_WIDTH]
