@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,8 @@ from tpv.checks import check_device, check_outputs
 from tpv.chunking import choose_chunk_size
 from tpv.linearization import Linearization
 from tpv.outputs import centered, mask_of, same
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 class TrainingSet:
@@ -64,9 +68,9 @@ class TrainingSet:
 
     def parts(self, batch: Any) -> Iterator[Any]:
         """A batch in pieces that fit in memory."""
-        size = batch_size(batch)
-        for start in range(0, size, self.chunk_size):
-            yield narrow(batch, start, min(start + self.chunk_size, size), size)
+        size, step = batch_size(batch), self.chunk_size
+        for start in range(0, size, step):
+            yield narrow(batch, start, min(start + step, size), size)
 
     def _read(self, f: Tensor, batch: Any) -> Tensor:
         """Centred where the loss is, and zero at padded positions."""
@@ -86,6 +90,24 @@ class TrainingSet:
                 stop = start + batch_size(part) * (z.numel() // len(z))
                 yield part, slice(start, stop)
                 start = stop
+
+    def check_order(self, z: Tensor, places: slice) -> None:
+        """Refuse data that changed since they were first read.
+
+        Raises:
+            TPVError: if outputs at w* are not those of the first reading.
+        """
+        expected = self._flat[places].view_as(z)
+        scale = max(z.abs().max().item(), expected.abs().max().item(), math.ulp(0.0))
+        if ((z - expected).abs().max() / scale).item() > _TOLERANCE.get(z.dtype, 0.1):
+            raise TPVError(
+                "the training data comes in another order, or changed, at each reading: "
+                "switch off shuffling and random augmentation in its DataLoader."
+            )
+
+    @functools.cached_property
+    def _flat(self) -> Tensor:
+        return torch.cat([z.reshape(-1) for z in self.predictions])
 
     def noise(self, generator: torch.Generator) -> list[Tensor]:
         """Standard normal noise for each batch, in the form of ``predictions``; what the loss does not see is projected out."""

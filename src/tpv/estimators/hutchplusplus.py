@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +70,14 @@ class HutchPlusPlus(Estimator):
                 f"{self!r} keeps {self.rank + self.draws} displacements of the weights, {needed / 2**30:.1f} GiB, and "
                 f"{free / 2**30:.1f} GiB may be used: give a lower rank."
             )
-        return _Deflated(self, setting, found, law.facts(at))
+        return _Deflated(self, setting, found, lambda: law.facts(at))
 
 
 class _Deflated(Procedure):
     backward = False
     no_layers = "label noise moves all layers at once, and their contributions do not add up"
 
-    def __init__(self, spec: HutchPlusPlus, setting: Setting, fit: NoisyFit, facts: dict[str, Any]) -> None:
+    def __init__(self, spec: HutchPlusPlus, setting: Setting, fit: NoisyFit, facts: Callable[[], dict[str, Any]]) -> None:
         self.names, self.method, self.draws = [TOTAL], repr(spec), spec.draws
         self._lin, self._facts = setting.lin, facts
         noise = torch.stack([fit.noise(setting.generator) for _ in range(spec.draws)], 1)
@@ -95,4 +96,4 @@ class _Deflated(Procedure):
         return squared_norms(tangent)
 
     def facts(self) -> dict[str, Any]:
-        return self._facts
+        return self._facts()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tpv._batches import narrow
 from tpv.estimators.base import TOTAL, Contribution, Piece, Procedure, Setting, squared_norms
+from tpv.ntk.fits import Interpolation
 from tpv.ntk.jacobian import JacobianRows, gram
+from tpv.ntk.noisy_fit import NoisyFit
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.result.spectrum import Spectrum
 
-_BYTES = 2**27
+_BYTES, _DECIDED = 2**27, 0.2
 
 
 class KernelProcedure(Procedure):
@@ -57,8 +61,25 @@ class KernelProcedure(Procedure):
         k, _ = self._fit.ntk.eigh()
         in_sample = (self._fit.std * k * self._fit.filter).square() / self._fit.train.examples
         second = self._second / self._examples
+        _warn_if_decided_by_rounding(self._fit, second.diagonal())
         columns = (k, self._fit.filter, second.diagonal(), in_sample)
         return {
             "draw_std": math.sqrt(2) * torch.linalg.matrix_norm(second).item(),
             "spectrum": Spectrum(*(tuple(float(f"{x:.7g}") for x in column.tolist()) for column in columns)),
         }
+
+
+def _warn_if_decided_by_rounding(fit: NoisyFit, value: Tensor) -> None:
+    """Say so where the smallest eigenvalues that are fitted carry the value: the cut-off or the kernel's rounding decides it then."""
+    k, _ = fit.ntk.eigh()
+    rounding = 30 * torch.finfo(fit.ntk.dtype).eps
+    cutoff = fit.fit.rcond if isinstance(fit.fit, Interpolation) and fit.fit.rcond else 0.0
+    for level, what in ((10 * cutoff, f"within a factor of 10 of rcond={cutoff:g}"), (rounding, "at the level of the kernel's rounding")):
+        share = (value[k < level * k[0]].sum() / value.sum().clamp(min=math.ulp(0.0))).item()
+        if share > _DECIDED:
+            warnings.warn(
+                f"{100 * share:.0f} % of the label-noise TPV comes from eigenvalues {what}, so that this decides the number and not the "
+                "network: use GradientDescent(lr, steps), Ridge(gamma) with a stronger penalty, or a model in float64.",
+                stacklevel=2,
+            )
+            return

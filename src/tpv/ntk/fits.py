@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from tpv._options import require_int, require_number
 class Fit(ABC):
     """A way to fit noisy targets: :class:`Interpolation`, :class:`Ridge` or :class:`GradientDescent`."""
 
-    def resolved(self, dtype: torch.dtype) -> Fit:
-        """The same for a kernel computed in ``dtype``, with every default filled in."""
+    def resolved(self, dtype: torch.dtype, outputs: int, largest: float) -> Fit:
+        """The same with every default filled in, for a kernel computed in ``dtype`` and the rest as in :meth:`filter`."""
         return self
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Interpolation(Fit):
         if self.rcond is not None:
             require_number("Interpolation", "rcond", self.rcond, 0, 1, open_low=True)
 
-    def resolved(self, dtype: torch.dtype) -> Interpolation:
+    def resolved(self, dtype: torch.dtype, outputs: int, largest: float) -> Interpolation:
         """With the default ``rcond`` of the dtype."""
         default = 1e-10 if dtype == torch.float64 else 1e-5
         return self if self.rcond is not None else Interpolation(default)
@@ -108,7 +108,7 @@ class GradientDescent(Fit):
     two-term recursion of the heavy ball, by a matrix power for each eigenvalue.
 
     Args:
-        lr: η.
+        lr: η; None takes half of what the largest curvature 2k/nK + γ of the loss allows, 1 over it.
         steps: T.
         momentum: β, in [0, 1).
         gamma: γ of the penalty (γ/2)‖w − w*‖².
@@ -123,31 +123,38 @@ class GradientDescent(Fit):
         [0.375, 0.5]
     """
 
-    lr: float
+    lr: float | None
     steps: int
     momentum: float = 0.0
     gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        require_number("GradientDescent", "lr", self.lr, 0, open_low=True)
+        if self.lr is not None:
+            require_number("GradientDescent", "lr", self.lr, 0, open_low=True)
         require_int("GradientDescent", "steps", self.steps, 1)
         require_number("GradientDescent", "momentum", self.momentum, 0, 1)
         require_number("GradientDescent", "gamma", self.gamma, 0)
 
+    def resolved(self, dtype: torch.dtype, outputs: int, largest: float) -> GradientDescent:
+        """With the default ``lr``."""
+        curvature = 2 * largest / outputs + self.gamma
+        return self if self.lr is not None or curvature <= 0 else replace(self, lr=1 / curvature)
+
     def filter(self, eigenvalues: Tensor, outputs: int, largest: float) -> Tensor:
         """a after T steps of v ← βv + (2/nK)((k + λ)a − 1), a ← a − ηv, from a = v = 0."""
+        lr = self.resolved(eigenvalues.dtype, outputs, largest).lr or 0.0
         curvature, push = 2 * eigenvalues / outputs + self.gamma, 2 / outputs
-        self._refuse_divergence(2 * largest / outputs + self.gamma)
+        self._refuse_divergence(lr, 2 * largest / outputs + self.gamma)
         # (a, v, 1) → (a − ηv', v', 1) with v' = βv + curvature·a − push
         velocity = torch.stack([curvature, *(torch.full_like(curvature, x) for x in (self.momentum, -push))], -1)
         unit = torch.eye(3, dtype=torch.float64, device=eigenvalues.device).expand(*curvature.shape, 3, 3)
-        step = torch.stack([unit[..., 0, :] - self.lr * velocity, velocity, unit[..., 2, :]], -2)
+        step = torch.stack([unit[..., 0, :] - lr * velocity, velocity, unit[..., 2, :]], -2)
         after: Tensor = torch.linalg.matrix_power(step, self.steps)
         return after[..., 0, 2]
 
-    def _refuse_divergence(self, curvature: float) -> None:
+    def _refuse_divergence(self, lr: float, curvature: float) -> None:
         highest = 2 * (1 + self.momentum) / curvature if curvature > 0 else math.inf
-        if self.lr >= highest:
+        if lr >= highest:
             raise TPVError(
                 f"{self!r} diverges: on this network and data lr must be below {highest:.3g}, 2(1 + momentum) over the largest curvature."
             )

@@ -24,11 +24,13 @@ class JacobianRows:
         sweep: of the parameters that J is taken by.
         chunks: () → batches with their places among the rows.
         rows: in all.
+        check: called with the outputs at w* and their places.
     """
 
     sweep: Sweep
     chunks: Callable[[], Iterable[tuple[Any, slice]]]
     rows: int
+    check: Callable[[Tensor, slice], None] | None = None
 
     def columns(self, columns: Columns) -> Tensor:
         """(rows, number of columns). Cost: a forward pass and one backward pass for each output of an example."""
@@ -38,6 +40,8 @@ class JacobianRows:
         for batch, places in self.chunks():
             with self.sweep.jacobian(batch) as (z, gradients):
                 n = len(z)
+                if self.check is not None:
+                    self.check(z, places)
                 here = out[places].view(n, -1, out.shape[1])
                 for k, v in enumerate(basis(z)):
                     found = gradients(v, names)

@@ -27,7 +27,7 @@ class NoisyFit:
     """
 
     def __init__(self, ntk: NTK, fit: Fit, std: float) -> None:
-        self.ntk, self.fit, self.std = ntk, fit.resolved(ntk.dtype), std
+        self.ntk, self._fit, self.std = ntk, fit, std
         self._krylov = Krylov(ntk.__matmul__, ntk.train.rows, ntk.device)
         self._responses: dict[str, Tensor] = {}
 
@@ -35,6 +35,15 @@ class NoisyFit:
     def train(self) -> TrainingSet:
         """What is fitted."""
         return self.ntk.train
+
+    @property
+    def fit(self) -> Fit:
+        """The fit with the defaults that it took on this kernel, as far as that is known yet."""
+        k = self.ntk.eigh()[0] if self.ntk.dense else self._krylov.ritz()[0]
+        return self._resolved(k) if len(k) else self._fit
+
+    def _resolved(self, k: Tensor) -> Fit:
+        return self._fit.resolved(self.ntk.dtype, self.train.outputs, k[0].item())
 
     @functools.cached_property
     def filter(self) -> Tensor:
@@ -47,7 +56,7 @@ class NoisyFit:
                 "the kernel of the training data is zero: no trainable parameter moves these outputs. The network is dead there, "
                 "its outputs are constant, or params= selects what they do not depend on."
             )
-        return self.fit.filter(k, self.train.outputs, k[0].item())
+        return self._resolved(k).filter(k, self.train.outputs, k[0].item())
 
     @property
     def directions(self) -> Tensor:

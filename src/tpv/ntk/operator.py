@@ -118,7 +118,7 @@ class NTK:
     @functools.cached_property
     def rows(self) -> JacobianRows:
         """The rows of J."""
-        return JacobianRows(self.sweep(self.lin), self.train.chunks, self.train.rows)
+        return JacobianRows(self.sweep(self.lin), self.train.chunks, self.train.rows, self.train.check_order)
 
     def sweep(self, lin: Linearization) -> Sweep:
         """Gradients by the kernel's parameters, of outputs as ``lin`` reads them."""
@@ -173,6 +173,7 @@ class NTK:
             for batch, places in self.train.chunks():
                 with torch.enable_grad():
                     z = lin(twice(batch))[:1] if lin.needs_company(batch) else lin(batch)
+                self.train.check_order(z.detach(), places)
                 for r in range(v.shape[1]):
                     cotangent = v[places, r].reshape(z.shape)
                     found = torch.autograd.grad(z, parameters, cotangent, retain_graph=r + 1 < v.shape[1], allow_unused=True)

@@ -138,6 +138,12 @@ class Sum(Perturbation):
         """What all parts say."""
         return {key: value for part in self.parts for key, value in part.facts(at.select(part.params)).items()}
 
+    @property
+    def output(self) -> str:  # type: ignore[override]
+        """What the parts agree on, else the logits."""
+        wanted = {part.output for part in self.parts}
+        return wanted.pop() if len(wanted) == 1 else "logits"
+
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))
 

@@ -84,6 +84,8 @@ class Retraining(Perturbation):
             raise TPVError(
                 f"Retraining cannot follow {self.noise.fit!r}, which has no steps: give LabelNoise a GradientDescent(lr, steps)."
             )
+        if self.noise.fit.lr is None and self.optimizer is None:
+            raise TPVError("Retraining needs GradientDescent(lr=...) as a number: metadata['fit'] of the LabelNoise names the one it took.")
         require_int("Retraining", "runs", self.runs, 1)
         if self.batch_size is not None:
             require_int("Retraining", "batch_size", self.batch_size, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,14 +10,13 @@ import torch
 from torch import Tensor
 
 from tpv._batches import batch_size, narrow, twice
-from tpv._errors import TPVError, is_out_of_memory
+from tpv._errors import is_out_of_memory
 from tpv.chunking import release_memory
 from tpv.linearization import masked
 from tpv.training import TrainingSet
 
 Piece = tuple[Any, slice]
 """Examples, and their places in a vector over all outputs."""
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 class Sums:
@@ -49,7 +47,7 @@ class Objective:
 
     def __init__(self, train: TrainingSet, targets: Tensor) -> None:
         self._train, self._targets = train, targets
-        self._own, self._limit = flattened(train.predictions), train.chunk_size
+        self._limit = train.chunk_size
 
     def gradients(self, weights: Mapping[str, Tensor], size: int | None) -> Iterator[Sums]:
         """Sums over one minibatch of ``size`` consecutive examples (None: all) after another, without end, at the weights of then."""
@@ -103,7 +101,7 @@ class Objective:
         with torch.enable_grad():
             z = lin.at(weights, twice(part))[:1] if lin.needs_company(part) else lin.at(weights, part)
             if initial:
-                self._check_order(z.detach(), rows)
+                self._train.check_order(z.detach(), rows)
             squares = self._squares(z, rows)
             found = torch.autograd.grad(squares, leaves, allow_unused=True)
         gradient = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
@@ -111,15 +109,6 @@ class Objective:
 
     def _squares(self, z: Tensor, rows: slice) -> Tensor:
         return (z - self._targets[rows].view_as(z)).square().sum()
-
-    def _check_order(self, z: Tensor, rows: slice) -> None:
-        expected = self._own[rows].view_as(z)
-        scale = max(z.abs().max().item(), expected.abs().max().item(), math.ulp(0.0))
-        if ((z - expected).abs().max() / scale).item() > _TOLERANCE.get(z.dtype, 0.1):
-            raise TPVError(
-                "the training data comes in another order, or changed, at each reading: "
-                "switch off shuffling and random augmentation in its DataLoader."
-            )
 
 
 def minibatches(train: TrainingSet, size: int | None) -> Iterator[tuple[Piece, bool]]:

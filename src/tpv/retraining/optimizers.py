@@ -24,6 +24,7 @@ def built(factory: OptimizerFactory | None, fit: GradientDescent, leaves: list[T
             one whose steps are not linear in the gradient.
     """
     if factory is None:
+        assert fit.lr is not None
         return torch.optim.SGD(leaves, lr=fit.lr, momentum=fit.momentum)
     optimizer = factory(leaves)
     if not isinstance(optimizer, Optimizer):
