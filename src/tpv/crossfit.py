@@ -11,12 +11,14 @@ import torch
 from tpv._batches import batch_size, batches, chosen
 from tpv._errors import TPVError
 from tpv.perturbations.label_noise import LabelNoise
+from tpv.perturbations.retraining import Retraining
 from tpv.result import TPVResult
 
-Read = Callable[[object, LabelNoise], TPVResult]
+Law = LabelNoise | Retraining
+Read = Callable[[object, Law], TPVResult]
 
 
-def cross_fit(law: LabelNoise, test: object, read: Read, seed: int) -> tuple[TPVResult, TPVResult]:
+def cross_fit(law: Law, test: object, read: Read, seed: int) -> tuple[TPVResult, TPVResult]:
     """TPV of noise on a random half of the training inputs: read on the other half, and on the test inputs.
 
     Each half takes its turn, and the two results are averaged.
@@ -35,10 +37,10 @@ def cross_fit(law: LabelNoise, test: object, read: Read, seed: int) -> tuple[TPV
     if examples < 2:
         raise TPVError(f"cross-fitting needs at least two training examples, and there is {examples}.")
     first = torch.randperm(examples, generator=torch.Generator().manual_seed(seed)) < examples // 2
-    halves = [chosen(data, mask.tolist()) for mask in (first, ~first)]
-    laws = [dataclasses.replace(law, data=half) for half in halves]
-    others = [read(other, law) for law, other in zip(laws, reversed(halves), strict=True)]
-    unseen = [read(test, law) for law in laws]
+    masks = [mask.tolist() for mask in (first, ~first)]
+    laws = [law.subset(mask) for mask in masks]
+    others = [read(chosen(data, mask), half) for half, mask in zip(laws, reversed(masks), strict=True)]
+    unseen = [read(test, half) for half in laws]
     return _average(*others, same_examples=False), _average(*unseen, same_examples=True)
 
 

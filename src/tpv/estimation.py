@@ -126,7 +126,7 @@ def stability(
     r"""Whether TPV on the training inputs tells TPV on unseen inputs: their ratio, in all and by layer.
 
     Both sides use the same estimator and the same draws of δ, so draws that they share cancel in the ratio. For
-    :class:`tpv.LabelNoise`, whose data must be ``train``, the training inputs tell nothing in sample, and the ratio is cross-fitted:
+    :class:`tpv.LabelNoise` and :class:`tpv.Retraining`, whose data must be ``train``, the training inputs tell nothing in sample, and the ratio is cross-fitted:
     the noise of one half of them read on the other, against the noise of the same halves read on the test inputs.
 
     Args:
@@ -153,8 +153,10 @@ def stability(
     """
     if not isinstance(generator, int):
         raise TPVError(f"stability(generator={generator!r}): give an int seed, so that both sides share their draws.")
-    if isinstance(perturbation, LabelNoise) and perturbation.data is not train:
-        raise TPVError("stability(train=...) must be the data of the LabelNoise itself: its noise is on these inputs.")
+    if isinstance(perturbation, LabelNoise | Retraining) and perturbation.data is not train:
+        raise TPVError(
+            f"stability(train=...) must be the data of the {type(perturbation).__name__} itself, the inputs that its noise is on."
+        )
     if estimator is None:
         estimator = _common_estimator(model, (train, test), perturbation, forward, output)
     settings: dict[str, Any] = {
@@ -165,7 +167,7 @@ def stability(
         return estimate(model, data, law, **settings)
 
     both = read(train, perturbation), read(test, perturbation)
-    if not isinstance(perturbation, LabelNoise):
+    if not isinstance(perturbation, LabelNoise | Retraining):
         return StabilityResult(*both)
     return StabilityResult(*both, *cross_fit(perturbation, test, read, generator))
 

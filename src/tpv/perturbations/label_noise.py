@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from tpv._batches import batch_size, inputs, narrow, tensors
+from tpv._batches import batch_size, batches, chosen, inputs, narrow, tensors
 from tpv._errors import TPVError
 from tpv._fingerprint import digest, weights_digest
 from tpv._options import require_number
@@ -83,6 +84,10 @@ class LabelNoise(Perturbation):
     def output(self) -> str:  # type: ignore[override]
         """Centred logits where the loss is centred."""
         return "centered" if self.center else "logits"
+
+    def subset(self, keep: Sequence[bool]) -> LabelNoise:
+        """The same noise on some of the training inputs, marked by their places."""
+        return replace(self, data=chosen(batches(self.data), keep))
 
     def scale(self, train: TrainingSet) -> float:
         """The standard deviation of the noise, in units of the outputs.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -105,6 +106,16 @@ class Retraining(Perturbation):
     def output(self) -> str:  # type: ignore[override]
         """That of the noise."""
         return self.noise.output
+
+    @property
+    def data(self) -> object:
+        """The training inputs."""
+        return self.noise.data
+
+    def subset(self, keep: Sequence[bool]) -> Retraining:
+        """The same training on some of the training inputs, marked by their places."""
+        targets = None if self.targets is None else self.targets[torch.tensor(keep, device=self.targets.device)]
+        return replace(self, noise=self.noise.subset(keep), targets=targets)
 
     def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
         """δ of one run."""
