@@ -1,0 +1,1 @@
+"""The experiments of the paper and of the documentation, one file each."""

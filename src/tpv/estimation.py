@@ -126,8 +126,9 @@ def stability(
     r"""Whether TPV on the training inputs tells TPV on unseen inputs: their ratio, in all and by layer.
 
     Both sides use the same estimator and the same draws of δ, so draws that they share cancel in the ratio. For
-    :class:`tpv.LabelNoise` and :class:`tpv.Retraining`, whose data must be ``train``, the training inputs tell nothing in sample, and the ratio is cross-fitted:
-    the noise of one half of them read on the other, against the noise of the same halves read on the test inputs.
+    :class:`tpv.LabelNoise` and :class:`tpv.Retraining`, whose data must be ``train``, the training inputs tell nothing in
+    sample, and the ratio is cross-fitted: the noise of one half of them read on the other, against the noise of the same
+    halves read on the test inputs.
 
     Args:
         train, test: data as in :func:`estimate`.
