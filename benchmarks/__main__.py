@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import store
+from benchmarks import label_noise, store
 from benchmarks.machine import devices
 from benchmarks.page import PLOT, page
 from benchmarks.plot import plot
@@ -40,7 +40,8 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--subject", action="append", choices=[*SPECS, SCALING], help="a network, or the scaling; all if not given")
+    parts = [*SPECS, label_noise.NAME, SCALING]
+    parser.add_argument("--subject", action="append", choices=parts, help="a network, label noise, or the scaling; all if not given")
     parser.add_argument("--device", action="append", choices=devices(), help="all at hand if not given")
     parser.add_argument("--only", default="", help="rows whose name contains this; nothing written")
     parser.add_argument("--quick", action="store_true", help="tiny networks, few examples, nothing written: to see that every row runs")
@@ -53,9 +54,11 @@ def parts(options: argparse.Namespace, console: Console) -> Iterator[tuple[str, 
     if options.render:
         return
     for device in options.device or devices():
-        for subject in options.subject or [*SPECS, SCALING]:
+        for subject in options.subject or [*SPECS, label_noise.NAME, SCALING]:
             if subject == SCALING:
                 yield from (("scaling", axis) for axis in scaling(device, options.quick, console))
+            elif subject == label_noise.NAME:
+                yield "label_noise", label_noise.section(device, options.quick, console)
             else:
                 found = section(SPECS[subject], device, options.quick, options.only, console)
                 console.print(terminal(found))

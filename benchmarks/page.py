@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from benchmarks import label_noise
 from benchmarks.cells import COLUMNS, cells, markdown_table, short
 from benchmarks.targets import rivals, targets
 
@@ -34,6 +35,7 @@ guide advises another allocator to the same end.
 def page(document: dict[str, list[dict[str, Any]]]) -> str:
     """The Markdown."""
     parts = [_HEAD, _overview(document["sections"]), *map(_section, document["sections"])]
+    parts += map(label_noise.page, document.get("label_noise", []))
     if document["scaling"]:
         parts.append(_scaling(document["scaling"]))
     return "\n".join(parts)

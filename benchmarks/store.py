@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.label_noise import NAME
 from benchmarks.scaling import AXES
 from benchmarks.subjects import SPECS
 
@@ -14,13 +15,13 @@ Document = dict[str, list[dict[str, Any]]]
 
 
 def read() -> Document:
-    return json.loads(PATH.read_text()) if PATH.exists() else {"sections": [], "scaling": []}
+    return json.loads(PATH.read_text()) if PATH.exists() else {"sections": [], "scaling": [], "label_noise": []}
 
 
 def add(kind: str, entry: dict[str, Any]) -> Document:
     """Put in a section or an axis, in the place of the one that has its name and device."""
     document = read()
-    others = [e for e in document[kind] if _identity(e) != _identity(entry)]
+    others = [e for e in document.get(kind, []) if _identity(e) != _identity(entry)]
     document[kind] = sorted([*others, entry], key=_order)
     PATH.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return document
@@ -31,5 +32,5 @@ def _identity(entry: dict[str, Any]) -> tuple[str, str]:
 
 
 def _order(entry: dict[str, Any]) -> tuple[str, int]:
-    names = [*SPECS, *(axis.name for axis in AXES)]
+    names = [*SPECS, NAME, *(axis.name for axis in AXES)]
     return entry["device"], names.index(_identity(entry)[0])
