@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -45,3 +46,13 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def called(function: Callable[..., object]) -> str:
     """The name of a function, for messages and metadata."""
     return getattr(function, "__qualname__", None) or repr(function)
+
+
+def spec_text(spec: object) -> str:
+    """A dataclass of options as a call: those that differ from their defaults, and the first one always."""
+    if not dataclasses.is_dataclass(spec):
+        return f"{type(spec).__name__}()"
+    shown = [f for f in dataclasses.fields(spec) if f.repr]
+    values = {f.name: getattr(spec, f.name) for i, f in enumerate(shown) if i == 0 or getattr(spec, f.name) != f.default}
+    options = [f"{name}={called(value) if callable(value) else repr(value)}" for name, value in values.items()]
+    return f"{type(spec).__name__}({', '.join(options)})"
