@@ -18,7 +18,7 @@ from tpv.ntk.noisy_fit import NoisyFit
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.result.spectrum import Spectrum
 
-_BYTES, _DECIDED = 2**27, 0.2
+_BYTES, _DECIDED = 2**26, 0.2
 
 
 class KernelProcedure(Procedure):
@@ -34,7 +34,7 @@ class KernelProcedure(Procedure):
         self.names = [TOTAL]
         self._outputs = setting.outputs
         self._fit = law.meet(setting.lin.weights.select(law.params))
-        self._directions = self._fit.directions.to(self._fit.ntk.dtype)
+        self._directions = self._fit.directions
         self._second = torch.zeros(*self._fit.ntk.shape, dtype=torch.float64, device=self._fit.ntk.device)
         self._examples = 0
         self._sweep = self._fit.ntk.sweep(setting.lin)
@@ -44,7 +44,7 @@ class KernelProcedure(Procedure):
     def contribution(self, piece: Piece) -> Contribution:
         rows = JacobianRows(self._sweep, lambda: self._chunks(piece), piece.n * self._outputs)
         moved = gram(rows, self._fit.ntk.rows, self._fit.ntk.names) @ self._directions
-        self._second += (moved.T @ moved).double()
+        self._second += moved.T @ moved
         self._examples += piece.n
         return Contribution(squared_norms(moved.reshape(piece.n, -1)).unsqueeze(1))
 

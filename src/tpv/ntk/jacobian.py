@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tpv.sweep import Sweep
 
-GRAM_BYTES = 2**29
+GRAM_BYTES = 3 * 2**27
 Columns = list[tuple[str, int, int]]
 """(parameter, start, stop): some of the flattened entries of some parameters."""
 
@@ -62,7 +62,7 @@ def basis(z: Tensor) -> Iterator[Tensor]:
 
 
 def gram(left: JacobianRows, right: JacobianRows, names: Sequence[str]) -> Tensor:
-    """J Jᵀ between two sets of rows, (rows, rows), by blocks of columns that fit in 512 MiB.
+    """J Jᵀ between two sets of rows, (rows, rows), by blocks of columns that fit in 384 MiB.
 
     Cost: for every block a forward pass and K backward passes over both, and 2·rows·rows·P floating-point operations in all.
     """
