@@ -128,7 +128,8 @@ class NTK:
 
     def sweep(self, lin: Linearization) -> Sweep:
         """Gradients by the kernel's parameters, of outputs as ``lin`` reads them."""
-        return Sweep(lin, {name: torch.ones(()) for name in self.names}, passes=self.train.rows // self.train.examples)
+        moved = {name: lin.weights.without_padding(name, torch.ones((), device=self.device)) for name in self.names}
+        return Sweep(lin, moved, passes=self.train.rows // self.train.examples)
 
     @property
     def matrix(self) -> Tensor:
