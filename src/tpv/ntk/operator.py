@@ -104,7 +104,12 @@ class NTK:
     @property
     def dense_bytes(self) -> int:
         """Memory that writing the kernel out and its eigendecomposition take."""
-        return self.train.rows**2 * (self.dtype.itemsize + 4 * 8) + 2 * GRAM_BYTES
+        return self.train.rows**2 * (self.dtype.itemsize + 4 * 8) + self._scratch(self.train.rows)
+
+    def _scratch(self, rows: int) -> int:
+        """Memory for columns of J, of ``rows`` examples and of these."""
+        parameters = sum(self.lin.weights[name].numel() for name in self.names)
+        return min(2 * GRAM_BYTES, (rows + self.train.rows) * parameters * self.dtype.itemsize)
 
     def __repr__(self) -> str:
         parameters = sum(self.lin.weights[name].numel() for name in self.names)
@@ -208,5 +213,5 @@ class NTK:
         """The kernel between other inputs and these, (mK, nK), written out."""
         with unchanged(self.lin.model):
             other = TrainingSet(self.lin, data, center=self.train.center, chunk_size=self.train.chunk_size)
-            self._refuse_too_large(other.rows * self.train.rows * self.dtype.itemsize + 2 * GRAM_BYTES)
+            self._refuse_too_large(other.rows * self.train.rows * self.dtype.itemsize + self._scratch(other.rows))
             return gram(JacobianRows(self.rows.sweep, functools.partial(other.chunks, self.chunk_size), other.rows), self.rows, self.names)
