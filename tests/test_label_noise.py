@@ -301,8 +301,13 @@ def test_order_and_size_of_batches_do_not_matter(estimator: tpv.Estimator) -> No
     for train in (TRAIN.flip(0), list(TRAIN.split(1)), list(TRAIN.split([7, 3])), loader):
         for test in (TEST.flip(0), list(TEST.split(3))):
             assert value(model, test, law(data=train), estimator=estimator) == pytest.approx(expected, rel=1e-10)
+    whole = tpv.estimate(model, TEST, law(), estimator=estimator)
     for chunk_size in (1, 3, 100):
-        assert value(model, TEST, law(), chunk_size=chunk_size, estimator=estimator) == pytest.approx(expected, rel=1e-10)
+        result = tpv.estimate(model, TEST, law(), chunk_size=chunk_size, estimator=estimator)
+        assert result.value == pytest.approx(expected, rel=1e-10)
+        assert result.draw_std == pytest.approx(whole.draw_std, rel=1e-10, nan_ok=True)
+        if whole.spectrum:
+            assert result.spectrum.value == pytest.approx(whole.spectrum.value, rel=1e-5, abs=1e-9)
 
 
 def test_small_batches_are_read_together() -> None:
@@ -599,11 +604,12 @@ def test_a_changed_network_is_met_anew(change: Callable[[nn.Module], None], esti
 
 def test_another_network_or_forward_with_the_same_weights_is_met_anew() -> None:
     noise, tanh = law(), mlp()
-    relu = nn.Sequential(tanh[0], nn.ReLU(), tanh[2])
+    other = nn.Sequential(tanh[0], nn.Tanh(), tanh[2])
+    other.register_forward_hook(lambda module, args, z: torch.sin(z))
     doubled = lambda model, batch: model(2 * batch)  # noqa: E731
-    for model, forward in ((tanh, None), (relu, None), (tanh, doubled), (tanh, None)):
+    for model, forward in ((tanh, None), (other, None), (tanh, doubled), (tanh, None)):
         assert value(model, TEST, noise, forward=forward) == value(model, TEST, law(), forward=forward)
-    assert value(relu, TEST, law()) != value(tanh, TEST, law()) != value(tanh, TEST, law(), forward=doubled)
+    assert value(other, TEST, law()) != value(tanh, TEST, law()) != value(tanh, TEST, law(), forward=doubled)
 
 
 def test_a_network_with_another_setting_is_met_anew() -> None:
@@ -619,7 +625,7 @@ def test_a_network_with_another_setting_is_met_anew() -> None:
     value(model, TEST, noise)
     model.scale = 2.0
     assert value(model, TEST, noise) == value(model, TEST, law())
-    model.inner[1] = nn.ReLU()
+    model.inner[1] = nn.Sigmoid()
     assert value(model, TEST, noise) == value(model, TEST, law())
 
 

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of every parameter and buffer, by name, and of the numbers and texts that modules hold beside them."""
+    """A hash of every parameter and buffer, by name, and of the types of modules and the numbers and texts that they hold."""
     state = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     return digest(*state.values(), names=(*state, *_settings(model)))
 
 
 def _settings(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
+        yield f"{name}: {type(module).__qualname__}"
         for key, value in vars(module).items():
             if isinstance(value, bool | int | float | str):
                 yield f"{name}.{key}={value!r}"
