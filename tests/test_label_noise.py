@@ -604,7 +604,7 @@ def test_a_changed_network_is_met_anew(change: Callable[[nn.Module], None], esti
 
 def test_another_network_or_forward_with_the_same_weights_is_met_anew() -> None:
     noise, tanh = law(), mlp()
-    other = nn.Sequential(tanh[0], nn.Tanh(), tanh[2])
+    other = nn.Sequential(tanh[0], nn.Tanh(), tanh[2]).eval()
     other.register_forward_hook(lambda module, args, z: torch.sin(z))
     doubled = lambda model, batch: model(2 * batch)  # noqa: E731
     for model, forward in ((tanh, None), (other, None), (tanh, doubled), (tanh, None)):
@@ -751,7 +751,7 @@ def test_the_text_of_a_comparison() -> None:
 
 
 def test_spectra_say_where_half_of_the_value_is() -> None:
-    spectrum = tpv.result.spectrum.Spectrum((4.0, 2.0, 1.0), (0.25, 0.25, 0.0), (1.0, 3.0, 0.0), (2.0, 0.5, 0.0))
+    spectrum = tpv.result.spectrum.Spectrum((4.0, 2.0, 1.0), (0.25, 0.25, 0.0), (1.0, 3.0, 0.5), (2.0, 0.5, 0.0))
     assert spectrum.degrees_of_freedom == 1.5
     assert spectrum.alpha[:2] == (0.5, 6.0)
     assert math.isnan(spectrum.alpha[2])
