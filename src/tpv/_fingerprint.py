@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of every parameter and buffer, by name."""
-    state = model.state_dict()
-    return digest(*(value for value in state.values() if isinstance(value, Tensor)), names=tuple(state))
+    """A hash of every parameter and buffer, by name, and of the types of modules and the numbers and texts that they hold."""
+    state = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    return digest(*state.values(), names=(*state, *_settings(model)))
+
+
+def _settings(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        yield f"{name}: {type(module).__qualname__}"
+        for key, value in vars(module).items():
+            if isinstance(value, bool | int | float | str):
+                yield f"{name}.{key}={value!r}"
 
 
 def digest(*tensors: Tensor, names: tuple[str, ...] = ()) -> str:

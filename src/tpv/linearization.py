@@ -42,7 +42,8 @@ class Linearization:
         self.weights = Weights(model, linearization=self)
         self.custom_forward = forward is not None
         self._forward_mode = True
-        self._caller = _Caller(model, forward or call_model)
+        self.forward = forward or call_model
+        self._caller = _Caller(model, self.forward)
         self._normalised = any(isinstance(m, _BatchNorm | _InstanceNorm) for m in model.modules())
 
     def needs_company(self, batch: Any) -> bool:

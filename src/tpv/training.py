@@ -15,7 +15,7 @@ from tpv._errors import TPVError
 from tpv.checks import check_device, check_outputs
 from tpv.chunking import choose_chunk_size
 from tpv.linearization import Linearization
-from tpv.outputs import centered, mask_of, same
+from tpv.outputs import centered, class_axis, mask_of, same
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
@@ -34,6 +34,7 @@ class TrainingSet:
         predictions: z* of each batch, zero at padded positions.
         examples: n.
         outputs: nK, the number of terms that the loss averages over; padded positions do not count.
+        dimensions: of the noise: n(K − 1) where outputs are centred, else nK.
         magnitude: the mean of |f*| over examples and outputs.
 
     Cost: one forward pass.
@@ -44,7 +45,7 @@ class TrainingSet:
         self.center = center
         self.data = batches(data)
         self.predictions: list[Tensor] = []
-        self.examples = self.outputs = 0
+        self.examples = self.outputs = self.dimensions = 0
         total = 0.0
         raw = lin.reading(same)
         for batch in self.data:
@@ -58,17 +59,22 @@ class TrainingSet:
             mask = mask_of(batch, f)
             counted = f if mask is None else (f * mask)
             total += counted.double().abs().sum().item()
-            self.outputs += f.numel() if mask is None else int(mask.expand_as(f).sum().item())
+            counted_outputs = f.numel() if mask is None else int(mask.double().expand_as(f).sum().item())
+            classes = f.shape[class_axis(f)] if center and f.ndim > 1 else 1
+            self.outputs += counted_outputs
+            self.dimensions += counted_outputs // classes * max(classes - 1, 1)
             self.predictions.append(self._read(f, batch))
         if not self.predictions:
             raise TPVError("the training data is empty: it gave no batch.")
         if not all(z.isfinite().all() for z in self.predictions):
             raise TPVError("the network's outputs on the training data are NaN or infinite.")
+        if not self.outputs:
+            raise TPVError("every position of the training data is padding: there is nothing to fit.")
         self.magnitude = total / self.outputs
 
-    def parts(self, batch: Any) -> Iterator[Any]:
-        """A batch in pieces that fit in memory."""
-        size, step = batch_size(batch), self.chunk_size
+    def parts(self, batch: Any, step: int | None = None) -> Iterator[Any]:
+        """A batch in pieces that fit in memory, or of ``step`` examples."""
+        size, step = batch_size(batch), step or self.chunk_size
         for start in range(0, size, step):
             yield narrow(batch, start, min(start + step, size), size)
 
@@ -82,11 +88,11 @@ class TrainingSet:
         """Length of a vector over all outputs of all examples, padded positions included."""
         return sum(z.numel() for z in self.predictions)
 
-    def chunks(self) -> Iterator[tuple[Any, slice]]:
-        """All examples in order, as many at a time as fit in memory, with their places in a vector over all outputs."""
+    def chunks(self, step: int | None = None) -> Iterator[tuple[Any, slice]]:
+        """All examples in order, ``step`` or as many at a time as fit in memory, with their places in a vector over all outputs."""
         start = 0
         for batch, z in zip(self.data, self.predictions, strict=True):
-            for part in self.parts(batch):
+            for part in self.parts(batch, step):
                 stop = start + batch_size(part) * (z.numel() // len(z))
                 yield part, slice(start, stop)
                 start = stop

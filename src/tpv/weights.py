@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from tpv._errors import TPVError, did_you_mean
@@ -78,6 +79,15 @@ class Weights(Mapping[str, Tensor]):
     def padding_rows(self, name: str) -> set[int]:
         """The ``padding_idx`` of the embeddings that hold the parameter ``name``."""
         return self._padding.get(id(self._model.get_parameter(name)), set())
+
+    def without_padding(self, name: str, value: Tensor) -> Tensor:
+        """Values (..., *shape) of the parameter ``name``, 0 in its padding rows, which PyTorch never trains."""
+        padding = self.padding_rows(name)
+        if not padding:
+            return value
+        rows = torch.ones(len(self[name]), 1, dtype=value.dtype, device=value.device)
+        rows[list(padding)] = 0
+        return value * rows
 
     @functools.cached_property
     def _padding(self) -> dict[int, set[int]]:

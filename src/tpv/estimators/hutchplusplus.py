@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -97,3 +98,6 @@ class _Deflated(Procedure):
 
     def facts(self) -> dict[str, Any]:
         return self._facts()
+
+    def details(self) -> dict[str, Any]:
+        return {"draw_std": math.nan}  # these draws vary by the small eigenvectors alone

@@ -32,7 +32,7 @@ class KernelProcedure(Procedure):
 
     def __init__(self, setting: Setting, law: LabelNoise) -> None:
         self.names = [TOTAL]
-        self._outputs = setting.outputs
+        self._lin = setting.lin
         self._fit = law.meet(setting.lin.weights.select(law.params))
         self._directions = self._fit.directions
         self._second = torch.zeros(*self._fit.ntk.shape, dtype=torch.float64, device=self._fit.ntk.device)
@@ -42,17 +42,18 @@ class KernelProcedure(Procedure):
         self._noted = law.facts(setting.lin.weights.select(law.params))
 
     def contribution(self, piece: Piece) -> Contribution:
-        rows = JacobianRows(self._sweep, lambda: self._chunks(piece), piece.n * self._outputs)
+        outputs = self._lin.displaced(narrow(piece.batch, 0, 1, piece.n), {}).numel()
+        rows = JacobianRows(self._sweep, lambda: self._chunks(piece, outputs), piece.n * outputs)
         moved = gram(rows, self._fit.ntk.rows, self._fit.ntk.names) @ self._directions
         self._second += moved.T @ moved
         self._examples += piece.n
         return Contribution(squared_norms(moved.reshape(piece.n, -1)).unsqueeze(1))
 
-    def _chunks(self, piece: Piece) -> Iterator[tuple[Any, slice]]:
-        step = self._fit.train.chunk_size
+    def _chunks(self, piece: Piece, outputs: int) -> Iterator[tuple[Any, slice]]:
+        step = self._fit.ntk.chunk_size
         for start in range(0, piece.n, step):
             stop = min(start + step, piece.n)
-            yield narrow(piece.batch, start, stop, piece.n), slice(start * self._outputs, stop * self._outputs)
+            yield narrow(piece.batch, start, stop, piece.n), slice(start * outputs, stop * outputs)
 
     def facts(self) -> dict[str, Any]:
         return self._noted

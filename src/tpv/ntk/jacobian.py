@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,9 @@ class JacobianRows:
 
     def columns(self, columns: Columns) -> Tensor:
         """(rows, number of columns). Cost: a forward pass and one backward pass for each output of an example."""
-        weight = self.sweep.lin.weights[columns[0][0]]
-        out = torch.empty(self.rows, sum(stop - start for _, start, stop in columns), dtype=weight.dtype, device=weight.device)
-        names = [name for name, _, _ in columns]
+        weights, names = self.sweep.lin.weights, [name for name, _, _ in columns]
+        width = sum(stop - start for _, start, stop in columns)
+        out = torch.empty(self.rows, width, dtype=widest(weights, self.sweep.names), device=weights[names[0]].device)
         for batch, places in self.chunks():
             with self.sweep.jacobian(batch) as (z, gradients):
                 n = len(z)
@@ -47,9 +48,14 @@ class JacobianRows:
                     found = gradients(v, names)
                     at = 0
                     for name, start, stop in columns:
-                        here[:, k, at : at + stop - start] = found[name].reshape(n, -1)[:, start:stop]
+                        here[:, k, at : at + stop - start] = weights.without_padding(name, found[name]).reshape(n, -1)[:, start:stop]
                         at += stop - start
         return out
+
+
+def widest(weights: Mapping[str, Tensor], names: Iterable[str]) -> torch.dtype:
+    """A dtype that holds products of gradients by all of these weights: that of the weights, but no half precision."""
+    return functools.reduce(torch.promote_types, (weights[name].dtype for name in names), torch.float32)
 
 
 def basis(z: Tensor) -> Iterator[Tensor]:
@@ -67,7 +73,7 @@ def gram(left: JacobianRows, right: JacobianRows, names: Sequence[str]) -> Tenso
     Cost: for every block a forward pass and K backward passes over both, and 2·rows·rows·P floating-point operations in all.
     """
     weights, same = left.sweep.lin.weights, left is right
-    size = next(iter(weights.values())).element_size()
+    size = widest(weights, names).itemsize
     width = max(1, GRAM_BYTES // (size * (left.rows if same else left.rows + right.rows)))
     total: Tensor | None = None
     for columns in blocks([(name, weights[name].numel()) for name in names], width):

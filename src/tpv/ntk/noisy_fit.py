@@ -82,8 +82,9 @@ class NoisyFit:
         return self.std * torch.cat([e.reshape(-1) for e in self.train.noise(generator)]).double()
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """One δ; what was found for a state of the generator is kept."""
-        key = digest(generator.get_state())
+        """One δ; what was found for the same noise is kept."""
+        noise = self.noise(generator).unsqueeze(1)
+        key = digest(noise)
         if key not in self._responses:
-            self._responses[key] = self.response(self.noise(generator).unsqueeze(1))
+            self._responses[key] = self.response(noise)
         return {name: d[0] for name, d in self.ntk.pull(self._responses[key]).items()}

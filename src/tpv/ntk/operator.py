@@ -16,7 +16,7 @@ from tpv._guard import unchanged
 from tpv.checks import check_model
 from tpv.chunking import available_bytes
 from tpv.linearization import Forward, Linearization
-from tpv.ntk.jacobian import GRAM_BYTES, JacobianRows, gram
+from tpv.ntk.jacobian import GRAM_BYTES, JacobianRows, gram, widest
 from tpv.outputs import OutputSpec, as_output
 from tpv.sweep import Sweep
 from tpv.training import TrainingSet
@@ -91,8 +91,7 @@ class NTK:
     def _begin(self, train: TrainingSet, names: list[str], dense: bool | None) -> None:
         self.train, self.names = train, names
         self.lin = train.lin
-        weight = self.lin.weights[names[0]]
-        self.dtype, self.device = weight.dtype, weight.device
+        self.dtype, self.device = widest(self.lin.weights, names), self.lin.weights[names[0]].device
         self.dense = self.dense_bytes <= DENSE_BYTES if dense is None else dense
         self._matrix: Tensor | None = None
         self._spectrum: tuple[Tensor, Tensor] | None = None
@@ -105,7 +104,12 @@ class NTK:
     @property
     def dense_bytes(self) -> int:
         """Memory that writing the kernel out and its eigendecomposition take."""
-        return self.train.rows**2 * (self.dtype.itemsize + 4 * 8) + 2 * GRAM_BYTES
+        return self.train.rows**2 * (self.dtype.itemsize + 4 * 8) + self._scratch(self.train.rows)
+
+    def _scratch(self, rows: int) -> int:
+        """Memory for columns of J, of ``rows`` examples and of these."""
+        parameters = sum(self.lin.weights[name].numel() for name in self.names)
+        return min(2 * GRAM_BYTES, (rows + self.train.rows) * parameters * self.dtype.itemsize)
 
     def __repr__(self) -> str:
         parameters = sum(self.lin.weights[name].numel() for name in self.names)
@@ -118,11 +122,19 @@ class NTK:
     @functools.cached_property
     def rows(self) -> JacobianRows:
         """The rows of J."""
-        return JacobianRows(self.sweep(self.lin), self.train.chunks, self.train.rows, self.train.check_order)
+        chunks = functools.partial(self.train.chunks, self.chunk_size)
+        return JacobianRows(self.sweep(self.lin), chunks, self.train.rows, self.train.check_order)
+
+    @property
+    def chunk_size(self) -> int:
+        """Examples at a time, so that their gradients by the largest parameter fit in 512 MiB too."""
+        largest = max(self.lin.weights[name].nbytes for name in self.names)
+        return min(self.train.chunk_size, max(1, GRAM_BYTES // largest))
 
     def sweep(self, lin: Linearization) -> Sweep:
         """Gradients by the kernel's parameters, of outputs as ``lin`` reads them."""
-        return Sweep(lin, {name: torch.ones(()) for name in self.names}, passes=self.train.rows // self.train.examples)
+        moved = {name: lin.weights.without_padding(name, torch.ones((), device=self.device)) for name in self.names}
+        return Sweep(lin, moved, passes=self.train.rows // self.train.examples)
 
     @property
     def matrix(self) -> Tensor:
@@ -175,12 +187,12 @@ class NTK:
                     z = lin(twice(batch))[:1] if lin.needs_company(batch) else lin(batch)
                 self.train.check_order(z.detach(), places)
                 for r in range(v.shape[1]):
-                    cotangent = v[places, r].reshape(z.shape)
+                    cotangent = v[places, r].reshape(z.shape).to(z.dtype)
                     found = torch.autograd.grad(z, parameters, cotangent, retain_graph=r + 1 < v.shape[1], allow_unused=True)
                     for sum_, g in zip(total, found, strict=True):
                         if g is not None:
                             sum_[r] += g
-        return dict(zip(self.names, total, strict=True))
+        return {name: lin.weights.without_padding(name, sum_) for name, sum_ in zip(self.names, total, strict=True)}
 
     def push(self, tangents: Tangents, data: object = None) -> Tensor:
         """Jδ for R displacements, (nK, R); at other inputs if ``data`` is given. Cost: R Jacobian-vector products."""
@@ -199,7 +211,7 @@ class NTK:
 
     def cross(self, data: object) -> Tensor:
         """The kernel between other inputs and these, (mK, nK), written out."""
-        other = TrainingSet(self.lin, data, center=self.train.center, chunk_size=self.train.chunk_size)
-        self._refuse_too_large(other.rows * self.train.rows * self.dtype.itemsize + 2 * GRAM_BYTES)
         with unchanged(self.lin.model):
-            return gram(JacobianRows(self.rows.sweep, other.chunks, other.rows), self.rows, self.names)
+            other = TrainingSet(self.lin, data, center=self.train.center, chunk_size=self.train.chunk_size)
+            self._refuse_too_large(other.rows * self.train.rows * self.dtype.itemsize + self._scratch(other.rows))
+            return gram(JacobianRows(self.rows.sweep, functools.partial(other.chunks, self.chunk_size), other.rows), self.rows, self.names)

@@ -185,7 +185,7 @@ def _checked(perturbation: Perturbation, at: Weights, found: Displacements) -> d
             raise TPVError(f"{perturbation!r} displaces {name!r} by NaN or infinity.")
     if not delta:
         raise TPVError(f"{perturbation!r} moves no parameter of this model.")
-    return {name: _padding_kept(at, name, value.to(at[name])) for name, value in delta.items()}
+    return {name: at.without_padding(name, value.to(at[name])) for name, value in delta.items()}
 
 
 def diagonal(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] | None:
@@ -212,20 +212,10 @@ def diagonal(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] 
             raise TPVError(f"{perturbation!r} gives {name!r} a variance that is negative, NaN or infinite.")
     if not found:
         raise TPVError(f"{perturbation!r} moves no parameter of this model.")
-    return {name: _padding_kept(at, name, value.to(weights[name].device)) for name, value in found.items()}
+    return {name: at.without_padding(name, value.to(weights[name].device)) for name, value in found.items()}
 
 
 def _known(perturbation: Perturbation, at: Weights, name: str) -> Tensor:
     if name not in at:
         raise TPVError(f"{perturbation!r} moves {name!r}, which is not a selected trainable parameter.{did_you_mean(name, at)}")
     return at[name]
-
-
-def _padding_kept(at: Weights, name: str, value: Tensor) -> Tensor:
-    """Zero in the ``padding_idx`` row of an embedding: PyTorch never trains it, and gradients leave it out."""
-    padding = at.padding_rows(name)
-    if not padding:
-        return value
-    rows = torch.ones(len(at[name]), 1, dtype=value.dtype, device=value.device)
-    rows[list(padding)] = 0
-    return value * rows

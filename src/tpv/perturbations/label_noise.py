@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tpv._batches import batch_size, batches, chosen, inputs, narrow, tensors
+from tpv._batches import batch_size, batches, chosen, has_plain_rows, inputs, narrow, tensors
 from tpv._errors import TPVError
 from tpv._fingerprint import digest, weights_digest
 from tpv._options import require_number
@@ -100,11 +100,13 @@ class LabelNoise(Perturbation):
         return float(self.std) * (train.magnitude if self.relative else 1)
 
     def meet(self, at: Weights) -> NoisyFit:
-        """The fit on this network, kept until the weights change."""
-        key = (weights_digest(at.linearization.model), tuple(at), at.linearization.output.select)
+        """The fit on this network, kept until anything about the network changes."""
+        lin = at.linearization
+        parameters = [lin.model.get_parameter(name) for name in at]
+        key = (lin.model, lin.forward, lin.output.select, *parameters, parameters[0].device, weights_digest(lin.model))
         if key not in self._met:
             self._met.clear()
-            train = TrainingSet(at.linearization, self.data, center=self.center)
+            train = TrainingSet(lin, self.data, center=self.center)
             _warn_about_duplicates(train)
             self._met[key] = NoisyFit(NTK.of(train, list(at)), self.fit, self.scale(train))
         return self._met[key]
@@ -120,6 +122,7 @@ class LabelNoise(Perturbation):
             "noise_std": found.std,
             "train_examples": found.train.examples,
             "train_outputs": found.train.outputs,
+            "noise_dimensions": found.train.dimensions,
             "kernel": repr(found.ntk),
             "kernel_bytes": found.ntk.dense_bytes if found.ntk.dense else 0,
             "fit": repr(found.fit),
@@ -130,7 +133,9 @@ def _warn_about_duplicates(train: TrainingSet) -> None:
     """Two copies of an input get different noise, which no fit can follow."""
     seen: set[str] = set()
     for batch in train.data:
-        used, size = inputs(batch), batch_size(batch)
+        used, size = batch if train.lin.custom_forward else inputs(batch), batch_size(batch)
+        if has_plain_rows(used, size):
+            return
         seen |= {digest(*tensors(narrow(used, i, i + 1, size))) for i in range(size)}
     if copies := train.examples - len(seen):
         warnings.warn(

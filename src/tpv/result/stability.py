@@ -45,9 +45,9 @@ class StabilityResult(JSONResult):
 
     @property
     def leverage(self) -> float:
-        """For label noise, degrees of freedom over outputs: the part of its own noise that the fit follows; nan where not computed."""
-        spectrum, outputs = self.train.spectrum, self.train.metadata.get("train_outputs")
-        return spectrum.degrees_of_freedom / outputs if spectrum and outputs else math.nan
+        """For label noise, degrees of freedom over dimensions: the part of its own noise that the fit follows; nan where not computed."""
+        spectrum, dimensions = self.train.spectrum, self.train.metadata.get("noise_dimensions")
+        return spectrum.degrees_of_freedom / dimensions if spectrum and dimensions else math.nan
 
     @property
     def ratio(self) -> float:

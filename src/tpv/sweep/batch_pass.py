@@ -204,7 +204,8 @@ class BatchPass:
         waiting: list[tuple[_Call, Tensor]] = []
 
         def add(call: _Call, g: Tensor) -> None:
-            for local, gradient in call.layer.gradients(g, [k for k, name in self._active(call).items() if name in names]).items():
+            active = [k for k, name in self._active(call).items() if name in names]
+            for local, gradient in (call.layer.gradients(g, active) if active else {}).items():
                 name = call.names[local]
                 found[name] = found[name] + gradient if name in found else gradient
 
