@@ -27,7 +27,7 @@ def a_result(value=4.0, layers=("a", "b"), **metadata):
     facts = {"parameters": 1234, "outputs": 3, "dtype": "float32", "device": "cpu", "seconds": 0.5, "estimator": "Exact()"}
     parts = {name: Estimate(value / len(layers), 0.1, 0.0) for name in layers}
     reason = None if layers else "each draw moves all layers at once"
-    return tpv.TPVResult(value, 0.2, 0.0, 100, parts, reason, (), facts | {"versions": {"tpv": "0"}} | metadata)
+    return tpv.TPVResult(value, 0.2, 0.0, 100, parts, reason, (), metadata=facts | {"versions": {"tpv": "0"}} | metadata)
 
 
 def a_linearity(v=0.01):

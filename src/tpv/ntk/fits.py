@@ -15,11 +15,16 @@ import torch
 from torch import Tensor
 
 from tpv._errors import TPVError
+from tpv._format import described
 from tpv._options import require_int, require_number
 
 
 class Fit(ABC):
     """A way to fit noisy targets: :class:`Interpolation`, :class:`Ridge` or :class:`GradientDescent`."""
+
+    def __repr__(self) -> str:
+        """The options that differ from their defaults, and the first one always."""
+        return described(self)
 
     def resolved(self, dtype: torch.dtype, outputs: int, largest: float) -> Fit:
         """The same with every default filled in, for a kernel computed in ``dtype`` and the rest as in :meth:`filter`."""
@@ -39,7 +44,7 @@ class Fit(ABC):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Interpolation(Fit):
     r"""Fit the noise exactly, by the smallest displacement: the pseudo-inverse, φ(k) = 1/k, as in the paper's theory.
 
@@ -72,7 +77,7 @@ class Interpolation(Fit):
         return torch.where(kept, 1 / eigenvalues.where(kept, torch.ones_like(eigenvalues)), torch.zeros_like(eigenvalues))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ridge(Fit):
     r"""The minimum of the loss with a proximity penalty γ > 0: φ(k) = 1/(k + λ), λ = nKγ/2.
 
@@ -100,7 +105,7 @@ class Ridge(Fit):
         return 1 / (eigenvalues + outputs * self.gamma / 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GradientDescent(Fit):
     r"""A number of steps of full-batch gradient descent, as ``torch.optim.SGD(lr, momentum)`` takes them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from torch import Tensor
 from tpv.sweep import Sweep
 
 GRAM_BYTES = 2**29
+LOG = logging.getLogger("tpv.ntk")
+"""Gets :data:`BLOCK` with (blocks done, blocks in all) for every block of a kernel, at level DEBUG."""
+BLOCK = "kernel: %d of %d blocks of columns"
 Columns = list[tuple[str, int, int]]
 """(parameter, start, stop): some of the flattened entries of some parameters."""
 
@@ -70,10 +74,12 @@ def gram(left: JacobianRows, right: JacobianRows, names: Sequence[str]) -> Tenso
     size = next(iter(weights.values())).element_size()
     width = max(1, GRAM_BYTES // (size * (left.rows if same else left.rows + right.rows)))
     total: Tensor | None = None
-    for columns in blocks([(name, weights[name].numel()) for name in names], width):
+    parts = list(blocks([(name, weights[name].numel()) for name in names], width))
+    for done, columns in enumerate(parts, 1):
         a = left.columns(columns)
         b = a if same else right.columns(columns)
         total = a @ b.T if total is None else total.addmm_(a, b.T)
+        LOG.debug(BLOCK, done, len(parts))
     assert total is not None
     return total
 

@@ -25,6 +25,12 @@ from tpv.weights import Patterns
 DENSE_BYTES = 2**31
 _log = logging.getLogger("tpv")
 
+
+def dense_bytes(rows: int, itemsize: int) -> int:
+    """Memory that writing out a kernel of so many rows, in a dtype of ``itemsize`` bytes, and its eigendecomposition take."""
+    return rows**2 * (itemsize + 4 * 8) + 2 * GRAM_BYTES
+
+
 Tangents = Mapping[str, Tensor]
 """R displacements of the weights: parameter name → (R, *shape)."""
 
@@ -105,7 +111,7 @@ class NTK:
     @property
     def dense_bytes(self) -> int:
         """Memory that writing the kernel out and its eigendecomposition take."""
-        return self.train.rows**2 * (self.dtype.itemsize + 4 * 8) + 2 * GRAM_BYTES
+        return dense_bytes(self.train.rows, self.dtype.itemsize)
 
     def __repr__(self) -> str:
         parameters = sum(self.lin.weights[name].numel() for name in self.names)

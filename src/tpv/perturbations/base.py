@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tpv._errors import TPVError, did_you_mean
-from tpv._format import called
+from tpv._format import described
 from tpv.weights import Patterns, Weights
 
 Displacements = Mapping[str, Tensor]
@@ -76,12 +75,7 @@ class Perturbation(ABC):
 
     def __repr__(self) -> str:
         """The options that differ from their defaults, and the first one always."""
-        if not dataclasses.is_dataclass(self):
-            return f"{type(self).__name__}()"
-        shown = [f for f in dataclasses.fields(self) if f.repr]
-        values = {f.name: getattr(self, f.name) for i, f in enumerate(shown) if i == 0 or getattr(self, f.name) != f.default}
-        options = [f"{name}={called(value) if callable(value) else repr(value)}" for name, value in values.items()]
-        return f"{type(self).__name__}({', '.join(options)})"
+        return described(self)
 
     def __add__(self, other: object) -> Perturbation:
         """The sum of independent zero-mean perturbations."""
