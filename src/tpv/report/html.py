@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from tpv._format import percent, plus_minus
 from tpv._stats import Estimate
 from tpv.report.contents import Entry, Report
-from tpv.report.noise import IN_SAMPLE, WHAT, noise_unit, short
+from tpv.report.noise import CROSS_FITTED, IN_SAMPLE, WHAT, noise_unit, short
 from tpv.report.plots import Pair, plot_layers, plot_train_test, positive, svg
 from tpv.report.spectrum import plot_sides, plot_spectrum, sides
 from tpv.result import LinearityResult, TPVResult
@@ -31,7 +31,7 @@ def page(report: Report) -> str:
     found.filters |= {"pm": _pm, "number": number, "percent": percent, "tone": _tone, "trace": _trace, "breakable": _breakable}
     found.filters |= {"short": short, "sides": sides}
     found.globals |= {"plus_minus": plus_minus, "noise_unit": noise_unit, "noise_plots": _noise_plots, "isfinite": math.isfinite}
-    found.globals |= {"what": WHAT, "in_sample": IN_SAMPLE}
+    found.globals |= {"what": WHAT, "in_sample": IN_SAMPLE, "cross_fitted": CROSS_FITTED}
     return found.get_template("page.html.jinja").render(report=report, top=report.headline.shown, plots=_plots(report))
 
 
@@ -79,7 +79,7 @@ def _noise_plots(entry: Entry) -> list[tuple[Markup, str]]:
     if entry.stability:
         label = f"Bars of the TPV of {entry.perturbation} on training and test inputs. The numbers are in the table."
         said = "Compare within each pair. Lines are standard errors."
-        found.append((Markup(svg(functools.partial(plot_sides, entry.stability), label, height=2.6)), said))
+        found.append((Markup(svg(functools.partial(plot_sides, entry.stability), label, height=3.2)), said))
     spectrum = entry.shown.spectrum
     if spectrum and any(spectrum.eigenvalues):
         label = (

@@ -15,7 +15,7 @@ from tpv.estimation import estimate, linearity, stability
 from tpv.estimators import Estimator, Hutchinson
 from tpv.perturbations import Isotropic, LabelNoise, Perturbation, Quantization, SGDNoise
 from tpv.report.contents import Entry, Report
-from tpv.report.noise import NOISE, NOISE_EXAMPLES, PASSES, too_dear
+from tpv.report.noise import ASK, NOISE, NOISE_EXAMPLES, PASSES, too_dear
 from tpv.report.notes import noted
 from tpv.report.stages import Stages, Tell
 from tpv.report.target import Target
@@ -97,7 +97,7 @@ def _if_possible(found: Callable[[], Entry], headline: Entry, work: _Work) -> tu
     try:
         return [found()], None
     except TPVError as error:
-        return [], str(error)
+        return [], f"{error} Ask for another by {ASK} with other options."
 
 
 def _settings(plan: Plan, left_out: str | None) -> dict[str, Any]:

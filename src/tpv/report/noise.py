@@ -17,14 +17,14 @@ from tpv.result import TPVResult
 NOISE = LabelNoise(std=0.1, fit=GradientDescent(lr=None, steps=50), relative=True)
 NOISE_EXAMPLES = 128
 _JACOBIAN = 2**31
-_ASK = f'ask for it with -p "{NOISE!r}"'
+ASK = f'-p "{NOISE!r}"'
 
 WHAT = (
-    "Training targets are the network's own outputs plus random noise, and the network is fitted to them again, from its weights on: "
+    "Training targets are the network’s own outputs plus random noise, and the network is fitted to them again, from its weights on: "
     "how far do its predictions move?"
 )
-IN_SAMPLE = (
-    "In sample a fit follows part of the very noise that it is read with, its leverage, and unseen inputs do not see that. "
+IN_SAMPLE = "In sample a fit follows part of the very noise that it is read with, its leverage, and unseen inputs do not see that."
+CROSS_FITTED = (
     "Cross-fitted, the noise of one half of the training inputs is read on the other half; half as many examples hold the network less, "
     "so that this is to be compared with the noise of the same halves on test inputs."
 )
@@ -56,15 +56,15 @@ def too_dear(facts: dict[str, Any], examples: int) -> str | None:
     itemsize = getattr(torch, facts["dtype"]).itemsize
     rows = examples * outputs
     if examples < 2:
-        return "it is read across two halves of the training examples, and there is one example."
+        return "it is read across two halves of the training examples, and there is one example: give a higher --limit."
     size = f"{examples} training examples × {outputs:,} outputs"
     if (needed := dense_bytes(rows, itemsize)) > DENSE_BYTES:
         fewer = math.isqrt((DENSE_BYTES - 2 * GRAM_BYTES) // (itemsize + 32)) // outputs
-        hint = f", or add --label-noise-examples {fewer}" if fewer > 1 else ""
-        return f"the kernel of {size} takes {needed / 2**30:,.0f} GiB; {_ASK}, which then goes by draws of the noise{hint}."
+        hint = f", or make it smaller by --label-noise-examples {fewer}" if fewer > 1 else ""
+        return f"the kernel of {size} takes {needed / 2**30:,.0f} GiB. Ask for it by {ASK}, which then takes draws of the noise{hint}."
     if rows * parameters > _JACOBIAN:
         return (
             f"the gradients of {size} by {parameters:,} weights are {rows * parameters / 1e9:,.1f} billion numbers, more work than the "
-            f"rest of this report; {_ASK}, or with fewer --label-noise-examples."
+            f"rest of this report. Ask for it by {ASK}, or make it smaller by --label-noise-examples {_JACOBIAN // (outputs * parameters)}."
         )
     return None

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tpv._format import percent, plus_minus
 from tpv.report.contents import Entry, Report
-from tpv.report.noise import IN_SAMPLE, WHAT, noise_unit, short
+from tpv.report.noise import CROSS_FITTED, IN_SAMPLE, WHAT, noise_unit, short
 from tpv.report.spectrum import sides
 from tpv.report.tables import plain_table
 
@@ -25,7 +25,7 @@ def show_noise(report: Report, to: Console) -> None:
     for entry in report.noise:
         _show(entry, to)
     if report.noise:
-        to.print(IN_SAMPLE, style="dim")
+        to.print(" ".join([IN_SAMPLE, *([CROSS_FITTED] if any(entry.stability for entry in report.noise) else [])]), style="dim")
 
 
 def _show(entry: Entry, to: Console) -> None:
