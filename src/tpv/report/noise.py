@@ -61,7 +61,10 @@ def too_dear(facts: dict[str, Any], examples: int) -> str | None:
     if (needed := dense_bytes(rows, itemsize)) > DENSE_BYTES:
         fewer = math.isqrt((DENSE_BYTES - 2 * GRAM_BYTES) // (itemsize + 32)) // outputs
         hint = f", or make it smaller by --label-noise-examples {fewer}" if fewer > 1 else ""
-        return f"the kernel of {size} takes {needed / 2**30:,.0f} GiB. Ask for it by {ASK}, which then takes draws of the noise{hint}."
+        return (
+            f"the kernel of {size} takes {needed / 2**30:,.1f} GiB, more than is written out. Ask for it by {ASK}, which then takes "
+            f"draws of the noise{hint}."
+        )
     if rows * parameters > _JACOBIAN:
         return (
             f"the gradients of {size} by {parameters:,} weights are {rows * parameters / 1e9:,.1f} billion numbers, more work than the "
