@@ -54,7 +54,7 @@ def a_report(title="net", **options):
 
 def a_noise(paired=True, spectrum=True, output="centered logits", **metadata):
     facts = {"train_examples": 128, "train_outputs": 1280, "noise_std": 0.5, "fit": "GradientDescent(lr=0.000367481661, steps=50)"}
-    found = tpv.Spectrum((4.0, 2.0, 0.5, 0.0), (0.25, 0.4, 0.2, 0.1), (0.1, 0.5, 0.4, 0.0), (0.2, 0.2, 0.1, 0.0))
+    found = tpv.Spectrum((4.0, 2.0, 0.5, 0.0), (0.25, 0.4, 0.2, 0.1), (0.2, 1.0, 0.8, 0.0), (0.2, 0.2, 0.1, 0.0))
     sides = [a_result(v, (), output=output, unit="", **facts, **metadata) for v in (2.4, 1.4, 2.56, 2.5)]
     sides[:2] = [dataclasses.replace(side, draw_std=0.25, spectrum=found if spectrum else None) for side in sides[:2]]
     name = "LabelNoise(std=0.1, fit=GradientDescent(lr=None, steps=50), relative=True)"
@@ -189,6 +189,7 @@ def test_page_shows_label_noise():
         assert "".join(part.split()) in text, part
     drawings = [a["aria-label"] for tag, a in Page(source).tags if tag == "svg"]
     assert [d.split()[0] for d in drawings] == ["Train", "Train", "Bars", "Curves", "Bars"]
+    assert "3 perturbations around the line" in drawings[0], "the headline and two others"
     assert "var(--warm)" in source
     assert "--warm: #" in source
 
