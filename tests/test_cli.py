@@ -1,5 +1,6 @@
 """The command line: files, exit codes, one sentence for bad input, nothing lost."""
 
+import contextlib
 import json
 import os
 import re
@@ -111,6 +112,122 @@ def test_default_perturbations_go_with_an_estimator_for_random_ones():
     assert methods["Quantization(bits=4, error='actual')"].startswith("Exact()")
 
 
+NOISE = "LabelNoise(std=0.1, fit=GradientDescent(lr=None, steps=5))"
+
+
+def label_noise(**options):
+    """What the library says of the first training and test inputs of the target."""
+    torch.manual_seed(0)
+    space = {}
+    exec(TARGET, space)
+    train, test = [space["train_data"][:12]], [torch.cat(space["test_data"]())[:12]]
+    law = tpv.LabelNoise(0.1, train, tpv.GradientDescent(None, 5))
+    return tpv.stability(space["model"], train, test, law, **options)
+
+
+@pytest.mark.parametrize("output", ["logits", "kl"])
+def test_label_noise_is_fitted_on_the_reports_own_training_inputs(output):
+    found = run("report", "target.py", "-p", NOISE, "--label-noise-examples", 12, "--output", output)
+    assert found.exit_code == 0, found.output
+    report = Report.from_json(Path("tpv-report/report.json"))
+    (entry,) = report.noise
+    expected = label_noise() if output == "logits" else label_noise(output="kl")
+    assert entry.stability.train.metadata["output"] == {"logits": "centered logits", "kl": "kl"}[output]
+    for side in ("train", "test", "cross_fitted", "test_of_halves"):
+        here, there = (getattr(result, side) for result in (entry.stability, expected))
+        assert (here.value, here.n_examples) == (pytest.approx(there.value, rel=1e-5), 12)
+    assert entry.stability.train.spectrum is not None
+    assert entry.linearity.n_examples == 30
+    assert report.settings["label_noise_examples"] == 12
+    assert "train, cross-fitted" in found.stdout
+    assert 'id="noise"' in Path("tpv-report/report.html").read_text()
+    assert max(map(len, found.stdout.splitlines())) <= 80
+
+
+def test_label_noise_keeps_a_shuffled_loader_in_one_order():
+    loader = "train_data = torch.utils.data.DataLoader(torch.randn(40, 4, generator=generator), batch_size=8, shuffle=True)\n"
+    Path("target.py").write_text(TARGET + loader)
+    found = run("report", "target.py", "-p", NOISE)
+    assert found.exit_code == 0, found.output
+    assert Report.from_json(Path("tpv-report/report.json")).noise[0].train.n_examples == 40
+
+
+def test_label_noise_with_probes_or_draws():
+    run("report", "target.py", "-p", NOISE, "--estimator", "Hutchinson(probes=2)")
+    report = Report.from_json(Path("tpv-report/report.json"))
+    assert report.noise[0].train.metadata["estimator"].startswith("Exact()")
+    assert report.headline.train.metadata["estimator"] == "Hutchinson(probes=2)"
+    run("report", "target.py", "-p", NOISE, "--estimator", "LinearizedMonteCarlo(draws=3)")
+    (entry,) = Report.from_json(Path("tpv-report/report.json")).noise
+    assert entry.train.metadata["estimator"] == "LinearizedMonteCarlo(draws=3)"
+    assert entry.stability.cross_fitted is not None
+
+
+def test_label_noise_without_test_data_is_in_sample():
+    Path("target.py").write_text(TARGET.replace("def test_data", "def other"))
+    found = run("report", "target.py", "-p", NOISE)
+    assert found.exit_code == 0, found.output
+    assert "in sample alone" in found.stdout
+    assert Report.from_json(Path("tpv-report/report.json")).noise[0].stability is None
+
+
+WIDE = TARGET.replace("torch.nn.Linear(8, 3)", "torch.nn.Linear(8, 500)")
+DEAD = TARGET.replace("generator = ", "torch.manual_seed(0)\ngenerator = ") + "\nfor p in model.parameters():\n    p.data.zero_()\n"
+LEFT_OUT = {
+    WIDE: "the kernel of 40 training examples × 500 outputs takes",
+    DEAD: "all training outputs are 0",
+}
+
+
+@pytest.mark.parametrize("source", LEFT_OUT, ids=["wide", "dead"])
+def test_the_default_label_noise_is_left_out_aloud_and_never_one_that_is_asked_for(source, monkeypatch):
+    monkeypatch.setattr(measuring, "DEFAULTS", (measuring.NOISE,))
+    Path("target.py").write_text(source)
+    found = run("report", "target.py", "--limit", 40)
+    assert found.exit_code == 0, found.output
+    report = Report.from_json(Path("tpv-report/report.json"))
+    assert report.noise == ()
+    assert LEFT_OUT[source] in report.noise_left_out
+    assert f'-p "{measuring.NOISE!r}"' in report.noise_left_out
+    for told in (found.stdout, Path("tpv-report/report.html").read_text()):
+        assert "left out here" in " ".join(told.split())
+    asked = run("report", "target.py", "--limit", 2, "-p", repr(measuring.NOISE))
+    assert asked.exit_code == (0 if source == WIDE else 2)
+    if source == WIDE:
+        assert len(Report.from_json(Path("tpv-report/report.json")).noise) == 1
+    else:
+        assert "all training outputs are 0" in asked.stderr
+
+
+def test_label_noise_of_one_example_cannot_be_crossed(monkeypatch):
+    monkeypatch.setattr(measuring, "DEFAULTS", (measuring.NOISE,))
+    run("report", "target.py", "--limit", 1)
+    assert "there is one example: give a higher --limit" in Report.from_json(Path("tpv-report/report.json")).noise_left_out
+    assert "cross-fitting needs at least two training examples" in refused("report", "target.py", "--limit", 1, "-p", NOISE)
+    assert run("report", "target.py", "--label-noise-examples", 1).exit_code == 2
+
+
+def test_stages_of_a_report(monkeypatch):
+    told = []
+
+    @contextlib.contextmanager
+    def bars(to):
+        yield lambda *said: told.append(said)
+
+    monkeypatch.setattr("tpv.cli.progress_bars", bars)
+    run("report", "target.py", "-p", NOISE, "-p", "Isotropic(0.1)", "--label-noise-examples", 12)
+    stages = {
+        name: list(dict.fromkeys(s for said, s, *_ in told if said.startswith(name))) for name in ("LabelNoise", "Isotropic(std=0.1)")
+    }
+    assert stages["Isotropic(std=0.1)"] == ["train", "test", "linearity"]
+    passes = [s for s in stages["LabelNoise"] if not s.endswith("kernel")]
+    assert passes == ["train", "test", "cross-fit 1/2", "cross-fit 2/2", "halves 1/2", "halves 2/2", "linearity"]
+    assert {"train, kernel", "test, kernel", "cross-fit 1/2, kernel"} <= set(stages["LabelNoise"])
+    last = {stage: said for name, stage, *said in told if name.startswith("LabelNoise")}
+    assert last["train"] == [12, 12]
+    assert last["halves 2/2"] == [12, 12]
+
+
 def test_json_alone_on_stdout():
     Path("target.py").write_text(TARGET + "\nprint('loading')\n")
     found = run("report", "target.py", "-p", "Isotropic(0.1)", "--json", "--out", "there")
@@ -212,8 +329,9 @@ def counted(monkeypatch):
         return real(model, train, test, perturbation, **settings)
 
     monkeypatch.setattr(measuring, "stability", stability)
-    # weights are random at every load, and a fingerprint includes them
-    Path("target.py").write_text(TARGET.replace("model =", "torch.manual_seed(0)\nmodel ="))
+    # weights are random at every load and test data at every call, and a fingerprint includes them
+    steady = TARGET.replace("def test_data():", "def test_data():\n    generator = torch.Generator().manual_seed(1)")
+    Path("target.py").write_text(steady.replace("model =", "torch.manual_seed(0)\nmodel ="))
     return calls
 
 
@@ -233,18 +351,21 @@ def test_an_interrupted_run_resumes(counted):
     assert [e.train.value for e in resumed.all_entries] == [e.train.value for e in anew.all_entries]
 
 
-@pytest.mark.parametrize("change", ["fresh", "seed", "limit", "estimator", "target", "weights", "corrupt"])
+@pytest.mark.parametrize("change", ["fresh", "seed", "limit", "estimator", "noise", "target", "weights", "data", "corrupt"])
 def test_what_would_change_a_number_does_not_resume(counted, change):
     counted.stop_at, counted.error = 2, RuntimeError("boom")
     refused("report", "target.py", *QUICK, code=1)
     counted.clear()
     counted.stop_at = None
     options = {"fresh": ["--fresh"], "seed": ["--seed", 1], "limit": ["--limit", 5], "estimator": ["--estimator", "Hutchinson"]}
+    options["noise"] = ["--label-noise-examples", 7]
     if change == "target":
         Path("target.py").write_text(Path("target.py").read_text() + "\n# changed\n")
         sys.modules.pop("target")
     if change == "weights":
         sys.modules["target"].model[0].bias.data += 1
+    if change == "data":
+        sys.modules["target"].train_data[0] += 1
     if change == "corrupt":
         (kept,) = Path("tpv-report").glob("unfinished-*")
         kept.write_text('{"headline": 3')
@@ -252,6 +373,18 @@ def test_what_would_change_a_number_does_not_resume(counted, change):
     assert found.exit_code == 0, found.output
     assert "Resumed" not in found.stderr
     assert len(counted) == 3
+
+
+def test_an_interrupted_run_keeps_its_label_noise(counted):
+    counted.stop_at = 2
+    run("report", "target.py", "-p", NOISE, "-p", "Isotropic(0.1)")
+    counted.stop_at = None
+    found = run("report", "target.py", "-p", NOISE, "-p", "Isotropic(0.1)")
+    assert "Resumed: 2 of 3" in found.stderr
+    assert counted == ["Isotropic(std=1.0)", "LabelNoise(std=0.1, fit=GradientDescent(lr=None, steps=5))", "Isotropic(std=0.1)"]
+    (entry,) = Report.from_json(Path("tpv-report/report.json")).noise
+    assert entry.shown.spectrum is not None
+    assert entry.stability.cross_fitted is not None
 
 
 def test_another_order_of_perturbations_resumes_too(counted):

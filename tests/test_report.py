@@ -1,8 +1,10 @@
 """What a report shows: JSON, page, tables and plots, from results alone."""
 
+import dataclasses
 import io
 import math
 import re
+import warnings
 from html.parser import HTMLParser
 
 import matplotlib
@@ -13,9 +15,14 @@ from rich.console import Console
 
 import tpv
 from tpv._stats import Estimate
+from tpv.ntk.jacobian import LOG
 from tpv.report import Entry, Report
 from tpv.report.html import number, page
+from tpv.report.noise import noise_unit, too_dear
+from tpv.report.notes import noted
 from tpv.report.plots import plot_layers, plot_train_test
+from tpv.report.spectrum import plot_sides
+from tpv.report.stages import Stages
 from tpv.report.terminal import console, progress_bars, show
 from tpv.report.view import View
 
@@ -43,6 +50,20 @@ def a_report(title="net", **options):
     headline = an_entry("Isotropic(std=1.0)", **options)
     settings = {"limit": 100, "estimator": "default", "seed": 0, "linearity_examples": 256, "linearity_draws": 8}
     return Report(title, Entry(headline.perturbation, headline.result), (an_entry(**options), an_entry("SGD", **options)), settings)
+
+
+def a_noise(paired=True, spectrum=True, output="centered logits", **metadata):
+    facts = {"train_examples": 128, "train_outputs": 1280, "noise_std": 0.5, "fit": "GradientDescent(lr=0.000367481661, steps=50)"}
+    found = tpv.Spectrum((4.0, 2.0, 0.5, 0.0), (0.25, 0.4, 0.2, 0.1), (0.2, 1.0, 0.8, 0.0), (0.2, 0.2, 0.1, 0.0))
+    sides = [a_result(v, (), output=output, unit="", **facts, **metadata) for v in (2.4, 1.4, 2.56, 2.5)]
+    sides[:2] = [dataclasses.replace(side, draw_std=0.25, spectrum=found if spectrum else None) for side in sides[:2]]
+    name = "LabelNoise(std=0.1, fit=GradientDescent(lr=None, steps=50), relative=True)"
+    return Entry(name, tpv.StabilityResult(*sides) if paired else sides[0], a_linearity(), ("rounding decides it",))
+
+
+def with_noise(*entries, report=None, **settings):
+    report = report or a_report()
+    return dataclasses.replace(report, entries=(*report.entries, *entries), settings=report.settings | settings)
 
 
 class Page(HTMLParser):
@@ -77,6 +98,23 @@ def test_json_round_trip(tmp_path, paired):
     report = a_report(paired=paired)
     assert Report.from_json(report.to_json(tmp_path / "r.json")) == report
     assert Report.from_json(tmp_path / "r.json") == report
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_label_noise_in_the_json(tmp_path, paired):
+    report = with_noise(a_noise(paired), label_noise_examples=64, label_noise_left_out=None)
+    again = Report.from_json(report.to_json(tmp_path / "r.json"))
+    assert again.to_json() == report.to_json()
+    (entry,) = again.noise
+    assert entry.notes == ("rounding decides it",)
+    assert entry.shown.spectrum == report.noise[0].shown.spectrum
+    assert [e.perturbation for e in again.plain] == [e.perturbation for e in a_report().entries]
+
+
+def test_entries_of_before_had_no_notes():
+    found = a_noise().to_dict()
+    del found["notes"]
+    assert Entry.from_dict(found).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +166,91 @@ def test_page_says_what_the_results_say():
     assert "unused" not in text
 
 
+def test_page_shows_label_noise():
+    source = page(with_noise(a_noise()))
+    text = "".join(Page(source).text.split())
+    for part in (
+        "read on TPV one draw examples",
+        "train, in sample 2.4 ± 0.2 ± 0.25 100",
+        "test 1.4 ± 0.2 ± 0.25 100",
+        "train, cross-fitted 2.6 ± 0.2 – 100",
+        "test, noise of the same halves 2.5 ± 0.2 – 100",
+        "train / test, cross-fitted 1.02 ± 0.11",
+        "train / test, in sample 1.7 ± 0.3",
+        "degrees of freedom, Σ kφ 1.9",
+        "leverage, their share of the outputs 0.1 %",
+        "Cross-fitted, the training inputs tell the test value within a factor of 1.5.",
+        "standard deviation 0.5 on 1,280 outputs of the first 128 training inputs",
+        "the fit is GradientDescent(lr=0.0003675, steps=50).",
+        "squared units of the centred logits",
+        "rounding decides it",
+        "4 directions, 1.9 degrees of freedom; the 2 largest eigenvalues carry half of the value.",
+    ):
+        assert "".join(part.split()) in text, part
+    drawings = [a["aria-label"] for tag, a in Page(source).tags if tag == "svg"]
+    assert [d.split()[0] for d in drawings] == ["Train", "Train", "Bars", "Curves", "Bars"]
+    assert "3 perturbations around the line" in drawings[0], "the headline and two others"
+    assert "var(--warm)" in source
+    assert "--warm: #" in source
+
+
+def test_label_noise_is_not_among_the_other_perturbations():
+    both, alone = (Page(page(r)).text for r in (with_noise(a_noise()), a_report()))
+    main = both[both.index("How much each perturbation") : both.index("Train against test")]
+    assert "LabelNoise" not in main
+    assert "Label noise" not in alone
+    only = dataclasses.replace(a_report(), entries=(a_noise(),))
+    assert "How much each perturbation" not in Page(page(only)).text
+
+
+def test_label_noise_without_test_inputs_or_spectrum():
+    text = Page(page(with_noise(a_noise(paired=False), report=a_report(paired=False)))).text
+    assert "in sample alone" in text
+    assert "Cross-fitted" not in text
+    drawn = page(with_noise(a_noise(spectrum=False)))
+    assert "degrees of freedom" not in drawn
+    assert "How to read the curves" not in drawn
+    assert drawn.count("<svg") == 4
+
+
+def test_label_noise_in_nats_says_so():
+    entry = a_noise(output="kl")
+    result = dataclasses.replace(entry.shown, metadata=entry.shown.metadata | {"unit": "nats"})
+    assert noise_unit(result) == "nats"
+    assert (
+        noise_unit(dataclasses.replace(result, metadata=result.metadata | {"output": "logits", "unit": ""}))
+        == "squared units of the outputs"
+    )
+
+
+def test_label_noise_that_is_left_out_says_why(capsys):
+    report = with_noise(label_noise_left_out="the kernel takes 199 GiB. Ask for it by -p ….")
+    assert "It is left out here: the kernel takes 199 GiB. Ask for it by -p …." in Page(page(report)).text
+    show(report, console())
+    assert "It is left out here: the kernel takes 199 GiB." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("outputs", "parameters", "examples", "sentence"),
+    [
+        (10, 270_000, 128, None),
+        (42, 1000, 128, None),
+        (
+            43,
+            1000,
+            128,
+            r"the kernel of 128 training examples × 43 outputs takes 2\.0 GiB, more than is written out\. Ask for it by -p \"LabelNoise\(.*label-noise-examples 127\.$",
+        ),
+        (50257, 1000, 128, r"× 50,257 outputs takes 1,387,\d+\.\d GiB, more .* draws of the noise\.$"),
+        (10, 11_000_000, 128, r"are 14\.1 billion numbers.*Ask for it by -p \"LabelNoise\(.*--label-noise-examples 19\.$"),
+        (10, 1000, 1, r"two halves of the training examples"),
+    ],
+)
+def test_when_label_noise_is_too_dear_for_every_report(outputs, parameters, examples, sentence):
+    found = too_dear({"outputs": outputs, "parameters": parameters, "dtype": "float32"}, examples)
+    assert found is None if sentence is None else re.search(sentence, found), found
+
+
 def test_page_is_accessible():
     tags = Page(page(a_report())).tags
     drawings = [attributes for tag, attributes in tags if tag == "svg"]
@@ -176,6 +299,24 @@ def test_tables_fit_80_columns(monkeypatch, capsys, options):
     assert "MyNoise([red], " in out, "brackets are not markup"
 
 
+def test_terminal_shows_label_noise_in_80_columns(capsys):
+    long = dataclasses.replace(a_noise(), perturbation="LabelNoise(" + "x" * 200 + ")")
+    show(with_noise(a_noise(), long, a_noise(paired=False)), console())
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    lines = [re.sub(r"\s+", " ", line).strip() for line in out.splitlines()]
+    for line in (
+        "train, in sample 2.4 ± 0.2 ± 0.25 100",
+        "test, noise of the same halves 2.5 ± 0.2 100",
+        "train/test, cross-fitted 1.02 ± 0.11",
+        "train/test, in sample 1.7 ± 0.3",
+        "Cross-fitted: the training inputs tell the test value within a factor of 1.5.",
+        "1.9 degrees of freedom: the fit follows 0.1 % of its own noise (leverage)",
+    ):
+        assert line in lines, line
+    assert "rounding decides it" in out
+
+
 def test_terminal_names_each_verdict():
     far = Entry("Far", tpv.StabilityResult(a_result(40.0), a_result(4.0)), a_linearity(0.2))
     report = a_report()
@@ -206,6 +347,79 @@ def test_progress_only_on_a_terminal():
         out = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", to.file.getvalue())
         assert ("20/20" in out) if terminal else (out == "")
         assert max(map(len, re.split("[\r\n]", out))) <= 80
+
+
+def test_stages_begin_before_their_first_example():
+    told = []
+    stages = Stages("p", ("train", "test", "again"), lambda *said: told.append(said[1:]))
+    for done, total in ((30, 100), (100, 100), (300, 300), (300, 300)):
+        stages(done, total)
+    assert told == [
+        *[("train", 0, None), ("train", 30, 100), ("train", 100, 100)],
+        *[("test", 0, None), ("test", 300, 300)],
+        *[("again", 0, None), ("again", 300, 300)],
+    ]
+
+
+def test_stages_of_unknown_length_begin_where_the_count_falls():
+    told = []
+    stages = Stages("p", ("train", "test"), lambda *said: told.append(said[1:]))
+    for done in (10, 20, 10):
+        stages(done, None)
+    assert told[-3:] == [("train", 20, None), ("test", 0, None), ("test", 10, None)]
+
+
+def test_kernels_are_told_block_by_block(monkeypatch):
+    monkeypatch.setattr("tpv.ntk.jacobian.GRAM_BYTES", 4 * 12 * 5)  # five of the 15 columns for the kernel's 12 rows
+    told, model, x = [], torch.nn.Linear(4, 3), torch.randn(4, 4)
+    stages = Stages("p", ("train",), lambda *said: told.append(said[1:]))
+    with stages.watching_kernels():
+        tpv.NTK(model, x).matrix  # noqa: B018
+    assert told == [("train", 0, None), *[("train, kernel", i, 3) for i in (1, 2, 3)], ("train", 0, None)]
+    told.clear()
+    tpv.NTK(model, x).matrix  # noqa: B018
+    assert (told, LOG.handlers, LOG.level) == ([], [], 0)
+
+
+def test_notes_are_what_tpv_warns_of():
+    x = torch.ones(4, 3)
+    law = tpv.LabelNoise(0.1, x, tpv.GradientDescent(None, 5))
+    with noted() as notes:
+        tpv.estimate(torch.nn.Linear(3, 2), x, law)
+        with pytest.raises(UserWarning, match="elsewhere"):
+            warnings.warn("elsewhere", stacklevel=1)
+    assert len(notes) == 1
+    assert "3 of the 4 training examples are copies of others" in notes[0]
+    with pytest.warns(UserWarning, match="copies of others"):
+        tpv.estimate(torch.nn.Linear(3, 2), x, law)
+
+
+def test_plot_of_the_spectrum_has_its_three_curves():
+    spectrum = a_noise().shown.spectrum
+    axes = spectrum.plot()
+    parts = next(a for a in axes.figure.axes if a is not axes)
+    assert (axes.get_xscale(), axes.get_yscale(), parts.get_yscale()) == ("log", "log", "linear")
+    assert list(axes.lines[0].get_ydata()) == [4.0, 2.0, 0.5], "what is 0 has no place on a logarithmic axis"
+    assert list(parts.lines[0].get_ydata()) == pytest.approx([1.0, 0.8, 0.1])
+    assert list(parts.lines[1].get_ydata()) == pytest.approx([0.1, 0.6, 1.0])
+    assert [t.get_text().split()[0] for t in axes.get_legend().get_texts()] == ["eigenvalue", "part", "cumulative"]
+    given = plt.figure().add_subplot()
+    assert spectrum.plot(ax=given) is given
+    with pytest.raises(tpv.TPVError, match="no eigenvalue above 0"):
+        tpv.Spectrum((0.0,), (1.0,), (0.0,), (0.0,)).plot()
+    plt.close("all")
+
+
+def test_bars_of_label_noise_stand_in_pairs():
+    axes = plot_sides(a_noise().stability)
+    assert [bar.get_width() for bar in axes.patches] == [2.4, 1.4, 2.56, 2.5]
+    assert [t.get_text().replace("\n", " ") for t in axes.get_yticklabels()] == [
+        *("train, in sample", "test", "train, cross-fitted", "test, noise of the same halves"),
+    ]
+    tops = [bar.get_y() for bar in axes.patches]
+    assert tops[2] - tops[1] > tops[1] - tops[0] == tops[3] - tops[2]
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 2
+    plt.close("all")
 
 
 def test_plot_layers_draws_every_layer_in_order():

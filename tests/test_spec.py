@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 import tpv
 from tpv._spec import parse_estimator, parse_perturbation
@@ -59,6 +60,38 @@ def test_a_repr_can_be_read_again():
         assert parse_perturbation(repr(made)) == made
 
 
+@pytest.mark.parametrize(
+    ("text", "fit"),
+    [
+        ("GradientDescent(lr=1e-4, steps=50)", tpv.GradientDescent(lr=1e-4, steps=50)),
+        ("GradientDescent(None, 50, gamma=0.1)", tpv.GradientDescent(None, 50, gamma=0.1)),
+        ("Ridge(gamma=0.01)", tpv.Ridge(0.01)),
+        ("tpv.Ridge(0.01)", tpv.Ridge(0.01)),
+        ("Interpolation()", tpv.Interpolation()),
+        ("Interpolation", tpv.Interpolation()),
+    ],
+)
+@pytest.mark.parametrize("name", ["LabelNoise", "tpv:LabelNoise", "tpv.LabelNoise"])
+def test_label_noise_comes_without_data(text, fit, name):
+    made = parse_perturbation(f"{name}(std=0.1, fit={text}, relative=True)")
+    assert isinstance(made, tpv.LabelNoise)
+    assert (made.std, made.fit, made.relative, made.center, made.data) == (0.1, fit, True, True, None)
+    assert repr(parse_perturbation(repr(made))) == repr(made)
+
+
+def test_label_noise_without_data_says_what_is_missing():
+    made = parse_perturbation("LabelNoise(std=0.1, fit=Ridge(0.1))")
+    for law in (made, made + tpv.Isotropic(0.1)):
+        with pytest.raises(tpv.TPVError, match=r"LabelNoise\(std=0\.1, fit=Ridge\(gamma=0\.1\)\) has no training inputs .*: give data="):
+            tpv.estimate(torch.nn.Linear(3, 2), torch.ones(4, 3), law)
+
+
+def test_fits_show_the_options_that_matter():
+    assert repr(tpv.GradientDescent(lr=None, steps=50)) == "GradientDescent(lr=None, steps=50)"
+    assert repr(tpv.GradientDescent(0.1, 5, momentum=0.9)) == "GradientDescent(lr=0.1, steps=5, momentum=0.9)"
+    assert repr(tpv.Ridge(gamma=0.1)) == "Ridge(gamma=0.1)"
+
+
 def test_estimators():
     assert parse_estimator("Hutchinson(probes=4)") == tpv.Hutchinson(probes=4)
     assert parse_estimator("Exact") == tpv.Exact()
@@ -85,6 +118,25 @@ def test_a_class_of_ones_own(mine):
         ("Isotropic(std=float('inf'))", r"only literal values"),
         ("Isotropic(std=x)", r"only literal values"),
         ("Displacement({})", r"Displacement needs state_dict with tensors, which text cannot give"),
+        ("tpv:Displacement({})", r"Displacement needs state_dict with tensors, which text cannot give"),
+        (
+            "Retraining(LabelNoise(0.1, fit=Ridge(1)))",
+            r"Retraining needs a LabelNoise with its training data, which text cannot give: use it from",
+        ),
+        ("tpv:Retraining()", r"Retraining needs a LabelNoise with its training data"),
+        ("LabelNoise(0.1)", r"LabelNoise\(fit=None\): give tpv\.Interpolation\(\), tpv\.Ridge"),
+        (
+            "LabelNoise(0.1, data=[1], fit=Ridge(1))",
+            r"LabelNoise has no option 'data': its options are std, fit, center, relative, params\.",
+        ),
+        ("LabelNoise(0.1, Ridge(1))", r"LabelNoise: too many positional arguments"),
+        ("LabelNoise(0.1, fit=GradientDecent(steps=5))", r"only literal values .* Did you mean 'GradientDescent'\?"),
+        ("LabelNoise(0.1, fit=Ridge(gamma=0))", r"Ridge\(gamma=0\) is no penalty"),
+        ("LabelNoise(0.1, fit=Ridge(gama=1))", r"Ridge has no option 'gama': its options are gamma\. Did you mean 'gamma'\?"),
+        ("LabelNoise(0.1, fit=GradientDescent(steps=5))", r"GradientDescent: missing a required argument: 'lr'"),
+        ("LabelNoise(0.1, fit=Ridge(gamma=f()))", r"Ridge\(\.\.\. f\(\) \.\.\.\): only literal values"),
+        ("Ridge(gamma=1)", r"'Ridge' is not a perturbation of tpv"),
+        ("Isotropic(std=Ridge(1))", r"Isotropic\(std=Ridge\(gamma=1\)\): std must be a number"),
         ("Quantization(error='actual') + Isotropic(1.0)", r"only independent zero-mean perturbations can be added"),
         ("Isotropic(1) - Isotropic(1)", r"cannot be read"),
         ("Quantization(bits=4", r"cannot be read"),
@@ -115,9 +167,7 @@ def test_nothing_is_evaluated(tmp_path):
 
 
 def test_an_unknown_estimator_names_the_known_ones():
-    with pytest.raises(
-        tpv.TPVError, match=r"'Exac' is not an estimator of tpv: there are Exact, HutchPlusPlus, Hutchinson, .*Did you mean 'Exact'\?"
-    ):
+    with pytest.raises(tpv.TPVError, match=r"'Exac' is not an estimator of tpv: there are Exact, HutchPlusPlus, .*Did you mean 'Exact'\?"):
         parse_estimator("Exac")
     with pytest.raises(tpv.TPVError, match=r"Hutchinson\(probes=0\): probes must be an int"):
         parse_estimator("Hutchinson(probes=0)")

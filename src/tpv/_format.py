@@ -43,16 +43,14 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
-def called(function: Callable[..., object]) -> str:
-    """The name of a function, for messages and metadata."""
-    return getattr(function, "__qualname__", None) or repr(function)
-
-
-def spec_text(spec: object) -> str:
-    """A dataclass of options as a call: those that differ from their defaults, and the first one always."""
-    if not dataclasses.is_dataclass(spec):
-        return f"{type(spec).__name__}()"
-    shown = [f for f in dataclasses.fields(spec) if f.repr]
+def described(spec: object) -> str:
+    """'Quantization(bits=4)': the options of a dataclass that differ from their defaults, and the first one always."""
+    shown = [f for f in dataclasses.fields(spec) if f.repr] if dataclasses.is_dataclass(spec) else []
     values = {f.name: getattr(spec, f.name) for i, f in enumerate(shown) if i == 0 or getattr(spec, f.name) != f.default}
     options = [f"{name}={called(value) if callable(value) else repr(value)}" for name, value in values.items()]
     return f"{type(spec).__name__}({', '.join(options)})"
+
+
+def called(function: Callable[..., object]) -> str:
+    """The name of a function, for messages and metadata."""
+    return getattr(function, "__qualname__", None) or repr(function)

@@ -1,4 +1,4 @@
-"""Perturbations and estimators written as text: known classes with literal arguments, never evaluated."""
+"""Perturbations and estimators written as text: known classes with literal arguments and fits, never evaluated."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any, TypeVar
 import tpv
 from tpv._errors import TPVError, did_you_mean
 from tpv.estimators import Estimator
+from tpv.ntk.fits import Fit
 from tpv.perturbations import Perturbation
 
 T = TypeVar("T")
+
+_PYTHON_ONLY = {"Displacement": "state_dict with tensors", "Retraining": "a LabelNoise with its training data"}
 
 
 def parse_perturbation(text: str) -> Perturbation:
@@ -24,7 +27,7 @@ def parse_perturbation(text: str) -> Perturbation:
     ``a + b`` adds independent ones; ``mypackage.module:MyNoise(p=0.02)`` imports a class of one's own.
 
     Args:
-        text: a class of :mod:`tpv` with literal arguments.
+        text: a class of :mod:`tpv` with literal arguments, or with a :class:`tpv.Fit` of literal arguments.
 
     Raises:
         TPVError: for an unknown name, a wrong option or anything else than a literal, in one sentence.
@@ -32,6 +35,8 @@ def parse_perturbation(text: str) -> Perturbation:
     Example:
         >>> parse_perturbation("Quantization(bits=4) + SGDNoise(lr=0.1, batch_size=128)")
         Quantization(bits=4) + SGDNoise(lr=0.1, batch_size=128)
+        >>> parse_perturbation("LabelNoise(std=0.1, fit=Ridge(gamma=0.01))")
+        LabelNoise(std=0.1, fit=Ridge(gamma=0.01))
     """
     return _sum(_parsed(text), text)
 
@@ -77,11 +82,13 @@ def _made(node: ast.expr, text: str, base: type[T]) -> T:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     cls = _class(call.func, text, base)
     name = cls.__name__
-    arguments = [_literal(name, argument) for argument in call.args]
+    if cls in (getattr(tpv, n) for n in _PYTHON_ONLY):
+        raise TPVError(f"{name} needs {_PYTHON_ONLY[name]}, which text cannot give: use it from Python.")
+    arguments = [_value(name, argument) for argument in call.args]
     options = _options(name, call.keywords, text)
-    _check_options(cls, arguments, options)
+    bound = _bound(cls, arguments, options)
     try:
-        return cls(*arguments, **options)
+        return cls(*bound.args, **bound.kwargs)
     except TPVError:
         raise
     except Exception as error:
@@ -96,8 +103,6 @@ def _class(node: ast.expr, text: str, base: type[T]) -> type[T]:
                 f"{node.id!r} is not {_article(base)} of tpv: there are {', '.join(known)}, and your own as 'package.module:Class(...)'."
                 f"{did_you_mean(node.id, known)}"
             )
-        if hidden := [f.name for f in dataclasses.fields(known[node.id]) if not f.repr]:  # type: ignore[arg-type]
-            raise TPVError(f"{node.id} needs {hidden[0]} with tensors, which text cannot give: use it from Python.")
         return known[node.id]
     if isinstance(node, ast.Attribute):
         return _imported(ast.unparse(node.value), node.attr, base)
@@ -122,12 +127,19 @@ def _imported(module: str, name: str, base: type[T]) -> type[T]:
     return found
 
 
-def _literal(owner: str, node: ast.expr) -> Any:
+def _value(owner: str, node: ast.expr) -> Any:
+    """A literal, or a way to fit with literal options."""
+    name = ast.unparse(node.func if isinstance(node, ast.Call) else node).removeprefix("tpv.")
+    if name in _known(Fit):  # type: ignore[type-abstract]
+        call = ast.Call(ast.Name(name), node.args, node.keywords) if isinstance(node, ast.Call) else ast.Name(name)
+        return _made(call, ast.unparse(node), Fit)  # type: ignore[type-abstract]
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
+        hint = did_you_mean(name, _known(Fit))  # type: ignore[type-abstract]
         raise TPVError(
-            f"{owner}(... {ast.unparse(node)} ...): only literal values such as 4, 0.1, 'channel' or ['layer1.*'] are read."
+            f"{owner}(... {ast.unparse(node)} ...): only literal values such as 4, 0.1, 'channel' or ['layer1.*'] are read, and fits "
+            f"such as Ridge(gamma=0.01).{hint}"
         ) from None
 
 
@@ -136,20 +148,34 @@ def _options(owner: str, keywords: list[ast.keyword], text: str) -> dict[str, An
     for keyword in keywords:
         if keyword.arg is None or keyword.arg in options:
             raise TPVError(f"{text!r} cannot be read: write every option out, once.")
-        options[keyword.arg] = _literal(owner, keyword.value)
+        options[keyword.arg] = _value(owner, keyword.value)
     return options
 
 
-def _check_options(cls: type[Any], arguments: list[Any], options: dict[str, Any]) -> None:
-    signature = inspect.signature(cls)
+def _bound(cls: type[Any], arguments: list[Any], options: dict[str, Any]) -> inspect.BoundArguments:
+    signature = _signature(cls)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     allowed = f"its options are {', '.join(signature.parameters)}" if signature.parameters else "it has no options"
     if not open_ended and (unknown := [name for name in options if name not in signature.parameters]):
         raise TPVError(f"{cls.__name__} has no option {unknown[0]!r}: {allowed}.{did_you_mean(unknown[0], signature.parameters)}")
     try:
-        signature.bind(*arguments, **options)
+        return signature.bind(*arguments, **options)
     except TypeError as error:
         raise TPVError(f"{cls.__name__}: {error}; {allowed}.") from None
+
+
+def _signature(cls: type[Any]) -> inspect.Signature:
+    """What text can give: not the tensors that tpv's own classes keep out of their repr, and what follows them by keyword only."""
+    signature = inspect.signature(cls)
+    if not cls.__module__.startswith("tpv.") or not dataclasses.is_dataclass(cls):
+        return signature
+    hidden = {f.name for f in dataclasses.fields(cls) if not f.repr}
+    kept, keyword_only = [], False
+    for name, parameter in signature.parameters.items():
+        keyword_only |= name in hidden
+        if name not in hidden:
+            kept.append(parameter.replace(kind=parameter.KEYWORD_ONLY) if keyword_only else parameter)
+    return signature.replace(parameters=kept)
 
 
 def _article(base: type[Any]) -> str:

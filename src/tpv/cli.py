@@ -18,7 +18,8 @@ from tpv._errors import TPVError
 from tpv._spec import parse_estimator, parse_perturbation
 from tpv.report.contents import Report
 from tpv.report.html import page
-from tpv.report.measuring import DEFAULTS, Plan, measure
+from tpv.report.measuring import Plan, measure
+from tpv.report.noise import NOISE_EXAMPLES
 from tpv.report.target import Target, describe, load_target, make_importable
 from tpv.report.terminal import console, progress_bars, show
 from tpv.report.unfinished import Unfinished, fingerprint, write
@@ -83,6 +84,9 @@ def report(
     layers: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Group parameters by this expression in their names, such as 'layer\\.\\d+'.")
     ] = None,
+    label_noise_examples: Annotated[
+        int, typer.Option(min=2, help="How many training inputs LabelNoise is fitted on, and test inputs it is read on.")
+    ] = NOISE_EXAMPLES,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where to move model and batches, such as 'cuda'.")] = None,
     out: Out = Path("tpv-report"),
@@ -94,13 +98,14 @@ def report(
     with _one_sentence(debug):
         make_importable(target)
         plan = Plan(
-            perturbations=tuple(map(parse_perturbation, perturbation)) if perturbation else DEFAULTS,
+            perturbations=tuple(map(parse_perturbation, perturbation)) if perturbation else None,
             estimator=None if estimator is None else parse_estimator(estimator),
             limit=limit,
             seed=seed,
             device=None if device is None else _device(device),
             output=output.value,
             layers=layers,
+            label_noise_examples=label_noise_examples,
         )
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             torch.manual_seed(seed)
@@ -115,15 +120,15 @@ def _produce(target: Target, plan: Plan, out: Path, *, fresh: bool, quiet: bool 
     told = console(stderr=True)
     if plan.device is not None:
         target.model.to(plan.device)
-    asked = fingerprint(target.model, target.digest, dataclasses.replace(plan, perturbations=()))
-    kept = Unfinished(out, asked, fresh=fresh)
+    asked = fingerprint(target, dataclasses.replace(plan, perturbations=()))
+    kept, parts = Unfinished(out, asked, fresh=fresh), len(plan.asked) + 1
     if len(kept):
-        told.print(f"Resumed: {len(kept)} of {len(plan.perturbations) + 1} parts were finished before; --fresh starts afresh.")
+        told.print(f"Resumed: {len(kept)} of {parts} parts were finished before; --fresh starts afresh.")
     try:
         with progress_bars(told) as tell:
             made = measure(target, plan, kept, tell)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{len(kept)} of {len(plan.perturbations) + 1} parts are finished; the same command resumes.") from None
+        raise KeyboardInterrupt(f"{len(kept)} of {parts} parts are finished; the same command resumes.") from None
     write(out / "report.json", made.to_json() + "\n")
     write(out / "report.html", page(made))
     kept.discard()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tpv._errors import TPVError
-from tpv._format import spec_text
+from tpv._format import described
 from tpv._options import require_int, require_number
 
 
@@ -24,7 +24,7 @@ class Fit(ABC):
 
     def __repr__(self) -> str:
         """The options that differ from their defaults, and the first one always."""
-        return spec_text(self)
+        return described(self)
 
     def resolved(self, dtype: torch.dtype, outputs: int, largest: float) -> Fit:
         """The same with every default filled in, for a kernel computed in ``dtype`` and the rest as in :meth:`filter`."""

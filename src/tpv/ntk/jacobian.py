@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 from tpv.sweep import Sweep
 
 GRAM_BYTES = 3 * 2**27
+LOG = logging.getLogger("tpv.ntk")
+"""Gets :data:`BLOCK` with (blocks done, blocks in all) for every block of a kernel, at level DEBUG."""
+BLOCK = "kernel: %d of %d blocks of columns"
 Columns = list[tuple[str, int, int]]
 """(parameter, start, stop): some of the flattened entries of some parameters."""
 
@@ -76,10 +80,12 @@ def gram(left: JacobianRows, right: JacobianRows, names: Sequence[str]) -> Tenso
     size = widest(weights, names).itemsize
     width = max(1, GRAM_BYTES // (size * (left.rows if same else left.rows + right.rows)))
     total: Tensor | None = None
-    for columns in blocks([(name, weights[name].numel()) for name in names], width):
+    parts = list(blocks([(name, weights[name].numel()) for name in names], width))
+    for done, columns in enumerate(parts, 1):
         a = left.columns(columns)
         b = a if same else right.columns(columns)
         total = a @ b.T if total is None else total.addmm_(a, b.T)
+        LOG.debug(BLOCK, done, len(parts))
     assert total is not None
     return total
 

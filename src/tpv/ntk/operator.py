@@ -25,6 +25,17 @@ from tpv.weights import Patterns
 DENSE_BYTES = 2**31
 _log = logging.getLogger("tpv")
 
+
+def dense_bytes(rows: int, itemsize: int, parameters: int) -> int:
+    """Memory that writing out a kernel of so many rows, in a dtype of ``itemsize`` bytes, and its eigendecomposition take."""
+    return rows**2 * (itemsize + 4 * 8) + scratch_bytes(2 * rows, itemsize, parameters)
+
+
+def scratch_bytes(rows: int, itemsize: int, parameters: int) -> int:
+    """Memory for the columns of J that are written out at a time."""
+    return min(2 * GRAM_BYTES, rows * parameters * itemsize)
+
+
 Tangents = Mapping[str, Tensor]
 """R displacements of the weights: parameter name → (R, *shape)."""
 
@@ -104,18 +115,20 @@ class NTK:
     @property
     def dense_bytes(self) -> int:
         """Memory that writing the kernel out and its eigendecomposition take."""
-        return self.train.rows**2 * (self.dtype.itemsize + 4 * 8) + self._scratch(self.train.rows)
+        return dense_bytes(self.train.rows, self.dtype.itemsize, self._parameters)
+
+    @property
+    def _parameters(self) -> int:
+        return sum(self.lin.weights[name].numel() for name in self.names)
 
     def _scratch(self, rows: int) -> int:
         """Memory for columns of J, of ``rows`` examples and of these."""
-        parameters = sum(self.lin.weights[name].numel() for name in self.names)
-        return min(2 * GRAM_BYTES, (rows + self.train.rows) * parameters * self.dtype.itemsize)
+        return scratch_bytes(rows + self.train.rows, self.dtype.itemsize, self._parameters)
 
     def __repr__(self) -> str:
-        parameters = sum(self.lin.weights[name].numel() for name in self.names)
         kind = "dense" if self.dense else "matrix-free"
         return (
-            f"NTK({self.train.examples} examples, {self.train.rows} outputs, {parameters:,} parameters, "
+            f"NTK({self.train.examples} examples, {self.train.rows} outputs, {self._parameters:,} parameters, "
             f"{str(self.dtype).removeprefix('torch.')}, {kind})"
         )
 
@@ -127,7 +140,7 @@ class NTK:
 
     @property
     def chunk_size(self) -> int:
-        """Examples at a time, so that their gradients by the largest parameter fit in 512 MiB too."""
+        """Examples at a time, so that their gradients by the largest parameter fit in 384 MiB too."""
         largest = max(self.lin.weights[name].nbytes for name in self.names)
         return min(self.train.chunk_size, max(1, GRAM_BYTES // largest))
 

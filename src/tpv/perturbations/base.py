@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tpv._errors import TPVError, did_you_mean
-from tpv._format import spec_text
+from tpv._format import described
 from tpv.weights import Patterns, Weights
 
 Displacements = Mapping[str, Tensor]
@@ -75,7 +75,7 @@ class Perturbation(ABC):
 
     def __repr__(self) -> str:
         """The options that differ from their defaults, and the first one always."""
-        return spec_text(self)
+        return described(self)
 
     def __add__(self, other: object) -> Perturbation:
         """The sum of independent zero-mean perturbations."""

@@ -40,7 +40,8 @@ class LabelNoise(Perturbation):
 
     Args:
         std: standard deviation of the noise, in units of the outputs.
-        data: the training inputs: a tensor, or a re-iterable of batches that always come in the same order.
+        data: the training inputs: a tensor, or a re-iterable of batches that always come in the same order. Only the command
+            line leaves them out, where ``tpv report`` gives its own.
         fit: :class:`tpv.Interpolation`, :class:`tpv.Ridge` or :class:`tpv.GradientDescent`.
         center: whether loss, noise and read-out see Πf, Π = I − 11ᵀ/K: what softmax sees. The sum of a classifier's logits
             has almost no gradient, and fitting noise on it dominates any uncentred pseudo-inverse. For regression with
@@ -66,8 +67,8 @@ class LabelNoise(Perturbation):
     """
 
     std: float
-    data: object = field(repr=False)
-    fit: Fit
+    data: object = field(default=None, repr=False)
+    fit: Fit = None  # type: ignore[assignment]  # no fit is refused: every field after ``data`` must have a default
     center: bool = True
     relative: bool = False
     params: Patterns = None
@@ -100,7 +101,16 @@ class LabelNoise(Perturbation):
         return float(self.std) * (train.magnitude if self.relative else 1)
 
     def meet(self, at: Weights) -> NoisyFit:
-        """The fit on this network, kept until anything about the network changes."""
+        """The fit on this network, kept until anything about the network changes.
+
+        Raises:
+            TPVError: without data.
+        """
+        if self.data is None:
+            raise TPVError(
+                f"{self!r} has no training inputs that its noise is on: give data=train_data. (tpv report gives its own to a LabelNoise "
+                "by itself, and not as a part of a sum.)"
+            )
         lin = at.linearization
         parameters = [lin.model.get_parameter(name) for name in at]
         key = (lin.model, lin.forward, lin.output.select, *parameters, parameters[0].device, weights_digest(lin.model))

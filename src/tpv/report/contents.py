@@ -23,11 +23,18 @@ class Entry:
         perturbation: its text.
         result: train and test, or train alone where there are no test data.
         linearity: whether first order is enough at this size; None for the headline, whose unit is no displacement.
+        notes: what was warned of meanwhile.
     """
 
     perturbation: str
     result: StabilityResult | TPVResult
     linearity: LinearityResult | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fitted(self) -> bool:
+        """Whether this is noise that was fitted on the training inputs, which then tell nothing in sample."""
+        return "train_outputs" in self.train.metadata
 
     @property
     def stability(self) -> StabilityResult | None:
@@ -49,12 +56,14 @@ class Entry:
         found: list[tuple[str, TPVResult | LinearityResult]] = [("train", self.train)]
         if self.stability:
             found.append(("test", self.stability.test))
+        if self.stability and self.stability.cross_fitted and self.stability.test_of_halves:
+            found += [("cross-fitted", self.stability.cross_fitted), ("test of halves", self.stability.test_of_halves)]
         return [*found, ("linearity", self.linearity)] if self.linearity else found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         linearity = self.linearity.to_dict() if self.linearity else None
-        return {"perturbation": self.perturbation, "result": self.result.to_dict(), "linearity": linearity}
+        return {"perturbation": self.perturbation, "result": self.result.to_dict(), "linearity": linearity, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Entry:
@@ -64,6 +73,7 @@ class Entry:
             found["perturbation"],
             _KINDS[found["result"]["type"]].from_dict(found["result"]),
             LinearityResult.from_dict(linearity) if linearity else None,
+            tuple(found.get("notes", ())),
         )
 
 
@@ -75,7 +85,8 @@ class Report:
         title: what was measured.
         headline: ``Isotropic(1.0)``, whose TPV is Tr(H_eff).
         entries: the perturbations that were asked for.
-        settings: how it was asked: limit, estimator, seed, output, layers, examples and draws of the linearity check.
+        settings: how it was asked: limit, estimator, seed, output, layers, examples and draws of the linearity check, examples
+            of label noise and why it is left out, if it is.
     """
 
     title: str
@@ -87,6 +98,21 @@ class Report:
     def all_entries(self) -> tuple[Entry, ...]:
         """The headline and the rest."""
         return (self.headline, *self.entries)
+
+    @property
+    def plain(self) -> tuple[Entry, ...]:
+        """The perturbations but label noise."""
+        return tuple(entry for entry in self.entries if not entry.fitted)
+
+    @property
+    def noise(self) -> tuple[Entry, ...]:
+        """Label noise."""
+        return tuple(entry for entry in self.entries if entry.fitted)
+
+    @property
+    def noise_left_out(self) -> str | None:
+        """Why the default label noise is not there."""
+        return self.settings.get("label_noise_left_out")
 
     @property
     def output(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from markupsafe import Markup, escape
 from tpv._format import percent, plus_minus
 from tpv._stats import Estimate
 from tpv.report.contents import Entry, Report
+from tpv.report.noise import CROSS_FITTED, IN_SAMPLE, WHAT, noise_unit, short
 from tpv.report.plots import Pair, plot_layers, plot_train_test, positive, svg
+from tpv.report.spectrum import plot_sides, plot_spectrum, sides
 from tpv.result import LinearityResult, TPVResult
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -26,7 +29,9 @@ def page(report: Report) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     found.filters |= {"pm": _pm, "number": number, "percent": percent, "tone": _tone, "trace": _trace, "breakable": _breakable}
-    found.globals["plus_minus"] = plus_minus
+    found.filters |= {"short": short, "sides": sides}
+    found.globals |= {"plus_minus": plus_minus, "noise_unit": noise_unit, "noise_plots": _noise_plots, "isfinite": math.isfinite}
+    found.globals |= {"what": WHAT, "in_sample": IN_SAMPLE, "cross_fitted": CROSS_FITTED}
     return found.get_template("page.html.jinja").render(report=report, top=report.headline.shown, plots=_plots(report))
 
 
@@ -55,7 +60,7 @@ def _tone(verdict: str) -> str:
 def _plots(report: Report) -> dict[str, Any]:
     """The drawings that there are numbers for."""
     found: dict[str, Any] = dict.fromkeys(("totals", "by_layer", "layers"))
-    pairs = [p for entry in report.all_entries for p in _totals(entry)]
+    pairs = [p for entry in (report.headline, *report.plain) for p in _totals(entry)]
     for name, what, shown in (("totals", "perturbations", pairs), ("by_layer", "layers", _layers(report.headline))):
         if shown := positive(shown):
             label = f"Train against test on logarithmic axes: {len(shown)} {what} around the line y = x. The numbers are in the table."
@@ -65,6 +70,22 @@ def _plots(report: Report) -> dict[str, Any]:
         label = f"Bars of TPV for the {len(layers)} layers in the order of the model. The numbers are in the table."
         draw = functools.partial(plot_layers, report.headline.shown)
         found["layers"] = Markup(svg(draw, label, height=0.8 + 0.2 * len(layers)))
+    return found
+
+
+def _noise_plots(entry: Entry) -> list[tuple[Markup, str]]:
+    """Drawings of label noise with their captions."""
+    found = []
+    if entry.stability:
+        label = f"Bars of the TPV of {entry.perturbation} on training and test inputs. The numbers are in the table."
+        said = "Compare within each pair. Lines are standard errors."
+        found.append((Markup(svg(functools.partial(plot_sides, entry.stability), label, height=3.2)), said))
+    spectrum = entry.shown.spectrum
+    if spectrum and any(spectrum.eigenvalues):
+        label = (
+            f"Curves over the directions of the kernel for {entry.perturbation}: eigenvalue, followed part, cumulative share. {spectrum}."
+        )
+        found.append((Markup(svg(functools.partial(plot_spectrum, spectrum), label, width=5.6, height=4.2)), f"{spectrum}."))
     return found
 
 

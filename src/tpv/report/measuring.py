@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from tpv._batches import batch_size
+from tpv._errors import TPVError
 from tpv.estimation import estimate, linearity, stability
 from tpv.estimators import Estimator, Hutchinson
-from tpv.perturbations import Isotropic, Perturbation, Quantization, SGDNoise
+from tpv.perturbations import Isotropic, LabelNoise, Perturbation, Quantization, SGDNoise
 from tpv.report.contents import Entry, Report
+from tpv.report.noise import ASK, NOISE, NOISE_EXAMPLES, PASSES, too_dear
+from tpv.report.notes import noted
+from tpv.report.stages import Stages, Tell
 from tpv.report.target import Target
 from tpv.report.unfinished import Unfinished, entry_key
 from tpv.report.view import View
+from tpv.result import LinearityResult, StabilityResult, TPVResult
 
 HEADLINE = Isotropic(std=1.0)
 DEFAULTS: tuple[Perturbation, ...] = (
     SGDNoise(lr=0.1, batch_size=128),
     *(Quantization(bits=bits) for bits in (8, 6, 4)),
     *(Quantization(bits=bits, error="actual") for bits in (8, 6, 4)),
+    NOISE,
 )
 LINEARITY_EXAMPLES, LINEARITY_DRAWS = 256, 8
-
-Tell = Callable[[str, str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -33,21 +38,29 @@ class Plan:
     """How to measure a target.
 
     Attributes:
-        perturbations: what to report besides the headline.
-        estimator: None for the default of each perturbation; a fixed displacement never needs Hutchinson's probes.
+        perturbations: what to report besides the headline; None for ``DEFAULTS``, of which label noise is left out where it
+            costs too much or cannot be read.
+        estimator: None for the default of each perturbation; a fixed displacement and label noise never need Hutchinson's probes.
         limit: examples of each data set; None for all.
         seed: of everything random.
         device: where model and batches go; None leaves them.
-        output, layers: as in :func:`tpv.estimate`.
+        output, layers: as in :func:`tpv.estimate`; with ``"logits"`` each perturbation reads what it reads by default.
+        label_noise_examples: how many training inputs label noise is fitted on, and how many test inputs it is read on.
     """
 
-    perturbations: tuple[Perturbation, ...] = DEFAULTS
+    perturbations: tuple[Perturbation, ...] | None = None
     estimator: Estimator | None = None
     limit: int | None = None
     seed: int = 0
     device: torch.device | None = None
     output: str = "logits"
     layers: str | None = None
+    label_noise_examples: int = NOISE_EXAMPLES
+
+    @property
+    def asked(self) -> tuple[Perturbation, ...]:
+        """The perturbations, or the default ones."""
+        return DEFAULTS if self.perturbations is None else self.perturbations
 
 
 def measure(target: Target, plan: Plan, kept: Unfinished, tell: Tell) -> Report:
@@ -64,8 +77,31 @@ def measure(target: Target, plan: Plan, kept: Unfinished, tell: Tell) -> Report:
     """
     work = _Work(target, plan, tell)
     headline = _finished(kept, f"headline {HEADLINE!r}", lambda: work.entry(HEADLINE, check=False))
-    entries = tuple(_finished(kept, entry_key(p), lambda p=p: work.entry(p, check=True)) for p in plan.perturbations)  # type: ignore[misc]
-    settings = {
+    entries: list[Entry] = []
+    left_out: str | None = None
+    for perturbation in plan.asked:
+        found = functools.partial(_finished, kept, entry_key(perturbation), functools.partial(work.entry, perturbation, check=True))
+        if plan.perturbations is None and perturbation is NOISE:
+            noise, left_out = _if_possible(found, headline, work)
+            entries += noise
+        else:
+            entries.append(found())
+    return Report(target.title, headline, tuple(entries), _settings(plan, left_out))
+
+
+def _if_possible(found: Callable[[], Entry], headline: Entry, work: _Work) -> tuple[list[Entry], str | None]:
+    """An entry that nobody asked for, or why it is left out."""
+    why = too_dear(headline.train.metadata, work.fitted)
+    if why is not None:
+        return [], why
+    try:
+        return [found()], None
+    except TPVError as error:
+        return [], f"{error} Ask for another by {ASK} with other options."
+
+
+def _settings(plan: Plan, left_out: str | None) -> dict[str, Any]:
+    return {
         "limit": plan.limit,
         "estimator": repr(plan.estimator) if plan.estimator else "default",
         "seed": plan.seed,
@@ -73,8 +109,9 @@ def measure(target: Target, plan: Plan, kept: Unfinished, tell: Tell) -> Report:
         "layers": plan.layers,
         "linearity_examples": LINEARITY_EXAMPLES,
         "linearity_draws": LINEARITY_DRAWS,
+        "label_noise_examples": plan.label_noise_examples,
+        "label_noise_left_out": left_out,
     }
-    return Report(target.title, headline, entries, settings)
 
 
 def _finished(kept: Unfinished, key: str, compute: Callable[[], Entry]) -> Entry:
@@ -90,41 +127,58 @@ class _Work:
 
     def __init__(self, target: Target, plan: Plan, tell: Tell) -> None:
         self._target, self._plan, self._tell = target, plan, tell
-        self._train = View(target.train, plan.limit, plan.device)
-        self._test = None if target.test is None else View(target.test, plan.limit, plan.device)
-        limit = min(LINEARITY_EXAMPLES, plan.limit or LINEARITY_EXAMPLES)
-        self._few = View(target.train if target.test is None else target.test, limit, plan.device)
+        self._train, self._test = self._first(plan.limit)
+        few = self._first(min(LINEARITY_EXAMPLES, plan.limit or LINEARITY_EXAMPLES))
+        self._few = few[0] if few[1] is None else few[1]
+
+    def _first(self, limit: int | None) -> tuple[View, View | None]:
+        """The first training inputs and the first test inputs."""
+        target, device = self._target, self._plan.device
+        return View(target.train, limit, device), None if target.test is None else View(target.test, limit, device)
+
+    @functools.cached_property
+    def _for_noise(self) -> tuple[list[Any], list[Any] | None]:
+        """Batches in memory, so that a kernel's examples keep their order."""
+        train, test = self._first(min(self._plan.label_noise_examples, self._plan.limit or self._plan.label_noise_examples))
+        return list(train), None if test is None else list(test)
+
+    @property
+    def fitted(self) -> int:
+        """How many examples label noise is fitted on."""
+        return sum(map(batch_size, self._for_noise[0]))
 
     def entry(self, perturbation: Perturbation, *, check: bool) -> Entry:
-        def settings(*stages: str) -> dict[str, Any]:
-            progress = _Stages(repr(perturbation), stages, self._tell)
-            return {"output": self._plan.output, "forward": self._target.forward, "generator": self._plan.seed, "progress": progress}
+        """What the report says of one perturbation."""
+        train: Any = self._train
+        test: Any = self._test
+        law = perturbation
+        if isinstance(perturbation, LabelNoise) and perturbation.data is None:
+            train, test = self._for_noise
+            law = replace(perturbation, data=train)
+        passes = () if test is None else PASSES if isinstance(law, LabelNoise) else ("train", "test")
+        with noted() as notes:
+            result = self._read(train, test, law, passes or ("train",))
+            line = self._line(law) if check else None
+        return Entry(repr(perturbation), result, line, tuple(notes))
 
-        model = self._target.model
-        how: dict[str, Any] = {"estimator": self._estimator(perturbation), "layers": self._plan.layers}
-        if self._test is None:
-            result: Any = estimate(model, self._train, perturbation, **how, **settings("train"))
-        else:
-            result = stability(model, self._train, self._test, perturbation, **how, **settings("train", "test"))
-        line = linearity(model, self._few, perturbation, draws=LINEARITY_DRAWS, **settings("linearity")) if check else None
-        return Entry(repr(perturbation), result, line)
+    def _read(self, train: Any, test: Any, law: Perturbation, passes: tuple[str, ...]) -> TPVResult | StabilityResult:
+        stages = Stages(repr(law), passes, self._tell)
+        how: dict[str, Any] = {"estimator": self._estimator(law), "layers": self._plan.layers, **self._how(stages)}
+        with stages.watching_kernels():
+            if test is None:
+                return estimate(self._target.model, train, law, **how)
+            return stability(self._target.model, train, test, law, **how)
 
-    def _estimator(self, perturbation: Perturbation) -> Estimator | None:
+    def _line(self, law: Perturbation) -> LinearityResult:
+        stages = Stages(repr(law), ("linearity",), self._tell)
+        with stages.watching_kernels():
+            return linearity(self._target.model, self._few, law, draws=LINEARITY_DRAWS, **self._how(stages))
+
+    def _how(self, stages: Stages) -> dict[str, Any]:
+        output = None if self._plan.output == "logits" else self._plan.output
+        return {"output": output, "forward": self._target.forward, "generator": self._plan.seed, "progress": stages}
+
+    def _estimator(self, law: Perturbation) -> Estimator | None:
         chosen = self._plan.estimator
-        return None if perturbation.deterministic and isinstance(chosen, Hutchinson) else chosen
-
-
-class _Stages:
-    """Progress of passes that follow each other, told by name: a count that does not grow begins the next."""
-
-    def __init__(self, perturbation: str, stages: tuple[str, ...], tell: Tell) -> None:
-        self._perturbation, self._stages, self._tell = perturbation, iter(stages), tell
-        self._last: float = math.inf
-        self._stage = ""
-        tell(perturbation, stages[0], 0, None)
-
-    def __call__(self, done: int, total: int | None) -> None:
-        if done <= self._last:
-            self._stage = next(self._stages, self._stage)
-        self._last = done
-        self._tell(self._perturbation, self._stage, done, total)
+        needless = (law.deterministic or isinstance(law, LabelNoise)) and isinstance(chosen, Hutchinson)
+        return None if needless else chosen

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Pair = tuple[str, Estimate, Estimate]
 
-ACCENT, BAND = "#2f6fb0", 1.5
+ACCENT, WARM, BAND = "#2f6fb0", "#b5651d", 1.5
 _INK, _LINE = "#010203", "#040506"
-_ON_PAGE = {_INK: "var(--ink)", _LINE: "var(--line)", ACCENT: "var(--accent)"}
+_ON_PAGE = {_INK: "var(--ink)", _LINE: "var(--line)", ACCENT: "var(--accent)", WARM: "var(--warm)"}
 _LABEL = 34
 
 
@@ -37,15 +37,15 @@ def plot_layers(result: TPVResult, ax: Axes | None = None) -> Axes:
     """
     if not result.layers:
         raise TPVError(f"there are no layers to plot: {result.no_layers}.")
-    ax = ax if ax is not None else _new_axes(height=1.0 + 0.22 * len(result.layers))
+    ax = ax if ax is not None else new_axes(height=1.0 + 0.22 * len(result.layers))
     names, parts = list(result.layers), list(result.layers.values())
     ax.barh(
         range(len(names)),
         [e.value for e in parts],
-        xerr=[_finite(e.stderr) for e in parts],
+        xerr=[finite(e.stderr) for e in parts],
         color=ACCENT,
         height=0.72,
-        error_kw={"elinewidth": 1, "ecolor": _ink()},
+        error_kw={"elinewidth": 1, "ecolor": ink()},
     )
     common = _common_prefix(names)
     ax.set_yticks(range(len(names)), [_short(n.removeprefix(common)) for n in names], parse_math=False)
@@ -72,10 +72,10 @@ def plot_train_test(pairs: Sequence[Pair], ax: Axes | None = None) -> Axes:
     shown = positive(pairs)
     if not shown:
         raise TPVError("there is no positive pair of values to plot.")
-    ax = ax if ax is not None else _new_axes(height=4.6)
+    ax = ax if ax is not None else new_axes(height=4.6)
     _band(ax, [e.value for _, *both in shown for e in both])
     x, y = [a.value for _, a, _ in shown], [b.value for *_, b in shown]
-    errors = [[_finite(e.stderr) for e in side] for side in zip(*[both for _, *both in shown], strict=True)]
+    errors = [[finite(e.stderr) for e in side] for side in zip(*[both for _, *both in shown], strict=True)]
     ax.errorbar(x, y, xerr=errors[0], yerr=errors[1], fmt="o", color=ACCENT, markersize=5, elinewidth=1)
     ax.set_xlabel("TPV on training inputs")
     ax.set_ylabel("TPV on test inputs")
@@ -88,7 +88,7 @@ def positive(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def svg(draw: Callable[[Axes], object], label: str, width: float = 5.2, height: float = 4.6) -> str:
-    """A drawing as an SVG element for a page that defines ``--ink``, ``--line`` and ``--accent``.
+    """A drawing as an SVG element for a page that defines ``--ink``, ``--line``, ``--accent`` and ``--warm``.
 
     Args:
         draw: draws on the axes it gets.
@@ -126,10 +126,15 @@ def _band(ax: Axes, values: Sequence[float]) -> None:
     low, high = min(values) / 3, max(values) * 3
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
     ax.fill_between([low, high], [low / BAND, high / BAND], [low * BAND, high * BAND], color=ACCENT, alpha=0.15, linewidth=0)
-    ax.plot([low, high], [low, high], color=_ink(), linewidth=1)
+    ax.plot([low, high], [low, high], color=ink(), linewidth=1)
 
 
-def _new_axes(height: float) -> Axes:
+def new_axes(height: float) -> Axes:
+    """Axes of a new figure.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
     try:
         from matplotlib import pyplot
     except ImportError as error:
@@ -137,13 +142,15 @@ def _new_axes(height: float) -> Axes:
     return pyplot.subplots(figsize=(6.4, height), layout="constrained")[1]
 
 
-def _ink() -> str:
+def ink() -> str:
+    """The colour of text."""
     from matplotlib import rcParams
 
     return str(rcParams["text.color"])
 
 
-def _finite(stderr: float) -> float:
+def finite(stderr: float) -> float:
+    """An error that can be drawn: 0 where it is unknown."""
     return stderr if stderr == stderr else 0.0
 
 

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from tpv._format import percent, plus_minus
 from tpv.report.contents import Entry, Report
-from tpv.report.measuring import Tell
+from tpv.report.noise_table import show_noise
+from tpv.report.stages import Tell
+from tpv.report.tables import plain_table
 
 WIDTH, _LAYERS, _CAUSES = 80, 10, 3
 
@@ -29,10 +31,11 @@ def show(report: Report, to: Console) -> None:
     to.print(_values((report.headline,)))
     to.print()
     _show_layers(report.headline, to)
-    if report.entries:
+    if report.plain:
         to.print(f"\nTPV of each perturbation, in {report.unit}\n", style="bold")
-        to.print(_values(report.entries))
+        to.print(_values(report.plain))
     _show_verdicts(report, to)
+    show_noise(report, to)
     if split := [entry for entry in report.entries if entry.shown.layers]:
         to.print("\nLayers that cause most of it\n", style="bold")
         to.print(_causes(split))
@@ -41,6 +44,9 @@ def show(report: Report, to: Console) -> None:
         to.print(_linearity(checked))
         examples, draws = report.settings["linearity_examples"], report.settings["linearity_draws"]
         to.print(f"V = E‖Δf − Jδ‖² / E‖Δf‖², on at most {examples} examples and {draws} draws.", style="dim")
+    for entry in report.all_entries:
+        for note in entry.notes:
+            to.print(f"\n{entry.perturbation}: {note}", style="dim")
     for key, said in (("slow_routes", "without a closed form"), ("unused_parameters", "without effect on the outputs")):
         if names := report.facts(key):
             to.print(f"\nParameters {said}: {', '.join(names)}.", style="dim")
@@ -48,7 +54,7 @@ def show(report: Report, to: Console) -> None:
 
 def _values(entries: tuple[Entry, ...]) -> Table:
     paired = any(entry.stability for entry in entries)
-    table = _table("perturbation", *(("train", "test", "train/test") if paired else ("TPV",)))
+    table = plain_table("perturbation", *(("train", "test", "train/test") if paired else ("TPV",)))
     for entry in entries:
         cells = [plus_minus(entry.train.value, entry.train.stderr)]
         if entry.stability:
@@ -63,7 +69,7 @@ def _show_layers(entry: Entry, to: Console) -> None:
     if not result.layers:
         to.print(f"No split by layer: {result.no_layers}.", style="dim")
         return
-    table = _table("layer", "TPV", "share")
+    table = plain_table("layer", "TPV", "share")
     ranked = result.ranked()
     for name, part in ranked[:_LAYERS]:
         table.add_row(name, plus_minus(part.value, part.stderr), percent(result.share(name)))
@@ -74,7 +80,7 @@ def _show_layers(entry: Entry, to: Console) -> None:
 
 def _show_verdicts(report: Report, to: Console) -> None:
     by_verdict: dict[str, list[str]] = {}
-    for entry in report.all_entries:
+    for entry in (report.headline, *report.plain):
         if entry.stability:
             by_verdict.setdefault(entry.stability.verdict, []).append(entry.perturbation)
     for verdict, names in by_verdict.items():
@@ -82,7 +88,7 @@ def _show_verdicts(report: Report, to: Console) -> None:
 
 
 def _causes(entries: list[Entry]) -> Table:
-    table = _table("perturbation")
+    table = plain_table("perturbation")
     table.add_column("layers and their shares", overflow="fold")
     rows: dict[str, list[str]] = {}
     for entry in entries:
@@ -95,19 +101,11 @@ def _causes(entries: list[Entry]) -> Table:
 
 
 def _linearity(entries: list[Entry]) -> Table:
-    table = _table("perturbation", "V")
+    table = plain_table("perturbation", "V")
     table.add_column("verdict", overflow="fold")
     for entry in entries:
         if entry.linearity:
             table.add_row(entry.perturbation, plus_minus(entry.linearity.value, entry.linearity.stderr), entry.linearity.verdict)
-    return table
-
-
-def _table(first: str, *numbers: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(first, overflow="fold")
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -123,7 +121,7 @@ def progress_bars(to: Console) -> Iterator[Tell]:
 
         def tell(perturbation: str, stage: str, done: int, total: int | None) -> None:
             nonlocal current
-            if (said := f"{perturbation[:36]} · {stage}") != current:
+            if (said := f"{perturbation[: 39 - len(stage)]} · {stage}") != current:
                 current = said
                 progress.reset(task, description=said, total=None)
             progress.update(task, completed=done, total=total)

@@ -10,12 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from tpv._batches import batches, count_examples, tensors
 from tpv._errors import TPVError
-from tpv._fingerprint import weights_digest
+from tpv._fingerprint import digest, weights_digest
 from tpv.perturbations import Perturbation
 from tpv.report.contents import Entry
+from tpv.report.target import Target
 
 
 class Unfinished:
@@ -80,9 +81,17 @@ def _read(path: Path) -> dict[str, Entry]:
         return {}
 
 
-def fingerprint(model: nn.Module, *arguments: object) -> str:
-    """The weights, the arguments and the versions, as text."""
-    return repr((weights_digest(model), arguments, version("tpv"), torch.__version__))
+def fingerprint(target: Target, *arguments: object) -> str:
+    """The weights, the target's file and first batches, the arguments and the versions, as text."""
+    data = [_start(data) for data in (target.train, target.test) if data is not None]
+    return repr((weights_digest(target.model), target.digest, data, arguments, version("tpv"), torch.__version__))
+
+
+def _start(data: object) -> tuple[int | None, str]:
+    """How many examples there are, and a hash of the first batch; the global random numbers stay where they were."""
+    found = batches(data)
+    with torch.random.fork_rng(devices=[]):
+        return count_examples(found), digest(*tensors(next(iter(found), None)))
 
 
 def entry_key(perturbation: Perturbation) -> str:

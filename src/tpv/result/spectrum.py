@@ -6,8 +6,12 @@ import bisect
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tpv.result.serialization import JSONResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,12 +33,38 @@ class Spectrum(JSONResult):
     @property
     def degrees_of_freedom(self) -> float:
         """Σ kφ(k), the trace of the linear map from noise to fitted noise."""
-        return math.fsum(k * f for k, f in zip(self.eigenvalues, self.filter, strict=True))
+        return math.fsum(self.followed)
+
+    @property
+    def followed(self) -> tuple[float, ...]:
+        """kφ(k), the part of the noise along each direction that the fit follows: 0 none, 1 all."""
+        return tuple(k * f for k, f in zip(self.eigenvalues, self.filter, strict=True))
+
+    @property
+    def cumulative(self) -> tuple[float, ...]:
+        """The share of ``value`` that the directions up to each one carry; nan if it is 0."""
+        total = math.fsum(self.value)
+        return tuple(v / total if total > 0 else math.nan for v in itertools.accumulate(self.value))
 
     @property
     def alpha(self) -> tuple[float, ...]:
         """αᵢ, value over in_sample for each direction; nan where nothing is fitted."""
         return tuple(v / t if t > 0 else math.nan for v, t in zip(self.value, self.in_sample, strict=True))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Eigenvalues, on a logarithmic axis, and on a second axis the part that is followed and the cumulative share of the value.
+
+        Needs ``pip install 'tpv[plot]'``.
+
+        Args:
+            ax: where to draw; by default a new figure.
+
+        Returns:
+            The axes of the eigenvalues.
+        """
+        from tpv.report.spectrum import plot_spectrum
+
+        return plot_spectrum(self, ax)
 
     def __str__(self) -> str:
         half = bisect.bisect_left(list(itertools.accumulate(self.value)), math.fsum(self.value) / 2) + 1

@@ -1,0 +1,54 @@
+"""Label noise in the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from tpv._format import percent, plus_minus
+from tpv.report.contents import Entry, Report
+from tpv.report.noise import CROSS_FITTED, IN_SAMPLE, WHAT, noise_unit, short
+from tpv.report.spectrum import sides
+from tpv.report.tables import plain_table
+
+
+def show_noise(report: Report, to: Console) -> None:
+    """Print what label noise does, or why it is left out."""
+    if not (report.noise or report.noise_left_out):
+        return
+    to.print("\nLabel noise\n", style="bold")
+    to.print(WHAT, style="dim")
+    if report.noise_left_out:
+        to.print(f"It is left out here: {report.noise_left_out}")
+    for entry in report.noise:
+        _show(entry, to)
+    if report.noise:
+        to.print(" ".join([IN_SAMPLE, *([CROSS_FITTED] if any(entry.stability for entry in report.noise) else [])]), style="dim")
+
+
+def _show(entry: Entry, to: Console) -> None:
+    facts, both, spectrum = entry.train.metadata, entry.stability, entry.shown.spectrum
+    to.print(f"\n{entry.perturbation}\nTPV in {noise_unit(entry.shown)}\n")
+    to.print(_values(entry))
+    examples, outputs = facts["train_examples"], facts["train_outputs"]
+    to.print(f"\nstd {facts['noise_std']:.3g} on {outputs:,} outputs of {examples:,} training inputs, fit {short(facts['fit'])}")
+    if spectrum:
+        freedom = spectrum.degrees_of_freedom
+        to.print(f"{freedom:.3g} degrees of freedom: the fit follows {percent(freedom / outputs)} of its own noise (leverage)")
+    verdict = both.verdict if both else "there are no test inputs, so this is in sample alone and does not estimate TPV on unseen inputs"
+    to.print(f"{'Cross-fitted: ' if both and both.cross_fitted else ''}{verdict}.\n")
+
+
+def _values(entry: Entry) -> Table:
+    table = plain_table("", "TPV", "one draw", "examples")
+    for name, side in sides(entry.result):
+        draw = f"± {side.draw_std:.2g}" if math.isfinite(side.draw_std) else ""
+        table.add_row(name, plus_minus(side.value, side.stderr), draw, f"{side.n_examples:,}")
+    if both := entry.stability:
+        ratios = [("train/test, in sample", both.in_sample_ratio)]
+        ratios += [("train/test, cross-fitted", both.ratio_estimate)] if both.cross_fitted else []
+        for name, ratio in ratios:
+            table.add_row(name, plus_minus(ratio.value, ratio.stderr), "", "")
+    return table
