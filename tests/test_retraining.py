@@ -229,10 +229,10 @@ def test_linearity_follows_estimate_without_training_again() -> None:
     found: list[tuple[int, int]] = []
     model, spec = network(), law(std=1e-4, runs=3, on_step=counted(found))
     finite = tpv.estimate(model, TEST, spec)
-    assert len(found) == 4 * GD.steps
+    assert len(found) == 3 * 4 * GD.steps  # all inputs and each half, three runs and the control, for two readings each
     assert [run for run, step in found if step == 1] == [0, 1, 2, 3]
     result = tpv.linearity(model, TEST, spec, draws=3)
-    assert len(found) == 4 * GD.steps
+    assert len(found) == 3 * 4 * GD.steps  # all inputs and each half, three runs and the control, for two readings each
     assert result.finite == pytest.approx(finite.value, rel=1e-12)
     assert result.value < 1e-4
     tpv.estimate(model, TRAIN, spec, estimator=tpv.LinearizedMonteCarlo(4))
@@ -242,7 +242,7 @@ def test_linearity_follows_estimate_without_training_again() -> None:
 def test_both_sides_of_stability_share_their_runs() -> None:
     found: list[tuple[int, int]] = []
     result = tpv.stability(network(), TRAIN, TEST, law(runs=3, on_step=counted(found)))
-    assert len(found) == 4 * GD.steps
+    assert len(found) == 3 * 4 * GD.steps  # all inputs and each half, three runs and the control, for two readings each
     assert result.train.metadata["runs"] == result.test.metadata["runs"]
     assert result.train.metadata["noise_std"] == 1e-3
 
@@ -502,7 +502,7 @@ def test_what_does_not_fit_in_memory_goes_to_files_and_is_not_trained_twice(monk
     monkeypatch.setattr("tpv.estimators.base._CACHE_BYTES", 0)
     found: list[tuple[int, int]] = []
     result = tpv.estimate(network(), TEST, law(std=0.1, runs=3, on_step=counted(found)), chunk_size=2)
-    assert len(found) == 4 * GD.steps
+    assert len(found) == 3 * 4 * GD.steps  # all inputs and each half, three runs and the control, for two readings each
     monkeypatch.undo()
     assert result.draws == tpv.estimate(network(), TEST, law(std=0.1, runs=3), chunk_size=2).draws
 
