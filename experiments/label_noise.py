@@ -9,14 +9,11 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -25,6 +22,7 @@ import cifar10_resnet20 as target
 import tpv
 from tpv._format import table
 from tpv._stats import Estimate
+from tpv.retraining import ProgressBar
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Scale = Annotated[bool, typer.Option("--smoke", help="Seconds instead of minutes: a random network, few images, few steps.")]
@@ -38,18 +36,6 @@ def subjects(smoke: bool, n: int) -> tuple[torch.nn.Module, torch.Tensor, torch.
         torch.manual_seed(0)
         return target.CifarResNet(8).eval(), *(torch.randn(16, 3, 16, 16) for _ in range(2))
     return target.model(), target.images("train")[:n], target.images("test")[:n]
-
-
-def told(law: tpv.LabelNoise, runs: int, **options: object) -> Iterator[tpv.Retraining]:
-    """A retraining with a progress bar."""
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("")
-
-        def on_step(run: int, step: int, steps: int, loss: float) -> None:
-            which = f"run {run} of {runs}" if run else "control"
-            bars.update(bar, description=f"std={law.std} {which}", completed=step, total=steps)
-
-        yield tpv.Retraining(law, runs=runs, on_step=on_step, **options)  # type: ignore[arg-type]
 
 
 def paired(a: tpv.TPVResult, b: tpv.TPVResult) -> Estimate:
@@ -68,15 +54,15 @@ def horizons(smoke: Scale = False, runs: int = 2) -> None:
     for steps in HORIZONS if not smoke else (2, 3):
         for std in SIGMAS if not smoke else (0.1,):
             law = tpv.LabelNoise(std, train, tpv.GradientDescent(LR, steps), relative=True)
-            for retraining in told(law, runs):
-                real = [tpv.estimate(model, x, retraining) for x in (train, test)]
-                linear = [tpv.estimate(model, x, law, estimator=tpv.LinearizedMonteCarlo(runs)) for x in (train, test)]
-                v = tpv.linearity(model, test, retraining, draws=runs)
-                ratios = [paired(a, b) for a, b in zip(linear, real, strict=True)]
-                cells = [f"{e.value:.3f} ± {e.stderr:.3f}" for e in ratios]
-                control = real[1].metadata["control"]["value"]
-                rows.append((str(steps), f"{std:g}", *cells, f"{v.value:.3f}", f"{real[1].value:.3g}", f"{control:.0e}"))
-                print(rows[-1], file=sys.stderr, flush=True)
+            retraining = tpv.Retraining(law, runs=runs, on_step=ProgressBar())
+            real = [tpv.estimate(model, x, retraining) for x in (train, test)]
+            linear = [tpv.estimate(model, x, law, estimator=tpv.LinearizedMonteCarlo(runs)) for x in (train, test)]
+            v = tpv.linearity(model, test, retraining, draws=runs)
+            ratios = [paired(a, b) for a, b in zip(linear, real, strict=True)]
+            cells = [f"{e.value:.3f} ± {e.stderr:.3f}" for e in ratios]
+            control = real[1].metadata["control"]["value"]
+            rows.append((str(steps), f"{std:g}", *cells, f"{v.value:.3f}", f"{real[1].value:.3g}", f"{control:.0e}"))
+            print(rows[-1], file=sys.stderr, flush=True)
     print(f"{runs} runs each, lr {LR:g} full batch, noise std × mean |f*|; closed form over retraining for the same noise\n")
     print(table(("steps", "std", "train", "test", "V on test", "TPV on test", "control"), rows))
 
@@ -97,8 +83,7 @@ def quickstart(smoke: Scale = False) -> None:
     model, train, test = subjects(smoke, n)
     fit = tpv.GradientDescent(LR, steps, momentum=0.9)
     published = tpv.LabelNoise(0.1, train, fit, center=False, relative=True)
-    for retraining in told(published, 5, batch_size=batch):
-        both = tpv.stability(model, train, test, retraining)
+    both = tpv.stability(model, train, test, tpv.Retraining(published, batch_size=batch, on_step=ProgressBar()))
     print(f"as published: 5 retrained networks, logits as they are\n{both}\ncontrol run: {both.test.metadata['control']}\n")
     mended = tpv.LabelNoise(0.1, train, fit, relative=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)

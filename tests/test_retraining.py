@@ -20,6 +20,7 @@ import tpv
 from tpv import GradientDescent, Interpolation, Ridge
 from tpv.linearization import Linearization
 from tpv.outputs import centered
+from tpv.retraining import ProgressBar
 from tpv.retraining.objective import minibatches
 from tpv.testing import assert_unchanged
 from tpv.training import TrainingSet
@@ -105,6 +106,27 @@ class Tokens(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.head(torch.tanh(self.mix(self.embedding(input_ids))))
+
+
+@pytest.mark.parametrize(("gamma", "limit"), [(0.05, Ridge(0.05)), (0.0, Interpolation(1e-9))], ids=["ridge", "interpolation"])
+def test_training_to_the_end_gives_ridge_and_without_a_penalty_interpolation(gamma: float, limit: Any) -> None:
+    x = TRAIN[:3]
+    to_the_end = GradientDescent(lr=0.5, steps=3000, momentum=0.9, gamma=gamma)
+    real = drawn(tpv.Retraining(noisy(to_the_end, std=1e-6, data=x)), weights(network()))
+    closed = torch.cat([d.reshape(-1) for d in noisy(limit, std=1e-6, data=x).sample(weights(network()), seeded(3)).values()])
+    assert (real - closed).norm() < 1e-5 * closed.norm()
+
+
+def test_the_progress_bar_follows_each_run(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar()
+    drawn(law(runs=1, on_step=bar), weights(network()))
+    assert capsys.readouterr().out == ""
+    assert bar._running is None
+    bar(1, 1, 2, 0.5)
+    assert bar._running is not None
+    assert "run 1, mean squared error 0.5" in bar._running[0].tasks[0].description
+    bar(1, 2, 2, 0.4)
+    assert bar._running is None
 
 
 def test_padded_positions_and_padding_rows_stay_out() -> None:
@@ -229,10 +251,10 @@ def test_linearity_follows_estimate_without_training_again() -> None:
     found: list[tuple[int, int]] = []
     model, spec = network(), law(std=1e-4, runs=3, on_step=counted(found))
     finite = tpv.estimate(model, TEST, spec)
-    assert len(found) == 3 * 4 * GD.steps  # all inputs and each half, three runs and the control, for two readings each
+    assert len(found) == 4 * GD.steps
     assert [run for run, step in found if step == 1] == [0, 1, 2, 3]
     result = tpv.linearity(model, TEST, spec, draws=3)
-    assert len(found) == 3 * 4 * GD.steps  # all inputs and each half, three runs and the control, for two readings each
+    assert len(found) == 4 * GD.steps
     assert result.finite == pytest.approx(finite.value, rel=1e-12)
     assert result.value < 1e-4
     tpv.estimate(model, TRAIN, spec, estimator=tpv.LinearizedMonteCarlo(4))
@@ -502,7 +524,7 @@ def test_what_does_not_fit_in_memory_goes_to_files_and_is_not_trained_twice(monk
     monkeypatch.setattr("tpv.estimators.base._CACHE_BYTES", 0)
     found: list[tuple[int, int]] = []
     result = tpv.estimate(network(), TEST, law(std=0.1, runs=3, on_step=counted(found)), chunk_size=2)
-    assert len(found) == 3 * 4 * GD.steps  # all inputs and each half, three runs and the control, for two readings each
+    assert len(found) == 4 * GD.steps
     monkeypatch.undo()
     assert result.draws == tpv.estimate(network(), TEST, law(std=0.1, runs=3), chunk_size=2).draws
 

@@ -60,6 +60,7 @@ class Krylov:
         """
         while block.shape[1] and self.basis.shape[1] < min(2 * rank, len(block)):
             block = self.extend(block)
+            _log.info("eigenvectors: %d of %d products with the kernel", self.basis.shape[1], min(2 * rank, len(block)))
         k, s = self.ritz()
         return k[:rank], self.basis @ s[:, :rank]
 

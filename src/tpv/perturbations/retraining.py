@@ -49,6 +49,7 @@ class Retraining(Perturbation):
         folder: where finished runs are kept, so that an interrupted series goes on where it stopped.
         adaptive: let through optimizers such as Adam, which move the weights about as far whatever σ is.
         on_step: called with (run, step, steps, mean squared error of the step's examples before it); run 0 is the control.
+            ``tpv.retraining.ProgressBar()`` draws bars.
 
     Raises:
         TPVError: for options outside these ranges; when it meets a model, for targets that do not fit its outputs, an

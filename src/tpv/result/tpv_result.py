@@ -54,9 +54,9 @@ class TPVResult(JSONResult):
     layers: dict[str, Estimate] = field(default_factory=dict)
     no_layers: str | None = None
     draws: tuple[float, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
     draw_std: float = math.nan
     spectrum: Spectrum | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_moments(cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any], **details: Any) -> TPVResult:

@@ -16,7 +16,7 @@ from tpv.sweep.factors import squared_norm
 from tpv.sweep.layer import LayerCall, Variance, gram_is_cheaper, tolerance, widened
 from tpv.sweep.layers import layer_call
 from tpv.sweep.local import LocalCall, NotRepeatedError
-from tpv.sweep.per_example import one_by_one, vectorised, whole_gradients
+from tpv.sweep.per_example import gradients_one_by_one, one_by_one, vectorised, vectorised_gradients
 from tpv.sweep.recording import Graph, Recorded, expanded
 from tpv.sweep.routing import Axes
 
@@ -222,7 +222,7 @@ class BatchPass:
             except NotRepeatedError:
                 sweep.send_whole(call.names.values())
         if slow := [name for name in names if name in sweep.whole and name not in self.unreached]:
-            found |= whole_gradients(sweep.lin, slow, self._batch, v)
+            found |= self._whole_gradients(slow, v)
         weights = sweep.lin.weights
         return {name: found.get(name, weights[name].new_zeros(1).expand(len(v), *weights[name].shape)) for name in names}
 
@@ -273,6 +273,17 @@ class BatchPass:
         for call in once.keys() & again.keys():
             if not _rows_belong(once[call], again[call], scale):
                 self._sweep.send_whole(call.names.values())
+
+    def _whole_gradients(self, names: list[str], v: Tensor) -> dict[str, Tensor]:
+        sweep = self._sweep
+        if not any(sweep.whole[name] == ONE_BY_ONE for name in names):
+            try:
+                return vectorised_gradients(sweep.lin, names, self._batch, v)
+            except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
+                if is_out_of_memory(error):
+                    raise
+        sweep.sent_one_by_one(names)
+        return gradients_one_by_one(sweep.lin, names, self._batch, v)
 
     def _whole(self, names: list[str], v: Tensor) -> dict[str, Tensor]:
         sweep = self._sweep

@@ -13,27 +13,24 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv._batches import has_plain_rows, map_tensors, narrow, per_example, tensors
-from tpv._errors import is_out_of_memory
 from tpv.chunking import SCRATCH_BYTES
 from tpv.linearization import Linearization
 from tpv.sweep.layer import Variance
 
 
-def whole_gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
-    """Gradients (n, *shape) of ⟨v, z⟩ for each example: by ``vmap(grad)``, or one by one where ``torch.func`` refuses."""
-    try:
-        if has_plain_rows(batch, len(v)):
-            raise TypeError("only tensors can be vectorised over")
-        return _gradients(lin, names, batch, v)
-    except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
-        if is_out_of_memory(error):
-            raise
+def vectorised_gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
+    """Gradients (n, *shape) of ⟨v, z⟩ for each example by ``vmap(grad)``. Raises what :func:`vectorised` raises."""
+    if has_plain_rows(batch, len(v)):
+        raise TypeError("only tensors can be vectorised over")
+    return _gradients(lin, names, batch, v)
+
+
+def gradients_one_by_one(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
+    """The same by a loop over examples."""
     rows = [_gradients_of_one(lin, names, narrow(batch, i, i + 1, len(v)), v[i : i + 1]) for i in range(len(v))]
-    shapes = {name: lin.weights[name] for name in names}
-    return {
-        name: torch.stack([torch.zeros_like(w) if row[i] is None else row[i] for row in rows])  # type: ignore[misc]
-        for i, (name, w) in enumerate(shapes.items())
-    }
+    zeros = [torch.zeros_like(lin.weights[name]) for name in names]
+    columns = zip(names, zeros, zip(*rows, strict=True), strict=True)
+    return {name: torch.stack([zero if g is None else g for g in column]) for name, zero, column in columns}
 
 
 def vectorised(lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor) -> dict[str, Tensor]:
