@@ -47,13 +47,13 @@ def paired(a: tpv.TPVResult, b: tpv.TPVResult) -> Estimate:
 
 
 @app.command()
-def horizons(smoke: Scale = False, runs: int = 2) -> None:
+def horizons(smoke: Scale = False, runs: int = 2, std: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None) -> None:
     """Same-noise prediction over retraining, by size of the noise and number of steps."""
     model, train, test = subjects(smoke, 128)
     rows = []
     for steps in HORIZONS if not smoke else (2, 3):
-        for std in SIGMAS if not smoke else (0.1,):
-            law = tpv.LabelNoise(std, train, tpv.GradientDescent(LR, steps), relative=True)
+        for sigma in std or (SIGMAS if not smoke else (0.1,)):
+            law = tpv.LabelNoise(sigma, train, tpv.GradientDescent(LR, steps), relative=True)
             retraining = tpv.Retraining(law, runs=runs, on_step=ProgressBar())
             real = [tpv.estimate(model, x, retraining) for x in (train, test)]
             linear = [tpv.estimate(model, x, law, estimator=tpv.LinearizedMonteCarlo(runs)) for x in (train, test)]
@@ -61,7 +61,7 @@ def horizons(smoke: Scale = False, runs: int = 2) -> None:
             ratios = [paired(a, b) for a, b in zip(linear, real, strict=True)]
             cells = [f"{e.value:.3f} ± {e.stderr:.3f}" for e in ratios]
             control = real[1].metadata["control"]["value"]
-            rows.append((str(steps), f"{std:g}", *cells, f"{v.value:.3f}", f"{real[1].value:.3g}", f"{control:.0e}"))
+            rows.append((str(steps), f"{sigma:g}", *cells, f"{v.value:.3f}", f"{real[1].value:.3g}", f"{control:.0e}"))
             print(rows[-1], file=sys.stderr, flush=True)
     print(f"{runs} runs each, lr {LR:g} full batch, noise std × mean |f*|; closed form over retraining for the same noise\n")
     print(table(("steps", "std", "train", "test", "V on test", "TPV on test", "control"), rows))
