@@ -444,7 +444,7 @@ def test_bad_input(data: Any, options: dict[str, Any], sentence: str) -> None:
 
 
 def test_vectors_of_another_length_are_refused() -> None:
-    with pytest.raises(tpv.TPVError, match="this kernel has 15 rows, and the vector has 14"):
+    with pytest.raises(tpv.TPVError, match="this kernel has 15 rows, and the vectors have the shape"):
         NTK(mlp(), randn(5, 4)) @ randn(14)
 
 

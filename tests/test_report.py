@@ -53,7 +53,13 @@ def a_report(title="net", **options):
 
 
 def a_noise(paired=True, spectrum=True, output="centered logits", **metadata):
-    facts = {"train_examples": 128, "train_outputs": 1280, "noise_std": 0.5, "fit": "GradientDescent(lr=0.000367481661, steps=50)"}
+    facts = {
+        "train_examples": 128,
+        "train_outputs": 1280,
+        "noise_dimensions": 1152,
+        "noise_std": 0.5,
+        "fit": "GradientDescent(lr=0.000367481661, steps=50)",
+    }
     found = tpv.Spectrum((4.0, 2.0, 0.5, 0.0), (0.25, 0.4, 0.2, 0.1), (0.2, 1.0, 0.8, 0.0), (0.2, 0.2, 0.1, 0.0))
     sides = [a_result(v, (), output=output, unit="", **facts, **metadata) for v in (2.4, 1.4, 2.56, 2.5)]
     sides[:2] = [dataclasses.replace(side, draw_std=0.25, spectrum=found if spectrum else None) for side in sides[:2]]
@@ -178,7 +184,7 @@ def test_page_shows_label_noise():
         "train / test, cross-fitted 1.02 ± 0.11",
         "train / test, in sample 1.7 ± 0.3",
         "degrees of freedom, Σ kφ 1.9",
-        "leverage, their share of the outputs 0.1 %",
+        "leverage, the part of its noise that the fit follows 0.2 %",
         "Cross-fitted, the training inputs tell the test value within a factor of 1.5.",
         "standard deviation 0.5 on 1,280 outputs of the first 128 training inputs",
         "the fit is GradientDescent(lr=0.0003675, steps=50).",
@@ -311,7 +317,7 @@ def test_terminal_shows_label_noise_in_80_columns(capsys):
         "train/test, cross-fitted 1.02 ± 0.11",
         "train/test, in sample 1.7 ± 0.3",
         "Cross-fitted: the training inputs tell the test value within a factor of 1.5.",
-        "1.9 degrees of freedom: the fit follows 0.1 % of its own noise (leverage)",
+        "1.9 degrees of freedom: the fit follows 0.2 % of its own noise (leverage)",
     ):
         assert line in lines, line
     assert "rounding decides it" in out

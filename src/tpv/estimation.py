@@ -23,7 +23,7 @@ from tpv.estimators.monte_carlo import DrawnProcedure, comparison
 from tpv.grouping import LayersSpec, groups
 from tpv.linearization import Forward, Linearization
 from tpv.outputs import OutputSpec, as_output
-from tpv.perturbations import Perturbation, Retraining
+from tpv.perturbations import Perturbation, Retraining, Sum
 from tpv.perturbations.base import diagonal
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.result import LinearityResult, StabilityResult, TPVResult
@@ -154,9 +154,12 @@ def stability(
     """
     if not isinstance(generator, int):
         raise TPVError(f"stability(generator={generator!r}): give an int seed, so that both sides share their draws.")
+    if isinstance(perturbation, Sum) and any(isinstance(part, LabelNoise | Retraining) for part in perturbation.parts):
+        raise TPVError("stability cannot cross-fit a sum: ask for its LabelNoise or Retraining alone, and for the other parts alone.")
     if isinstance(perturbation, LabelNoise | Retraining) and perturbation.data is not train:
         raise TPVError(
-            f"stability(train=...) must be the data of the {type(perturbation).__name__} itself, the inputs that its noise is on."
+            f"stability(train=...) must be the data of the {type(perturbation).__name__} itself, the inputs that its noise is on: "
+            "pass the same object, train=law.data."
         )
     if estimator is None:
         estimator = _common_estimator(model, (train, test), perturbation, forward, output)

@@ -45,7 +45,7 @@ def as_output(spec: OutputSpec) -> Output:
         return Output(name, "", lambda raw: _chosen(spec(raw), name), same, _squares)
     known = {
         "logits": Output("logits", "", outputs_tensor, same, _squares),
-        "centered": Output("centered logits", "", outputs_tensor, centered, _moved_centered),
+        "centered": Output("centered logits", "squared centred logits", outputs_tensor, centered, _moved_centered),
         "probabilities": Output("probabilities", "squared probability", _class_scores, _softmax, _moved_probabilities),
         "kl": Output("kl", "nats", _class_scores, _fisher_root, _kl),
     }

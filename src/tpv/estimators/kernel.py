@@ -63,10 +63,11 @@ class KernelProcedure(Procedure):
         in_sample = (self._fit.std * k * self._fit.filter).square() / self._fit.train.examples
         second = self._second / self._examples
         _warn_if_decided_by_rounding(self._fit, second.diagonal())
+        kept = self._fit.train.dimensions  # the others are zero: what centring and padding take out
         columns = (k, self._fit.filter, second.diagonal(), in_sample)
         return {
             "draw_std": math.sqrt(2) * torch.linalg.matrix_norm(second).item(),
-            "spectrum": Spectrum(*(tuple(float(f"{x:.7g}") for x in column.tolist()) for column in columns)),
+            "spectrum": Spectrum(*(tuple(float(f"{x:.7g}") for x in column[:kept].tolist()) for column in columns)),
         }
 
 
@@ -79,8 +80,8 @@ def _warn_if_decided_by_rounding(fit: NoisyFit, value: Tensor) -> None:
         share = (value[k < level * k[0]].sum() / value.sum().clamp(min=math.ulp(0.0))).item()
         if share > _DECIDED:
             warnings.warn(
-                f"{100 * share:.0f} % of the label-noise TPV comes from eigenvalues {what}, so that this decides the number and not the "
-                "network: use GradientDescent(lr, steps), Ridge(gamma) with a stronger penalty, or a model in float64.",
+                f"{100 * share:.0f} % of the label-noise TPV comes from eigenvalues {what}, which may decide the number more than "
+                "the network does: use GradientDescent(lr, steps), Ridge(gamma) with a stronger penalty, or a model in float64.",
                 stacklevel=2,
             )
             return

@@ -162,5 +162,5 @@ class GradientDescent(Fit):
         if lr >= highest:
             raise TPVError(
                 f"{self!r} diverges: on this network and data lr must be below {highest:.3g}, "
-                "2(1 + momentum) over the largest curvature of the loss; lr=None takes half of that without momentum."
+                f"2(1 + momentum) over the largest curvature of the loss; lr=None takes {1 / curvature:.3g}."
             )

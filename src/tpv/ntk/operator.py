@@ -17,7 +17,7 @@ from tpv.checks import check_model
 from tpv.chunking import available_bytes
 from tpv.linearization import Forward, Linearization
 from tpv.ntk.jacobian import GRAM_BYTES, JacobianRows, gram, widest
-from tpv.outputs import OutputSpec, as_output
+from tpv.outputs import Output, OutputSpec, as_output
 from tpv.sweep import Sweep
 from tpv.training import TrainingSet
 from tpv.weights import Patterns
@@ -89,7 +89,7 @@ class NTK:
     ) -> None:
         check_model(model)
         with unchanged(model):
-            lin = Linearization(model, forward, as_output(output))
+            lin = Linearization(model, forward, _linear(output))
             self._begin(TrainingSet(lin, data, center=center, chunk_size=chunk_size), list(lin.weights.select(params)), dense)
 
     @classmethod
@@ -170,7 +170,7 @@ class NTK:
             raise TPVError(
                 f"the kernel of {self.train.examples} examples × {self.train.rows // self.train.examples} outputs takes "
                 f"{needed / 2**30:.1f} GiB written out, and {free / 2**30:.1f} GiB are free: give fewer examples, or go without it by "
-                "dense=False, in tpv.estimate by estimator=tpv.LinearizedMonteCarlo(draws=16)."
+                "dense=False, in tpv.estimate by estimator=tpv.HutchPlusPlus()."
             )
 
     def eigh(self) -> tuple[Tensor, Tensor]:
@@ -184,14 +184,17 @@ class NTK:
         """The kernel times (nK,) or (nK, R)."""
         if v.ndim == 1:
             return (self @ v.unsqueeze(1)).squeeze(1)
-        if v.shape[0] != self.train.rows:
-            raise TPVError(f"this kernel has {self.train.rows} rows, and the vector has {v.shape[0]}.")
-        v = v.to(self.device, self.dtype)
+        v = self._vectors(v)
         return self.matrix @ v if self.dense else self.push(self.pull(v))
+
+    def _vectors(self, v: Tensor) -> Tensor:
+        if v.ndim != 2 or v.shape[0] != self.train.rows:
+            raise TPVError(f"this kernel has {self.train.rows} rows, and the vectors have the shape {tuple(v.shape)}: give (rows, R).")
+        return v.to(self.device, self.dtype)
 
     def pull(self, v: Tensor) -> dict[str, Tensor]:
         """Jᵀv for v (nK, R): parameter name → (R, *shape). Cost: one forward and R backward passes."""
-        lin, v = self.lin, v.to(self.device, self.dtype)
+        lin, v = self.lin, self._vectors(v)
         parameters = [lin.model.get_parameter(name) for name in self.names]
         total = [p.new_zeros(v.shape[1], *p.shape, requires_grad=False) for p in parameters]
         with unchanged(lin.model):
@@ -228,3 +231,10 @@ class NTK:
             other = TrainingSet(self.lin, data, center=self.train.center, chunk_size=self.train.chunk_size)
             self._refuse_too_large(other.rows * self.train.rows * self.dtype.itemsize + self._scratch(other.rows))
             return gram(JacobianRows(self.rows.sweep, functools.partial(other.chunks, self.chunk_size), other.rows), self.rows, self.names)
+
+
+def _linear(output: OutputSpec) -> Output:
+    """The output, unless it is a curved function of the logits, which the kernel would not see."""
+    if output in ("kl", "probabilities", "centered"):
+        raise TPVError(f"NTK(output={output!r}): give 'logits' with center=True or False, or a function of what the model returns.")
+    return as_output(output)

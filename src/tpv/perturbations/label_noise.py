@@ -78,7 +78,8 @@ class LabelNoise(Perturbation):
         require_number("LabelNoise", "std", self.std, 0, open_low=True)
         if not isinstance(self.fit, Fit):
             raise TPVError(
-                f"LabelNoise(fit={self.fit!r}): give tpv.Interpolation(), tpv.Ridge(gamma=...) or tpv.GradientDescent(lr=..., steps=...)."
+                f"LabelNoise(fit=...) is a {type(self.fit).__name__}: give std, the training data, and a fit: "
+                "tpv.Interpolation(), tpv.Ridge(gamma=...) or tpv.GradientDescent(lr=..., steps=...)."
             )
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tpv._errors import TPVError
+from tpv._format import described
 from tpv._options import require_int
 from tpv.ntk.fits import GradientDescent
 from tpv.perturbations.base import Displacements, Perturbation
@@ -41,7 +42,8 @@ class Retraining(Perturbation):
 
     Args:
         noise: σ, the training data and the way to fit, which must be :class:`tpv.GradientDescent`.
-        runs: networks that :func:`tpv.estimate` trains, unless it is given an estimator.
+        runs: networks that :func:`tpv.estimate` and :func:`tpv.stability` train, unless they are given an estimator;
+            :func:`tpv.linearity` trains its ``draws``.
         optimizer: a function from parameters to a ``torch.optim.Optimizer``, instead of ``SGD(lr, momentum)`` of the fit, whose steps and
             gamma stay. Its weight decay is drift too.
         batch_size: examples in a step, consecutive and in order; None for all.
@@ -87,16 +89,27 @@ class Retraining(Perturbation):
                 f"Retraining cannot follow {self.noise.fit!r}, which has no steps: give LabelNoise a GradientDescent(lr, steps)."
             )
         if self.noise.fit.lr is None and self.optimizer is None:
-            raise TPVError("Retraining needs GradientDescent(lr=...) as a number: metadata['fit'] of the LabelNoise names the one it took.")
+            raise TPVError(
+                "Retraining needs GradientDescent(lr=...) as a number: "
+                "tpv.estimate(model, data, noise).metadata['fit'] names the one that the closed form takes."
+            )
         require_int("Retraining", "runs", self.runs, 1)
         if self.batch_size is not None:
             require_int("Retraining", "batch_size", self.batch_size, 1)
         if self.optimizer is not None and not callable(self.optimizer):
-            raise TPVError(f"Retraining(optimizer={self.optimizer!r}): give a function from parameters to an optimizer.")
+            raise TPVError(
+                f"Retraining(optimizer=...) is a {type(self.optimizer).__name__}: "
+                "give a function, such as lambda parameters: SGD(parameters, lr=0.1)."
+            )
         _check_targets(self.targets)
         if not isinstance(self.folder, str | os.PathLike | None):
             raise TPVError(f"Retraining(folder={self.folder!r}): folder must be a path.")
         object.__setattr__(self, "_held", Held(Store(self.folder)))
+
+    def __repr__(self) -> str:
+        """As any perturbation's, and whether there are targets."""
+        text = described(self)
+        return text if self.targets is None else f"{text[:-1]}, targets=...)"
 
     @property
     def params(self) -> Patterns:  # type: ignore[override]

@@ -29,14 +29,14 @@ def show_noise(report: Report, to: Console) -> None:
 
 
 def _show(entry: Entry, to: Console) -> None:
-    facts, both, spectrum = entry.train.metadata, entry.stability, entry.shown.spectrum
+    facts, both, read = entry.train.metadata, entry.stability, entry.shown
     to.print(f"\n{entry.perturbation}\nTPV in {noise_unit(entry.shown)}\n")
     to.print(_values(entry))
     examples, outputs = facts["train_examples"], facts["train_outputs"]
     to.print(f"\nstd {facts['noise_std']:.3g} on {outputs:,} outputs of {examples:,} training inputs, fit {short(facts['fit'])}")
-    if spectrum:
-        freedom = spectrum.degrees_of_freedom
-        to.print(f"{freedom:.3g} degrees of freedom: the fit follows {percent(freedom / outputs)} of its own noise (leverage)")
+    if read.spectrum:
+        freedom = read.spectrum.degrees_of_freedom
+        to.print(f"{freedom:.3g} degrees of freedom: the fit follows {percent(read.leverage)} of its own noise (leverage)")
     verdict = both.verdict if both else "there are no test inputs, so this is in sample alone and does not estimate TPV on unseen inputs"
     to.print(f"{'Cross-fitted: ' if both and both.cross_fitted else ''}{verdict}.\n")
 

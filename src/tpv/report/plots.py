@@ -36,7 +36,8 @@ def plot_layers(result: TPVResult, ax: Axes | None = None) -> Axes:
         ImportError: without matplotlib.
     """
     if not result.layers:
-        raise TPVError(f"there are no layers to plot: {result.no_layers}.")
+        hint = " Plot result.spectrum instead." if result.spectrum else ""
+        raise TPVError(f"there are no layers to plot: {result.no_layers}.{hint}")
     ax = ax if ax is not None else new_axes(height=1.0 + 0.22 * len(result.layers))
     names, parts = list(result.layers), list(result.layers.values())
     ax.barh(

@@ -73,7 +73,12 @@ class LinearityResult(JSONResult):
         if low <= HOLDS:
             return f"cannot tell: V is within two standard errors of {HOLDS}"
         words = "wavers" if high <= FAILS else "wavers or fails" if low <= FAILS else "fails"
-        return f"first order {words}: use MonteCarlo"
+        return f"first order {words}{self._instead()}"
+
+    def _instead(self) -> str:
+        """What measures the finite value of this perturbation."""
+        law = str(self.metadata.get("perturbation", ""))
+        return "" if "Retraining(" in law else ": use Retraining" if "LabelNoise(" in law else ": use MonteCarlo"
 
     def __str__(self) -> str:
         return (

@@ -18,8 +18,9 @@ class StabilityResult(JSONResult):
     """What :func:`tpv.stability` returns.
 
     For :class:`tpv.LabelNoise` ``train`` is in sample: the fit has followed the very noise that it is read with, by its
-    leverage, and ``train`` does not estimate ``test``. What does is ``cross_fitted``, the noise of one half of the training inputs
-    read on the other; it stands against ``test_of_halves``, the noise of the same halves read on the test inputs.
+    leverage, and ``train`` does not estimate ``test``. Whether training inputs can tell is seen from ``cross_fitted``, the noise of one
+    half of them read on the other: it estimates ``test_of_halves``, the noise of the same halves read on the test inputs. Both are
+    larger than ``test``, because half as many examples hold the network less.
 
     Attributes:
         train, test: the two results.
@@ -46,8 +47,7 @@ class StabilityResult(JSONResult):
     @property
     def leverage(self) -> float:
         """For label noise, degrees of freedom over dimensions: the part of its own noise that the fit follows; nan where not computed."""
-        spectrum, dimensions = self.train.spectrum, self.train.metadata.get("noise_dimensions")
-        return spectrum.degrees_of_freedom / dimensions if spectrum and dimensions else math.nan
+        return self.train.leverage
 
     @property
     def ratio(self) -> float:
@@ -84,8 +84,10 @@ class StabilityResult(JSONResult):
         if self.cross_fitted:
             rows.append(("train/test, cross-fitted", plus_minus(self.ratio, self.ratio_stderr), ""))
         text = table(("", "TPV", "examples"), rows)
-        head = f"{self.train.metadata.get('perturbation', '')}\n{self.train.metadata.get('estimator', '')}"
-        return "\n\n".join([head, text, *([self._why()] if self.cross_fitted else []), self.verdict])
+        meta = self.train.metadata
+        head = "\n".join(filter(None, [meta.get("perturbation"), meta.get("estimator"), meta.get("unit") and f"in {meta['unit']}"]))
+        explained = [self._why(), f"Cross-fitted, {self.verdict}"] if self.cross_fitted else [self.verdict]
+        return "\n\n".join([head, text, *explained])
 
     __repr__ = __str__
 
@@ -103,7 +105,8 @@ class StabilityResult(JSONResult):
         share = f"{percent(self.leverage)} of" if math.isfinite(self.leverage) else "a part of"
         return (
             f"In sample the fit follows {share} the noise that it is read with (its leverage), and that is not what unseen inputs see;\n"
-            "cross-fitted, the noise of one half of the training inputs is read on the other."
+            "cross-fitted, the noise of one half of the training inputs is read on the other, against the same noise on the test inputs\n"
+            "(half as many examples hold the network less, so both are larger than the value above)."
         )
 
 

@@ -72,6 +72,12 @@ class TPVResult(JSONResult):
         """The value with its errors, as one object."""
         return Estimate(self.value, self.stderr, self.mc_stderr)
 
+    @property
+    def leverage(self) -> float:
+        """For label noise, degrees of freedom over dimensions of the noise: the part of it that the fit follows; nan where not computed."""
+        dimensions = self.metadata.get("noise_dimensions")
+        return self.spectrum.degrees_of_freedom / dimensions if self.spectrum and dimensions else math.nan
+
     def ranked(self) -> list[tuple[str, Estimate]]:
         """Layers by falling value."""
         return sorted(self.layers.items(), key=lambda item: -item[1].value)
@@ -92,6 +98,9 @@ class TPVResult(JSONResult):
             lines.insert(1, f"one draw: ± {self.draw_std:.2g}")
         if self.spectrum:
             lines += [str(self.spectrum), ""]
+        if control := meta.get("control"):
+            around = f"; around it the runs vary by {control['variance']:.3g}" if "variance" in control else ""
+            lines += [f"without noise the predictions move by {control['value']:.3g} (control run){around}", ""]
         if not self.layers:
             return "\n".join([*lines, f"no split by layer: {self.no_layers}"])
         ranked = self.ranked()
