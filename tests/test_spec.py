@@ -124,7 +124,7 @@ def test_a_class_of_ones_own(mine):
             r"Retraining needs a LabelNoise with its training data, which text cannot give: use it from",
         ),
         ("tpv:Retraining()", r"Retraining needs a LabelNoise with its training data"),
-        ("LabelNoise(0.1)", r"LabelNoise\(fit=None\): give tpv\.Interpolation\(\), tpv\.Ridge"),
+        ("LabelNoise(0.1)", r"LabelNoise\(fit=\.\.\.\) is a NoneType: give std, .* tpv\.Interpolation\(\), tpv\.Ridge"),
         (
             "LabelNoise(0.1, data=[1], fit=Ridge(1))",
             r"LabelNoise has no option 'data': its options are std, fit, center, relative, params\.",
