@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tpv
 from tpv import GradientDescent, Interpolation, Ridge
-from tpv._batches import LargeBatches, batch_size
+from tpv._batches import batch_size
+from tpv._regrouping import LargeBatches
 from tpv.linearization import Linearization
 from tpv.ntk.krylov import Krylov
 from tpv.testing import assert_unchanged, dense_jacobian

@@ -132,64 +132,17 @@ def _rebuilt(batch: Any, values: list[Any]) -> Any:
 
 def narrow(batch: Any, start: int, stop: int, size: int) -> Any:
     """Examples start..stop of a batch of ``size``, contiguous; what has no batch axis of that size is kept whole."""
-    return _rows(batch, range(start, stop), size)
+    return rows_of(batch, range(start, stop), size)
 
 
 def ends(batch: Any, size: int) -> Any:
     """The first and the last example of a batch of ``size``."""
-    return _rows(batch, sorted({0, size - 1}), size)
+    return rows_of(batch, sorted({0, size - 1}), size)
 
 
 def twice(batch: Any) -> Any:
     """A batch of one example with that example twice."""
-    return _rows(batch, [0, 0], 1)
-
-
-def chosen(data: Iterable[Any], keep: Sequence[bool]) -> list[Any]:
-    """Batches with the examples whose place in the data is marked."""
-    found, start = [], 0
-    for batch in data:
-        size = batch_size(batch)
-        rows = [i for i in range(size) if keep[start + i]]
-        start += size
-        if rows:
-            found.append(_rows(batch, rows, size))
-    return found
-
-
-class LargeBatches:
-    """The same examples in batches of up to 1024 and 256 MiB, where batches of tensors alone can be joined."""
-
-    def __init__(self, data: object) -> None:
-        self._batches = batches(data)
-        known = count_examples(self._batches)
-        self.dataset = None if known is None else range(known)
-
-    def __iter__(self) -> Iterator[Any]:
-        waiting: list[Any] = []
-        for batch in self._batches:
-            if waiting and not (_alike(waiting[-1], batch) and _fits([*waiting, batch])):
-                yield _joined(waiting)
-                waiting = []
-            waiting.append(batch)
-        if waiting:
-            yield _joined(waiting)
-
-
-def _fits(parts: list[Any]) -> bool:
-    return sum(map(batch_size, parts)) <= 1024 and sum(t.numel() * t.element_size() for t in tensors(parts)) <= 2**28
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two batches differ in nothing but their number of examples, and every tensor counts them."""
-    shapes = [[(t.shape[1:], t.dtype, t.device, per_example(t, batch_size(batch))) for t in tensors(batch)] for batch in (a, b)]
-    plain = not any(has_plain_rows(batch, batch_size(batch)) for batch in (a, b))
-    return type(a) is type(b) and plain and shapes[0] == shapes[1] and all(counted for *_, counted in shapes[0])
-
-
-def _joined(parts: list[Any]) -> Any:
-    columns = iter(list(zip(*map(tensors, parts), strict=True)))
-    return parts[0] if len(parts) == 1 else map_tensors(parts[0], lambda t: torch.cat(next(columns)))
+    return rows_of(batch, [0, 0], 1)
 
 
 def has_plain_rows(batch: Any, size: int) -> bool:
@@ -202,12 +155,13 @@ def _is_plain(batch: Any, size: int) -> bool:
     return isinstance(batch, list) and len(batch) == size and not any(isinstance(v, Tensor | Mapping | list | tuple) for v in batch)
 
 
-def _rows(batch: Any, chosen: Sequence[int], size: int) -> Any:
+def rows_of(batch: Any, chosen: Sequence[int], size: int) -> Any:
+    """The chosen examples of a batch of ``size``; what has no batch axis of that size is kept whole."""
     index = slice(chosen.start, chosen.stop) if isinstance(chosen, range) else list(chosen)
     if _is_plain(batch, size):
         return [batch[i] for i in chosen]
     if isinstance(batch, Mapping | list | tuple):
-        return _rebuilt(batch, [_rows(value, chosen, size) for value in _values(batch)])
+        return _rebuilt(batch, [rows_of(value, chosen, size) for value in _values(batch)])
     return batch[index].contiguous() if isinstance(batch, Tensor) and per_example(batch, size) else batch
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from tpv._batches import batch_size, batches, chosen
+from tpv._batches import batch_size, batches
 from tpv._errors import TPVError
+from tpv._regrouping import chosen
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.perturbations.retraining import Retraining
 from tpv.result import TPVResult

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tpv._batches import LargeBatches, batches, count_examples, inputs
+from tpv._batches import batches, count_examples, inputs
 from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv._options import require_int
+from tpv._regrouping import LargeBatches
 from tpv.accumulation import Progress, Seed, accumulate
 from tpv.checks import check_device, check_model, check_outputs
 from tpv.crossfit import cross_fit

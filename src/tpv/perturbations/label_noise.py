@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from tpv._batches import batch_size, batches, chosen, has_plain_rows, inputs, narrow, tensors
+from tpv._batches import batch_size, batches, has_plain_rows, inputs, narrow, tensors
 from tpv._errors import TPVError
 from tpv._fingerprint import digest, weights_digest
 from tpv._options import require_number
+from tpv._regrouping import chosen
 from tpv.ntk.fits import Fit
 from tpv.ntk.noisy_fit import NoisyFit
 from tpv.ntk.operator import NTK

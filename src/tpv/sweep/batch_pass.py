@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from tpv._errors import is_out_of_memory
+from tpv.sweep.arrivals import Arrivals, Call
 from tpv.sweep.factors import squared_norm
-from tpv.sweep.layer import LayerCall, Variance, gram_is_cheaper, tolerance, widened
+from tpv.sweep.layer import LayerCall, Variance, gram_is_cheaper, tolerance
 from tpv.sweep.layers import layer_call
 from tpv.sweep.local import LocalCall, NotRepeatedError
 from tpv.sweep.per_example import gradients_one_by_one, one_by_one, vectorised, vectorised_gradients
@@ -26,57 +25,7 @@ if TYPE_CHECKING:
 LOCAL = "local gradients"
 WHOLE = "per-example gradients of the whole model"
 ONE_BY_ONE = f"{WHOLE}, one by one"
-
-
-@dataclass(eq=False)
-class _Call:
-    """A recorded call with its layer's formula, its parameters by local name, and the outputs that lead on.
-
-    ``plain``: one row for each example, planned, in a graph in which rows keep their order.
-    """
-
-    layer: LayerCall
-    names: dict[str, str]
-    edges: list[GradientEdge]
-    shapes: list[torch.Size]
-    axes: list[int]
-    plain: bool
-
-    def joined(self, found: list[Tensor | None], n: int) -> Tensor:
-        """A layer's output gradient; those of several outputs flattened and joined by example."""
-        known = next(g for g in found if g is not None)
-        gradients = [known.new_zeros(shape) if g is None else g for g, shape in zip(found, self.shapes, strict=True)]
-        gradients = [widened(g).movedim(axis, 0) for g, axis in zip(gradients, self.axes, strict=True)]
-        return torch.cat([g.reshape(n, -1) for g in gradients], dim=1) if isinstance(self.layer, LocalCall) else gradients[0]
-
-
-class _Arrivals:
-    """Output gradients as a backward pass brings them; a call's are handed on when they are complete."""
-
-    def __init__(self, calls: list[_Call], hand_on: Callable[[_Call, list[Tensor | None]], None]) -> None:
-        self._found: dict[_Call, list[Tensor | None]] = {call: [None] * len(call.edges) for call in calls}
-        self._missing = {call: len(call.edges) for call in calls}
-        self._hand_on = hand_on
-
-    def hooked(self, call: _Call, position: int, output: int, gradients: tuple[Tensor | None, ...]) -> None:
-        """As a hook of the node that made the output."""
-        self.add(call, position, gradients[output])
-
-    def add(self, call: _Call, position: int, g: Tensor | None) -> None:
-        self._found[call][position] = g
-        self._missing[call] -= 1
-        if self._missing[call] == 0:
-            self._pass_on(call)
-
-    def hand_on_rest(self) -> None:
-        """What never became complete, because no gradient reaches some of the outputs."""
-        for call in list(self._found):
-            self._pass_on(call)
-
-    def _pass_on(self, call: _Call) -> None:
-        found = self._found.pop(call)
-        if any(g is not None for g in found):
-            self._hand_on(call, found)
+Found = Callable[[], dict[str, Tensor]]
 
 
 class BatchPass:
@@ -89,7 +38,7 @@ class BatchPass:
     def __init__(self, sweep: Sweep, batch: Any, outputs: Tensor, graph: Graph) -> None:
         self.outputs, self._sweep, self._batch, self._graph, self._n = outputs, sweep, batch, graph, len(outputs)
         self.unreached = {name for key, name in sweep.ids.items() if key not in graph.uses}
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         self._proven = False
         by_module: dict[Any, list[Recorded]] = {}
         for recorded in graph.calls:
@@ -116,7 +65,7 @@ class BatchPass:
             return
         planned = recorded.site in sweep.plan.outputs and not (sweep.newly_expanded and recorded.site in sweep.plan.expand)
         plain = planned and not self._graph.reorders and all(shape[axis] == self._n for shape, axis in zip(shapes, axes, strict=True))
-        self._calls.append(_Call(layer, names, [recorded.outputs[i] for i in live], shapes, axes, plain))
+        self._calls.append(Call(layer, names, [recorded.outputs[i] for i in live], shapes, axes, plain))
 
     def _layer(self, recorded: Recorded, outputs: dict[int, int]) -> LayerCall | None:
         site, n = recorded.site, self._n
@@ -142,7 +91,7 @@ class BatchPass:
         counted = [(shape, axis) for shape, axis in zip(shapes, axes, strict=True) if axis is not None]
         return [axis for shape, axis in counted if axis < len(shape) and shape[axis] % self._n == 0]
 
-    def _active(self, call: _Call) -> dict[str, str]:
+    def _active(self, call: Call) -> dict[str, str]:
         """The parameters that this call accounts for."""
         return {local: name for local, name in call.names.items() if name not in self._sweep.whole}
 
@@ -172,9 +121,9 @@ class BatchPass:
         calls = [call for call in self._calls if self._active(call)]
         shared = _repeated([name for call in calls for name in self._active(call).values()])
         columns: dict[str, Tensor] = {}
-        waiting: list[tuple[_Call, Tensor]] = []
+        waiting: list[tuple[Call, Tensor]] = []
 
-        def reduce(call: _Call, g: Tensor) -> None:
+        def reduce(call: Call, g: Tensor) -> None:
             if isinstance(call.layer, LocalCall) or any(name in shared for name in call.names.values()):
                 waiting.append((call, g))
             else:
@@ -201,15 +150,15 @@ class BatchPass:
         self._prove_rows()
         calls = [call for call in self._calls if any(name in names for name in self._active(call).values())]
         found: dict[str, Tensor] = {}
-        waiting: list[tuple[_Call, Tensor]] = []
+        waiting: list[tuple[Call, Tensor]] = []
 
-        def add(call: _Call, g: Tensor) -> None:
+        def add(call: Call, g: Tensor) -> None:
             active = [k for k, name in self._active(call).items() if name in names]
             for local, gradient in (call.layer.gradients(g, active) if active else {}).items():
                 name = call.names[local]
                 found[name] = found[name] + gradient if name in found else gradient
 
-        def take(call: _Call, g: Tensor) -> None:
+        def take(call: Call, g: Tensor) -> None:
             if isinstance(call.layer, LocalCall):
                 waiting.append((call, g))
             else:
@@ -226,7 +175,7 @@ class BatchPass:
         weights = sweep.lin.weights
         return {name: found.get(name, weights[name].new_zeros(1).expand(len(v), *weights[name].shape)) for name in names}
 
-    def _reduce(self, call: _Call, g: Tensor, columns: dict[str, Tensor], skip: Iterable[str] = ()) -> None:
+    def _reduce(self, call: Call, g: Tensor, columns: dict[str, Tensor], skip: Iterable[str] = ()) -> None:
         variance = {k: self._sweep.variances[name] for k, name in self._active(call).items() if name not in skip}
         try:
             found = call.layer.squares(g, variance) if variance else {}
@@ -235,11 +184,11 @@ class BatchPass:
             return
         columns |= {call.names[k]: square for k, square in found.items()}
 
-    def _backward(self, v: Tensor, calls: list[_Call], reduce: Callable[[_Call, Tensor], None], *, retain: bool) -> None:
+    def _backward(self, v: Tensor, calls: list[Call], reduce: Callable[[Call, Tensor], None], *, retain: bool) -> None:
         """Hand each call its output gradient the moment it is complete: on the way where the pass goes on below, else at its end."""
         if not calls:
             return
-        arrivals = _Arrivals(calls, lambda call, found: reduce(call, call.joined(found, self._n)))
+        arrivals = Arrivals(calls, lambda call, found: reduce(call, call.joined(found, self._n)))
         sites = [(call, position, edge) for call in calls for position, edge in enumerate(call.edges)]
         above = self._graph.above(frozenset(edge.node for _, _, edge in sites))
         on_the_way = [site for site in sites if site[2].node in above]
@@ -266,8 +215,8 @@ class BatchPass:
         self._proven = True
         v = random_signs(self.outputs)
         scale = 1 + (torch.arange(len(v), device=v.device) * 0.618034) % 1
-        once: dict[_Call, Tensor] = {}
-        again: dict[_Call, Tensor] = {}
+        once: dict[Call, Tensor] = {}
+        again: dict[Call, Tensor] = {}
         self._backward(v, calls, once.__setitem__, retain=True)
         self._backward(scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v, calls, again.__setitem__, retain=True)
         for call in once.keys() & again.keys():
@@ -275,27 +224,23 @@ class BatchPass:
                 self._sweep.send_whole(call.names.values())
 
     def _whole_gradients(self, names: list[str], v: Tensor) -> dict[str, Tensor]:
-        sweep = self._sweep
-        if not any(sweep.whole[name] == ONE_BY_ONE for name in names):
-            try:
-                return vectorised_gradients(sweep.lin, names, self._batch, v)
-            except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
-                if is_out_of_memory(error):
-                    raise
-        sweep.sent_one_by_one(names)
-        return gradients_one_by_one(sweep.lin, names, self._batch, v)
+        arguments = self._sweep.lin, names, self._batch, v
+        return self._through_the_model(names, lambda: vectorised_gradients(*arguments), lambda: gradients_one_by_one(*arguments))
 
     def _whole(self, names: list[str], v: Tensor) -> dict[str, Tensor]:
-        sweep = self._sweep
-        variance = {name: sweep.variances[name] for name in names}
-        if not any(sweep.whole[name] == ONE_BY_ONE for name in names):
+        arguments = self._sweep.lin, {name: self._sweep.variances[name] for name in names}, self._batch, v
+        return self._through_the_model(names, lambda: vectorised(*arguments), lambda: one_by_one(*arguments))
+
+    def _through_the_model(self, names: list[str], vectorised: Found, one_by_one: Found) -> dict[str, Tensor]:
+        """By ``torch.func`` unless that refused these parameters before."""
+        if not any(self._sweep.whole[name] == ONE_BY_ONE for name in names):
             try:
-                return vectorised(sweep.lin, variance, self._batch, v)
+                return vectorised()
             except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
                 if is_out_of_memory(error):
                     raise
-        sweep.sent_one_by_one(names)
-        return one_by_one(sweep.lin, variance, self._batch, v)
+        self._sweep.sent_one_by_one(names)
+        return one_by_one()
 
 
 def random_signs(outputs: Tensor) -> Tensor:
