@@ -15,7 +15,7 @@ from experiments import label_noise
     [
         ("horizons", r"steps  std .*\n2 +0\.1 +[01]\.\d+ ± "),
         ("halves", r"train/test, cross-fitted +[01]\.\d+ ± "),
-        ("quickstart", r"as published[\s\S]*control run[\s\S]*mended[\s\S]*cross-fitted"),
+        ("quickstart", r"train/test, cross-fitted[\s\S]*control run on the test inputs: .*variance"),
         ("large", r"TPV [\s\S]*HutchPlusPlus\(rank=64, draws=8\)"),
     ],
 )
