@@ -240,12 +240,12 @@ def test_label_noise_that_is_left_out_says_why(capsys):
     ("outputs", "parameters", "examples", "sentence"),
     [
         (10, 270_000, 128, None),
-        (47, 200_000, 128, None),
+        (52, 200_000, 128, None),
         (
-            48,
+            53,
             200_000,
             128,
-            r"the kernel of 128 training examples × 48 outputs takes 2\.0 GiB, more than is written out\. Ask for it by -p \"LabelNoise\(.*label-noise-examples 127\.$",
+            r"the kernel of 128 training examples × 53 outputs takes 2\.0 GiB, more than is written out\. Ask for it by -p \"LabelNoise\(.*label-noise-examples 126\.$",
         ),
         (50257, 1000, 128, r"× 50,257 outputs takes 1,387,\d+\.\d GiB, more .* draws of the noise\.$"),
         (10, 11_000_000, 128, r"are 14\.1 billion numbers.*Ask for it by -p \"LabelNoise\(.*--label-noise-examples 19\.$"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tpv.sweep import Sweep
 
-GRAM_BYTES = 3 * 2**27
+GRAM_BYTES = 2**28
 LOG = logging.getLogger("tpv.ntk")
 """Gets :data:`BLOCK` with (blocks done, blocks in all) for every block of a kernel, at level DEBUG."""
 BLOCK = "kernel: %d of %d blocks of columns"
@@ -72,7 +72,7 @@ def basis(z: Tensor) -> Iterator[Tensor]:
 
 
 def gram(left: JacobianRows, right: JacobianRows, names: Sequence[str]) -> Tensor:
-    """J Jᵀ between two sets of rows, (rows, rows), by blocks of columns that fit in 384 MiB.
+    """J Jᵀ between two sets of rows, (rows, rows), by blocks of columns that fit in 256 MiB.
 
     Cost: for every block a forward pass and K backward passes over both, and 2·rows·rows·P floating-point operations in all.
     """

@@ -67,13 +67,13 @@ class NoisyFit:
         """φ(K)ε for noise (nK, R), float64."""
         if not self.ntk.dense:
             return self._krylov.apply(self._filter, noise)
-        _, u = self.ntk.eigh()
+        u = self.ntk.eigh()[1].double()
         return u @ (self.filter.unsqueeze(1) * (u.T @ noise.double()))
 
     def largest(self, rank: int, generator: torch.Generator) -> Tensor:
         """About the ``rank`` largest eigenvectors, (nK, rank)."""
         if self.ntk.dense:
-            return self.ntk.eigh()[1][:, :rank]
+            return self.ntk.eigh()[1][:, :rank].double()
         block = torch.stack([self.noise(generator) for _ in range(min(_BLOCK, rank))], 1)
         return self._krylov.largest(rank, block)[1]
 

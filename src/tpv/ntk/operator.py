@@ -140,7 +140,7 @@ class NTK:
 
     @property
     def chunk_size(self) -> int:
-        """Examples at a time, so that their gradients by the largest parameter fit in 384 MiB too."""
+        """Examples at a time, so that their gradients by the largest parameter fit in 256 MiB too."""
         largest = max(self.lin.weights[name].nbytes for name in self.names)
         return min(self.train.chunk_size, max(1, GRAM_BYTES // largest))
 
@@ -174,10 +174,10 @@ class NTK:
             )
 
     def eigh(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues, falling and at least 0, and eigenvectors (nK, nK) in columns; both float64."""
+        """Eigenvalues, falling and at least 0, in float64, and eigenvectors (nK, nK) in columns, found in float64, kept as the kernel is."""
         if self._spectrum is None:
             k, u = torch.linalg.eigh(self.matrix.double())
-            self._spectrum = k.flip(0).clamp_(min=0), u.flip(1)
+            self._spectrum = k.flip(0).clamp_(min=0), u.to(self.dtype).flip(1)
         return self._spectrum
 
     def __matmul__(self, v: Tensor) -> Tensor:
