@@ -174,7 +174,7 @@ class NTK:
             )
 
     def eigh(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues, falling and at least 0, in float64, and eigenvectors (nK, nK) in columns, found in float64, kept as the kernel is."""
+        """Eigenvalues, falling and at least 0, in float64, and eigenvectors (nK, nK) in columns, found so, kept as the kernel is."""
         if self._spectrum is None:
             k, u = torch.linalg.eigh(self.matrix.double())
             self._spectrum = k.flip(0).clamp_(min=0), u.to(self.dtype).flip(1)
