@@ -1,6 +1,6 @@
 """Label noise on ResNet-20: closed form against retraining, in sample against cross-fitted, the published number, and large n.
 
-TPV_DATA_DIR=... python -m experiments.label_noise horizons|halves|quickstart|large
+TPV_DATA_DIR=... python -m experiments.label_noise horizons|halves|quickstart|large|agreement
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import cifar10_resnet20 as target
 
 import tpv
-from tpv._format import table
+from tpv._format import plus_minus, table
 from tpv._stats import Estimate
 from tpv.retraining import ProgressBar
 
@@ -95,6 +95,24 @@ def large(smoke: Scale = False, n: int = 2000, gamma: float = 200.0, rank: int =
     started = time.perf_counter()
     result = tpv.estimate(model, test, law, estimator=tpv.HutchPlusPlus(rank, draws))
     print(f"{result}\n\n{time.perf_counter() - started:.0f} s, {result.metadata['kernel']}")
+
+
+@app.command()
+def agreement(smoke: Scale = False, n: int = 128, draws: int = 3) -> None:
+    """The kernel written out against products with it alone, for the same noise and in expectation."""
+    model, train, test = subjects(smoke, n)
+    fit, limit = tpv.GradientDescent(LR, 50), tpv.ntk.operator.DENSE_BYTES
+    exact: list[tpv.TPVResult] = []
+    found: list[tuple[float, ...]] = [(), ()]
+    for allowed in (limit, 0):
+        tpv.ntk.operator.DENSE_BYTES = allowed
+        law = tpv.LabelNoise(0.1, train, fit, relative=True)
+        exact.append(tpv.estimate(model, test, law))
+        found[0 if allowed else 1] = tpv.estimate(model, test, law, estimator=tpv.LinearizedMonteCarlo(draws)).draws
+    tpv.ntk.operator.DENSE_BYTES = limit
+    for result in exact:
+        print(f"{plus_minus(result.value, result.mc_stderr)} by {result.metadata['estimator']}, {result.metadata['kernel']}")
+    print("the same noise, products over written out:", *(f"{b / a:.5f}" for a, b in zip(*found, strict=True)))
 
 
 if __name__ == "__main__":

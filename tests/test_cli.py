@@ -453,7 +453,7 @@ def test_a_bad_target_in_a_process():
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_real_interrupt_and_then_the_rest():
     stop = "def forward(model, batch):\n    import os, signal, pathlib\n    if pathlib.Path('tpv-report').exists() and kept() and not done():\n"
-    stop += f"        pathlib.Path('stopped').touch()\n        os.kill(os.getpid(), {int(signal.SIGINT)})\n    return model(batch)\n"
+    stop += f"        pathlib.Path('stopped').touch()\n        signal.signal(signal.SIGINT, signal.default_int_handler)\n        os.kill(os.getpid(), {int(signal.SIGINT)})\n    return model(batch)\n"
     stop += "def kept(): import pathlib; return 'headline' in next(pathlib.Path('tpv-report').glob('unf*')).read_text()\n"
     stop += "def done(): import pathlib; return pathlib.Path('stopped').exists()\n"
     Path("t.py").write_text(TARGET.replace("model =", "torch.manual_seed(0)\nmodel =") + stop)
