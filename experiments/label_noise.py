@@ -27,7 +27,7 @@ from tpv.retraining import ProgressBar
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Scale = Annotated[bool, typer.Option("--smoke", help="Seconds instead of minutes: a random network, few images, few steps.")]
 
-SIGMAS, HORIZONS, LR = (0.01, 0.1, 0.3, 1.0, 3.0), (10, 40, 160), 1e-4
+SIGMAS, HORIZONS, LR = (0.01, 0.1, 0.3, 1.0), (10, 40, 160), 1e-4
 
 
 def subjects(smoke: bool, n: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
