@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from benchmarks.cells import markdown_table, short
 from benchmarks.machine import machine
 from benchmarks.memory import Peak
 from benchmarks.process import fresh
+from benchmarks.subjects.images import example
 
 NAME, IMAGES, STEPS, LR, RUNS, TARGET = "label-noise", 128, 50, 1e-4, 3, 20.0
 Kernel = Callable[[nn.Module, Tensor], Tensor]
@@ -40,9 +39,7 @@ def section(device: str, quick: bool, console: Console) -> dict[str, Any]:
 
 def subject(device: str, quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
     """The trained network with images, or a small random one."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-    import cifar10_resnet20 as target
-
+    target = example()
     torch.manual_seed(0)
     if quick:
         return target.CifarResNet(8).eval(), *(torch.randn(16, 3, 32, 32) for _ in range(2))

@@ -21,7 +21,6 @@ import cifar10_resnet20 as target
 
 import tpv
 from tpv._format import plus_minus, table
-from tpv._stats import Estimate
 from tpv.retraining import ProgressBar
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -38,14 +37,6 @@ def subjects(smoke: bool, n: int) -> tuple[torch.nn.Module, torch.Tensor, torch.
     return target.model(), target.images("train")[:n], target.images("test")[:n]
 
 
-def paired(a: tpv.TPVResult, b: tpv.TPVResult) -> Estimate:
-    """a / b for the same examples and the same noise: the ratio of means with its spread over draws."""
-    x, y = (torch.tensor(r.draws, dtype=torch.float64) for r in (a, b))
-    ratio = a.value / b.value
-    error = ((x - ratio * y).var() / len(x)).sqrt().item() / b.value
-    return Estimate(ratio, error, error)
-
-
 @app.command()
 def horizons(smoke: Scale = False, runs: int = 2, std: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None) -> None:
     """Same-noise prediction over retraining, by size of the noise and number of steps."""
@@ -58,8 +49,8 @@ def horizons(smoke: Scale = False, runs: int = 2, std: Annotated[list[float] | N
             real = [tpv.estimate(model, x, retraining) for x in (train, test)]
             linear = [tpv.estimate(model, x, law, estimator=tpv.LinearizedMonteCarlo(runs)) for x in (train, test)]
             v = tpv.linearity(model, test, retraining, draws=runs)
-            ratios = [paired(a, b) for a, b in zip(linear, real, strict=True)]
-            cells = [f"{e.value:.3f} ± {e.stderr:.3f}" for e in ratios]
+            ratios = [tpv.StabilityResult(a, b).in_sample_ratio for a, b in zip(linear, real, strict=True)]
+            cells = [f"{e.value:.3f} ± {e.mc_stderr:.3f}" for e in ratios]  # the examples are the same
             control = real[1].metadata["control"]["value"]
             rows.append((str(steps), f"{sigma:g}", *cells, f"{v.value:.3f}", f"{real[1].value:.3g}", f"{control:.0e}"))
             print(rows[-1], file=sys.stderr, flush=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import tpv
+from tpv.testing import assert_unchanged
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -32,6 +36,38 @@ def settled(model: nn.Module) -> nn.Module:
                 for p in module.parameters():
                     p.copy_(torch.randn(p.shape, generator=generator).double())
     return model
+
+
+def faults_survived(
+    error: type[BaseException], places: Iterable[int], build: Callable[[], nn.Module], use: Callable[[nn.Module], object]
+) -> int:
+    """How many of the k-th calls of a linear layer could raise and leave the model unchanged, until there was no k-th call any more."""
+    original, survived, calls, limit = nn.Linear.forward, 0, 0, 0
+
+    def faulty(self: nn.Linear, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == limit:
+            raise error("injected")
+        return original(self, x)
+
+    for k in places:
+        limit, model, calls = k, build(), 0
+        with assert_unchanged(model), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nn.Linear, "forward", faulty)
+            try:
+                use(model)
+                break
+            except error:
+                survived += 1
+    return survived
+
+
+def filtered(k: Tensor, fit: tpv.Fit, outputs: int) -> Tensor:
+    """φ(K), dense."""
+    values, vectors = torch.linalg.eigh(k)
+    values = values.clamp(min=0)
+    return (vectors * fit.filter(values, outputs, values.max().item())) @ vectors.T
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import randn, seeded, settled
+from cases import faults_survived, filtered, randn, seeded, settled
 from test_ntk import assert_close, dense, language_model, mean_free, mlp, rows_of, words
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -53,16 +53,9 @@ def weights(model: nn.Module, noise: tpv.LabelNoise | None = None) -> tpv.Weight
     return lin.weights.select(noise.params if noise else None)
 
 
-def phi(k: Tensor, fit: tpv.ntk.Fit, outputs: int) -> Tensor:
-    """φ(K), dense."""
-    values, vectors = torch.linalg.eigh(k)
-    values = values.clamp(min=0)
-    return (vectors * fit.filter(values, outputs, values.max().item())) @ vectors.T
-
-
 def moved(j_test: Tensor, j: Tensor, fit: tpv.ntk.Fit, outputs: int | None = None) -> Tensor:
     """What unit noise moves: K_te φ(K)."""
-    return j_test @ j.T @ phi(j @ j.T, fit, outputs or len(j))
+    return j_test @ j.T @ filtered(j @ j.T, fit, outputs or len(j))
 
 
 def flat(delta: Any) -> Tensor:
@@ -98,7 +91,7 @@ def test_gradient_descent_is_what_sgd_does(fit: GradientDescent) -> None:
         optimizer.zero_grad()
         (nn.functional.mse_loss(j @ delta, noise) + fit.gamma / 2 * delta.square().sum()).backward()
         optimizer.step()
-    assert_close(j.T @ (phi(j @ j.T, fit, 12) @ noise), delta.detach())
+    assert_close(j.T @ (filtered(j @ j.T, fit, 12) @ noise), delta.detach())
 
 
 def test_the_default_learning_rate_is_one_over_the_largest_curvature() -> None:
@@ -113,10 +106,10 @@ def test_the_default_learning_rate_is_one_over_the_largest_curvature() -> None:
 def test_ridge_is_the_minimum() -> None:
     j, noise, gamma = randn(12, 7), randn(12, seed=1), 0.3
     expected = torch.linalg.solve(2 / 12 * j.T @ j + gamma * torch.eye(7).double(), 2 / 12 * j.T @ noise)
-    assert_close(j.T @ (phi(j @ j.T, Ridge(gamma), 12) @ noise), expected)
+    assert_close(j.T @ (filtered(j @ j.T, Ridge(gamma), 12) @ noise), expected)
     assert_close(
-        phi(j @ j.T, GradientDescent(lr=0.1, steps=20000, gamma=gamma), 12) @ (j @ expected),
-        phi(j @ j.T, Ridge(gamma), 12) @ (j @ expected),
+        filtered(j @ j.T, GradientDescent(lr=0.1, steps=20000, gamma=gamma), 12) @ (j @ expected),
+        filtered(j @ j.T, Ridge(gamma), 12) @ (j @ expected),
     )
 
 
@@ -124,7 +117,7 @@ def test_ridge_is_the_minimum() -> None:
 def test_interpolation_is_least_squares_of_least_norm(rank: int) -> None:
     j, noise = randn(12, rank) @ randn(rank, 20, seed=2), randn(12, seed=1)
     expected = torch.linalg.lstsq(j, noise.unsqueeze(1), driver="gelsd", rcond=1e-7).solution[:, 0]
-    assert_close(j.T @ (phi(j @ j.T, Interpolation(), 12) @ noise), expected, 1e-8)
+    assert_close(j.T @ (filtered(j @ j.T, Interpolation(), 12) @ noise), expected, 1e-8)
 
 
 def test_interpolation_drops_what_is_below_its_threshold() -> None:
@@ -353,7 +346,7 @@ def test_draws_agree(fit: tpv.ntk.Fit, center: bool) -> None:
 def test_displacements_have_the_covariance_of_the_formula() -> None:
     model, noise = mlp(), law()
     j = dense(model, TRAIN, center=True)
-    spread = j.T @ phi(j @ j.T, FITS[1], 30)
+    spread = j.T @ filtered(j @ j.T, FITS[1], 30)
     generator, at = seeded(1), weights(model, noise)
     draws = torch.stack([flat(noise.sample(at, generator)) for _ in range(3000)])
     expected = STD**2 * spread @ spread.T
@@ -368,7 +361,7 @@ def test_a_draw_is_the_fit_of_its_noise() -> None:
     met = noise.meet(weights(model, noise))
     epsilon = STD * mean_free(torch.randn(10, 3, generator=seeded(4)).double()).reshape(-1)
     assert_close(met.noise(seeded(4)), epsilon, 1e-6)
-    assert_close(flat(noise.sample(weights(model, noise), seeded(4))), j.T @ phi(j @ j.T, FITS[1], 30) @ met.noise(seeded(4)))
+    assert_close(flat(noise.sample(weights(model, noise), seeded(4))), j.T @ filtered(j @ j.T, FITS[1], 30) @ met.noise(seeded(4)))
 
 
 def test_every_draw_moves_the_generator_on() -> None:
@@ -487,7 +480,7 @@ def test_a_krylov_fit_is_as_good_as_its_tolerance(tolerance: float) -> None:
 
     space, b = Krylov(multiply, 60, torch.device("cpu")), randn(60, 3, seed=2)
     filter_ = lambda e: Ridge(1e-3).filter(e, 60, 1.0)  # noqa: E731
-    exact = k @ phi(k, Ridge(1e-3), 60) @ b
+    exact = k @ filtered(k, Ridge(1e-3), 60) @ b
     found = k @ space.apply(filter_, b, tolerance=tolerance)
     assert (found - exact).norm() < 5 * tolerance * exact.norm()
     assert sum(products) == space.basis.shape[1]
@@ -505,7 +498,7 @@ def test_a_krylov_fit_ends_where_the_span_is_invariant() -> None:
     space = Krylov(lambda v: k @ v, 30, torch.device("cpu"))
     b = randn(30, 2, seed=3)
     found = space.apply(lambda e: Ridge(0.1).filter(e, 30, 4.0), b, tolerance=1e-10)
-    assert_close(k @ found, k @ phi(k, Ridge(0.1), 30) @ b, 1e-9)
+    assert_close(k @ found, k @ filtered(k, Ridge(0.1), 30) @ b, 1e-9)
     assert space.basis.shape[1] <= 10
     values, vectors = space.largest(4, b)
     assert_close(values, torch.tensor([4.0, 2.0, 1.0, 0.5]).double(), 1e-9)
@@ -900,24 +893,6 @@ def test_narrow_weights(dtype: torch.dtype, tolerance: float, estimator: tpv.Est
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_faults_leave_the_model_unchanged(error: type[BaseException]) -> None:
-    calls, limit = 0, 0
-    original = nn.Linear.forward
-
-    def faulty(self: nn.Linear, x: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == limit:
-            raise error("injected")
-        return original(self, x)
-
-    survived = 0
-    for k in itertools.count(1, 7):
-        limit, model, calls = k, mlp(), 0
-        with assert_unchanged(model), pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-            patch.setattr(nn.Linear, "forward", faulty)
-            try:
-                tpv.stability(model, TRAIN, TEST, law())
-                break
-            except error:
-                survived += 1
+    with warnings.catch_warnings():
+        survived = faults_survived(error, itertools.count(1, 7), mlp, lambda model: tpv.stability(model, TRAIN, TEST, law()))
     assert survived >= 10

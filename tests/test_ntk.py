@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, randn, seeded, settled
+from cases import CASES, Case, faults_survived, randn, seeded, settled
 from test_unchanged import Stateful
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
@@ -359,28 +359,14 @@ def test_a_stateful_model_is_restored(use: Callable[[NTK, Tensor], object]) -> N
 @pytest.mark.parametrize("use", USES, ids=["matrix", "cross", "products"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_faults_leave_the_model_unchanged(use: Callable[[NTK, Tensor], object], error: type[BaseException]) -> None:
-    x, calls, limit = randn(3, 3, 4, 4), 0, 0
-    original = nn.Linear.forward
+    x = randn(3, 3, 4, 4)
 
-    def faulty(self: nn.Linear, x: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == limit:
-            raise error("injected")
-        return original(self, x)
-
-    survived = 0
-    for k in [*range(1, 8), *range(8, 60, 5)]:
-        limit = k
+    def build() -> nn.Module:
         torch.manual_seed(0)
-        model, calls = settled(Stateful()), 0
-        with assert_unchanged(model), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(nn.Linear, "forward", faulty)
-            try:
-                use(NTK(model, x, chunk_size=2), x)
-                break
-            except error:
-                survived += 1
+        return settled(Stateful())
+
+    places = [*range(1, 8), *range(8, 60, 5)]
+    survived = faults_survived(error, places, build, lambda model: use(NTK(model, x, chunk_size=2), x))
     assert survived >= 8
 
 

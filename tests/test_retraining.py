@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import randn, seeded, settled
+from cases import filtered, randn, seeded, settled
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.utils.data import DataLoader, TensorDataset
@@ -60,9 +60,7 @@ def jacobian(model: nn.Module, batch: Any, read: Callable[[Tensor], Tensor]) -> 
 
 def predicted(j: Tensor, fit: GradientDescent, noise: Tensor, outputs: int) -> Tensor:
     """Jᵀ φ(K) ε."""
-    k, u = torch.linalg.eigh(j @ j.T)
-    k = k.clamp(min=0)
-    return j.T @ (u @ (fit.filter(k, outputs=outputs, largest=k.max().item()) * (u.T @ noise)))
+    return j.T @ (filtered(j @ j.T, fit, outputs) @ noise)
 
 
 def drawn(law: tpv.Retraining, at: tpv.Weights, seed: int = 3) -> Tensor:

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from cases import InPlace, randn, settled
+from cases import InPlace, faults_survived, randn, settled
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -60,27 +60,8 @@ def test_a_stateful_model_is_restored(verb) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_faults_at_every_layer_call_leave_the_model_unchanged(verb, error: type[BaseException]) -> None:
     """Raise at the k-th call of a layer, for every k until none raises any more."""
-    x, calls, limit = randn(5, 3, 4, 4), 0, 0
-    original = nn.Linear.forward
-
-    def faulty(self, x):
-        nonlocal calls
-        calls += 1
-        if calls == limit:
-            raise error("injected")
-        return original(self, x)
-
-    survived = 0
-    for k in range(1, 200):
-        limit = k
-        model, calls = network(), 0
-        with assert_unchanged(model), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(nn.Linear, "forward", faulty)
-            try:
-                verb(model, x)
-                break
-            except error:
-                survived += 1
+    x = randn(5, 3, 4, 4)
+    survived = faults_survived(error, range(1, 200), network, lambda model: verb(model, x))
     assert survived >= 8
 
 

@@ -13,8 +13,6 @@ from tpv._batches import batch_size, narrow, tensors
 from tpv._errors import TPVError
 from tpv.linearization import Linearization
 
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-
 
 def check_model(model: nn.Module) -> None:
     """Refuse a model without a fixed point to measure at.
@@ -89,6 +87,11 @@ def check_device(model: nn.Module, batch: Any) -> None:
             )
 
 
+def repeatability(dtype: torch.dtype) -> float:
+    """How much two passes over the same examples may differ, relative to the largest output."""
+    return {torch.float64: 1e-8, torch.float32: 1e-3}.get(dtype, 0.1)
+
+
 @torch.no_grad()
 def check_outputs(lin: Linearization, batch: Any) -> Tensor:
     """Outputs (m, ...) of the batch's first examples, after checking that each is a function of its example alone.
@@ -111,7 +114,7 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
         )
     if not first.isfinite().all():
         raise TPVError(explain_non_finite(lin, few))
-    tolerance = _TOLERANCE.get(first.dtype, 0.1) * first.abs().max()
+    tolerance = repeatability(first.dtype) * first.abs().max()
     if (lin(few) - first).abs().max() > tolerance:
         raise TPVError(
             "two passes over the same batch gave different outputs: the model draws random numbers or changes its own state. "

@@ -49,7 +49,7 @@ def _saved_bytes(lin: Linearization, example: Any) -> int:
 
 def _budget(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
+        return available_bytes(device) // 4
     return SCRATCH_BYTES
 
 

@@ -5,18 +5,38 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 
 from tpv._batches import batch_size, batches
 from tpv._errors import TPVError
 from tpv._regrouping import chosen
+from tpv.perturbations.base import Perturbation, Sum
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.perturbations.retraining import Retraining
 from tpv.result import TPVResult
 
 Law = LabelNoise | Retraining
 Read = Callable[[object, Law], TPVResult]
+
+
+def is_cross_fitted(law: Perturbation, train: object) -> TypeGuard[Law]:
+    """Whether the law is noise on training inputs.
+
+    Raises:
+        TPVError: if it is but cannot be split, because it is a part of a sum or on other inputs than ``train``.
+    """
+    if isinstance(law, Sum) and any(isinstance(part, Law) for part in law.parts):
+        raise TPVError("stability cannot cross-fit a sum: ask for its LabelNoise or Retraining alone, and for the other parts alone.")
+    if not isinstance(law, Law):
+        return False
+    if law.data is not train:
+        raise TPVError(
+            f"stability(train=...) must be the data of the {type(law).__name__} itself, the inputs that its noise is on: "
+            "pass the same object, train=law.data."
+        )
+    return True
 
 
 def cross_fit(law: Law, test: object, read: Read, seed: int) -> tuple[TPVResult, TPVResult]:

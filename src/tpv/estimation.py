@@ -17,14 +17,14 @@ from tpv._options import require_int
 from tpv._regrouping import LargeBatches
 from tpv.accumulation import Progress, Seed, accumulate
 from tpv.checks import check_device, check_model, check_outputs
-from tpv.crossfit import cross_fit
+from tpv.crossfit import cross_fit, is_cross_fitted
 from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
 from tpv.estimators.base import Procedure, Setting
 from tpv.estimators.monte_carlo import DrawnProcedure, comparison
 from tpv.grouping import LayersSpec, groups
 from tpv.linearization import Forward, Linearization
 from tpv.outputs import OutputSpec, as_output
-from tpv.perturbations import Perturbation, Retraining, Sum
+from tpv.perturbations import Perturbation, Retraining
 from tpv.perturbations.base import diagonal
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.result import LinearityResult, StabilityResult, TPVResult
@@ -155,13 +155,7 @@ def stability(
     """
     if not isinstance(generator, int):
         raise TPVError(f"stability(generator={generator!r}): give an int seed, so that both sides share their draws.")
-    if isinstance(perturbation, Sum) and any(isinstance(part, LabelNoise | Retraining) for part in perturbation.parts):
-        raise TPVError("stability cannot cross-fit a sum: ask for its LabelNoise or Retraining alone, and for the other parts alone.")
-    if isinstance(perturbation, LabelNoise | Retraining) and perturbation.data is not train:
-        raise TPVError(
-            f"stability(train=...) must be the data of the {type(perturbation).__name__} itself, the inputs that its noise is on: "
-            "pass the same object, train=law.data."
-        )
+    noise = perturbation if is_cross_fitted(perturbation, train) else None
     if estimator is None:
         estimator = _common_estimator(model, (train, test), perturbation, forward, output)
     settings: dict[str, Any] = {
@@ -172,9 +166,7 @@ def stability(
         return estimate(model, data, law, **settings)
 
     both = read(train, perturbation), read(test, perturbation)
-    if not isinstance(perturbation, LabelNoise | Retraining):
-        return StabilityResult(*both)
-    return StabilityResult(*both, *cross_fit(perturbation, test, read, generator))
+    return StabilityResult(*both, *(cross_fit(noise, test, read, generator) if noise else ()))
 
 
 def linearity(

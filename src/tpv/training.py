@@ -12,12 +12,10 @@ from torch import Tensor
 
 from tpv._batches import batch_size, batches, inputs, narrow
 from tpv._errors import TPVError
-from tpv.checks import check_device, check_outputs
+from tpv.checks import check_device, check_outputs, repeatability
 from tpv.chunking import choose_chunk_size
 from tpv.linearization import Linearization
 from tpv.outputs import centered, class_axis, mask_of, same
-
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 class TrainingSet:
@@ -92,10 +90,15 @@ class TrainingSet:
         """All examples in order, ``step`` or as many at a time as fit in memory, with their places in a vector over all outputs."""
         start = 0
         for batch, z in zip(self.data, self.predictions, strict=True):
-            for part in self.parts(batch, step):
-                stop = start + batch_size(part) * (z.numel() // len(z))
-                yield part, slice(start, stop)
-                start = stop
+            yield from self.placed(batch, z.numel() // len(z), start, step)
+            start += z.numel()
+
+    def placed(self, batch: Any, outputs: int, start: int, step: int | None = None) -> Iterator[tuple[Any, slice]]:
+        """The :meth:`parts` of a batch with their places, from ``start`` on, in a vector with so many outputs for each example."""
+        for part in self.parts(batch, step):
+            stop = start + batch_size(part) * outputs
+            yield part, slice(start, stop)
+            start = stop
 
     def check_order(self, z: Tensor, places: slice) -> None:
         """Refuse data that changed since they were first read.
@@ -103,17 +106,18 @@ class TrainingSet:
         Raises:
             TPVError: if outputs at w* are not those of the first reading.
         """
-        expected = self._flat[places].view_as(z)
+        expected = self.flat[places].view_as(z)
         scale = max(z.abs().max().item(), expected.abs().max().item(), math.ulp(0.0))
-        if ((z - expected).abs().max() / scale).item() > _TOLERANCE.get(z.dtype, 0.1):
+        if ((z - expected).abs().max() / scale).item() > repeatability(z.dtype):
             raise TPVError(
                 "the training data comes in another order, or changed, at each reading: "
                 "switch off shuffling and random augmentation in its DataLoader."
             )
 
     @functools.cached_property
-    def _flat(self) -> Tensor:
-        return torch.cat([z.reshape(-1) for z in self.predictions])
+    def flat(self) -> Tensor:
+        """``predictions`` as one vector over all outputs."""
+        return flattened(self.predictions)
 
     def noise(self, generator: torch.Generator) -> list[Tensor]:
         """Standard normal noise for each batch, in the form of ``predictions``; what the loss does not see is projected out."""
@@ -121,3 +125,8 @@ class TrainingSet:
         for batch, z in zip(self.data, self.predictions, strict=True):
             drawn.append(self._read(torch.randn(z.shape, generator=generator).to(z), batch))
         return drawn
+
+
+def flattened(batches: list[Tensor]) -> Tensor:
+    """One vector over all outputs of all batches."""
+    return torch.cat([z.reshape(-1) for z in batches])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from tpv._errors import TPVError
 from tpv._options import require_int
 from tpv.chunking import available_bytes
 from tpv.estimators.base import TOTAL, Contribution, Estimator, Piece, Procedure, Setting, squared_norms
+from tpv.estimators.kernel import NO_LAYERS
 from tpv.ntk.noisy_fit import NoisyFit
 from tpv.perturbations.label_noise import LabelNoise
 
@@ -71,16 +71,16 @@ class HutchPlusPlus(Estimator):
                 f"{self!r} keeps {self.rank + self.draws} displacements of the weights, {needed / 2**30:.1f} GiB, and "
                 f"{free / 2**30:.1f} GiB may be used: give a lower rank."
             )
-        return _Deflated(self, setting, found, lambda: law.facts(at))
+        return _Deflated(self, setting, found)
 
 
 class _Deflated(Procedure):
     backward = False
-    no_layers = "label noise moves all layers at once, and their contributions do not add up"
+    no_layers = NO_LAYERS
 
-    def __init__(self, spec: HutchPlusPlus, setting: Setting, fit: NoisyFit, facts: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, spec: HutchPlusPlus, setting: Setting, fit: NoisyFit) -> None:
         self.names, self.method, self.draws = [TOTAL], repr(spec), spec.draws
-        self._lin, self._facts = setting.lin, facts
+        self._lin, self._fit = setting.lin, fit
         noise = torch.stack([fit.noise(setting.generator) for _ in range(spec.draws)], 1)
         vectors = fit.largest(spec.rank, setting.generator)
         self._rank = vectors.shape[1]
@@ -97,7 +97,7 @@ class _Deflated(Procedure):
         return squared_norms(tangent)
 
     def facts(self) -> dict[str, Any]:
-        return self._facts()
+        return self._fit.facts()
 
     def details(self) -> dict[str, Any]:
         return {"draw_std": math.nan}  # these draws vary by the small eigenvectors alone

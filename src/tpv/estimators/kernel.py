@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from tpv.ntk.noisy_fit import NoisyFit
 from tpv.perturbations.label_noise import LabelNoise
 from tpv.result.spectrum import Spectrum
 
+NO_LAYERS = "label noise moves all layers at once, and their contributions do not add up"
 _BYTES, _DECIDED = 2**26, 0.2
 
 
@@ -28,7 +29,7 @@ class KernelProcedure(Procedure):
     """
 
     method = "Exact(), through the kernel"
-    no_layers = "label noise moves all layers at once, and their contributions do not add up"
+    no_layers = NO_LAYERS
 
     def __init__(self, setting: Setting, law: LabelNoise) -> None:
         self.names = [TOTAL]
@@ -39,24 +40,18 @@ class KernelProcedure(Procedure):
         self._examples = 0
         self._sweep = self._fit.ntk.sweep(setting.lin)
         self.chunk_size = max(1, _BYTES // (self._fit.train.rows * setting.outputs * self._fit.ntk.dtype.itemsize))
-        self._noted = law.facts(setting.lin.weights.select(law.params))
 
     def contribution(self, piece: Piece) -> Contribution:
         outputs = self._lin.displaced(narrow(piece.batch, 0, 1, piece.n), {}).numel()
-        rows = JacobianRows(self._sweep, lambda: self._chunks(piece, outputs), piece.n * outputs)
+        chunks = functools.partial(self._fit.train.placed, piece.batch, outputs, 0, self._fit.ntk.chunk_size)
+        rows = JacobianRows(self._sweep, chunks, piece.n * outputs)
         moved = gram(rows, self._fit.ntk.rows, self._fit.ntk.names) @ self._directions
         self._second += moved.T @ moved
         self._examples += piece.n
         return Contribution(squared_norms(moved.reshape(piece.n, -1)).unsqueeze(1))
 
-    def _chunks(self, piece: Piece, outputs: int) -> Iterator[tuple[Any, slice]]:
-        step = self._fit.ntk.chunk_size
-        for start in range(0, piece.n, step):
-            stop = min(start + step, piece.n)
-            yield narrow(piece.batch, start, stop, piece.n), slice(start * outputs, stop * outputs)
-
     def facts(self) -> dict[str, Any]:
-        return self._noted
+        return self._fit.facts()
 
     def details(self) -> dict[str, Any]:
         k, _ = self._fit.ntk.eigh()

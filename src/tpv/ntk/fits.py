@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,14 +143,18 @@ class GradientDescent(Fit):
 
     def resolved(self, dtype: torch.dtype, outputs: int, largest: float) -> GradientDescent:
         """With the default ``lr``."""
-        curvature = 2 * largest / outputs + self.gamma
+        curvature = self._curvature(largest, outputs)
         return self if self.lr is not None or curvature <= 0 else replace(self, lr=1 / curvature)
+
+    def _curvature(self, k: Any, outputs: int) -> Any:
+        """Of the loss along an eigenvector, for a number or a tensor of eigenvalues."""
+        return 2 * k / outputs + self.gamma
 
     def filter(self, eigenvalues: Tensor, outputs: int, largest: float) -> Tensor:
         """a after T steps of v ← βv + (2/nK)((k + λ)a − 1), a ← a − ηv, from a = v = 0."""
         lr = self.resolved(eigenvalues.dtype, outputs, largest).lr or 0.0
-        curvature, push = 2 * eigenvalues / outputs + self.gamma, 2 / outputs
-        self._refuse_divergence(lr, 2 * largest / outputs + self.gamma)
+        curvature, push = self._curvature(eigenvalues, outputs), 2 / outputs
+        self._refuse_divergence(lr, self._curvature(largest, outputs))
         # (a, v, 1) → (a − ηv', v', 1) with v' = βv + curvature·a − push
         velocity = torch.stack([curvature, *(torch.full_like(curvature, x) for x in (self.momentum, -push))], -1)
         unit = torch.eye(3, dtype=torch.float64, device=eigenvalues.device).expand(*curvature.shape, 3, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from tpv._fingerprint import digest
 from tpv.ntk.fits import Fit
 from tpv.ntk.krylov import Krylov
 from tpv.ntk.operator import NTK
-from tpv.training import TrainingSet
+from tpv.training import TrainingSet, flattened
 
 _BLOCK = 16
 
@@ -79,7 +80,7 @@ class NoisyFit:
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """ε, (nK,), float64."""
-        return self.std * torch.cat([e.reshape(-1) for e in self.train.noise(generator)]).double()
+        return self.std * flattened(self.train.noise(generator)).double()
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One δ; what was found for the same noise is kept."""
@@ -88,3 +89,15 @@ class NoisyFit:
         if key not in self._responses:
             self._responses[key] = self.response(noise)
         return {name: d[0] for name, d in self.ntk.pull(self._responses[key]).items()}
+
+    def facts(self) -> dict[str, Any]:
+        """The noise and the kernel that it is fitted by."""
+        return {
+            "noise_std": self.std,
+            "train_examples": self.train.examples,
+            "train_outputs": self.train.outputs,
+            "noise_dimensions": self.train.dimensions,
+            "kernel": repr(self.ntk),
+            "kernel_bytes": self.ntk.dense_bytes if self.ntk.dense else 0,
+            "fit": repr(self.fit),
+        }

@@ -129,16 +129,7 @@ class LabelNoise(Perturbation):
 
     def facts(self, at: Weights) -> dict[str, Any]:
         """The noise and the kernel that it is fitted by."""
-        found = self.meet(at)
-        return {
-            "noise_std": found.std,
-            "train_examples": found.train.examples,
-            "train_outputs": found.train.outputs,
-            "noise_dimensions": found.train.dimensions,
-            "kernel": repr(found.ntk),
-            "kernel_bytes": found.ntk.dense_bytes if found.ntk.dense else 0,
-            "fit": repr(found.fit),
-        }
+        return self.meet(at).facts()
 
 
 def _warn_about_duplicates(train: TrainingSet) -> None:

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 def sides(result: StabilityResult | TPVResult) -> list[tuple[str, TPVResult]]:
     """What label noise was read on, by name: those that are to be compared follow each other."""
-    if isinstance(result, TPVResult):
-        return [("train, in sample", result)]
-    found = [("train, in sample", result.train), ("test", result.test)]
-    if result.cross_fitted and result.test_of_halves:
-        found += [("train, cross-fitted", result.cross_fitted), ("test, noise of the same halves", result.test_of_halves)]
-    return found
+    return list(result.sides.items()) if isinstance(result, StabilityResult) else [("train, in sample", result)]
 
 
 def plot_sides(result: StabilityResult, ax: Axes | None = None) -> Axes:

@@ -67,7 +67,7 @@ class Spectrum(JSONResult):
         return plot_spectrum(self, ax)
 
     def __str__(self) -> str:
-        half = bisect.bisect_left(list(itertools.accumulate(self.value)), math.fsum(self.value) / 2) + 1
+        half = bisect.bisect_left(self.cumulative, 0.5) + 1
         return (
             f"{len(self.eigenvalues)} directions, {self.degrees_of_freedom:.3g} degrees of freedom; "
             f"the {half} largest eigenvalues carry half of the value"

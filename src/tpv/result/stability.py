@@ -60,6 +60,18 @@ class StabilityResult(JSONResult):
         return self.ratio_estimate.stderr
 
     @property
+    def sides(self) -> dict[str, TPVResult]:
+        """All results by name: those that are to be compared follow each other."""
+        if not (self.cross_fitted and self.test_of_halves):
+            return {"train": self.train, "test": self.test}
+        return {
+            "train, in sample": self.train,
+            "test": self.test,
+            "train, cross-fitted": self.cross_fitted,
+            "test, noise of the same halves": self.test_of_halves,
+        }
+
+    @property
     def layers(self) -> dict[str, Estimate]:
         """Layer → ratio of its parts, where both results have a split."""
         return {name: independent_ratio(e, self.test.layers[name]) for name, e in self.train.layers.items() if name in self.test.layers}
@@ -78,8 +90,7 @@ class StabilityResult(JSONResult):
         return "cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
 
     def __str__(self) -> str:
-        sides = self._sides()
-        rows = [(name, plus_minus(side.value, side.stderr), str(side.n_examples)) for name, side in sides.items()]
+        rows = [(name, plus_minus(side.value, side.stderr), str(side.n_examples)) for name, side in self.sides.items()]
         rows.append(("train/test", plus_minus(self.in_sample_ratio.value, self.in_sample_ratio.stderr), ""))
         if self.cross_fitted:
             rows.append(("train/test, cross-fitted", plus_minus(self.ratio, self.ratio_stderr), ""))
@@ -90,16 +101,6 @@ class StabilityResult(JSONResult):
         return "\n\n".join([head, text, *explained])
 
     __repr__ = __str__
-
-    def _sides(self) -> dict[str, TPVResult]:
-        if not (self.cross_fitted and self.test_of_halves):
-            return {"train": self.train, "test": self.test}
-        return {
-            "train, in sample": self.train,
-            "test": self.test,
-            "train, cross-fitted": self.cross_fitted,
-            "test, noise of the same halves": self.test_of_halves,
-        }
 
     def _why(self) -> str:
         share = f"{percent(self.leverage)} of" if math.isfinite(self.leverage) else "a part of"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tpv._errors import TPVError
 from tpv.ntk.fits import GradientDescent
-from tpv.retraining.objective import Objective, Sums, flattened
+from tpv.ntk.operator import NTK
+from tpv.retraining.objective import Objective, Sums
 from tpv.retraining.optimizers import OptimizerFactory, built
 from tpv.training import TrainingSet
 from tpv.weights import Weights
@@ -90,12 +91,9 @@ class Trainer:
 
     def _curvature(self) -> float:
         """2k/nK + γ with the kernel's largest eigenvalue k, from below, by power iteration."""
-        leaves, z = self.leaves(), flattened(self.train.predictions)
-        v, k = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z), 0.0
+        ntk = NTK.of(self.train, list(self.at), dense=False)
+        v, k = torch.randn(self.train.rows, generator=torch.Generator().manual_seed(0)).to(self.train.flat), 0.0
         for _ in range(_POWER_ITERATIONS):
-            v = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
-            pulled = next(Objective(self.train, z - v / 2).gradients(leaves, None)).gradient  # ∇Σ(z − (z − v/2))² = Jᵀv
-            delta = dict(zip(leaves, pulled, strict=True))
-            v = torch.cat([self.train.lin.jvp(part, delta)[1].reshape(-1) for part, _ in self.train.chunks()])
+            v = ntk @ (v / v.norm().clamp(min=torch.finfo(v.dtype).tiny))
             k = v.norm().item()
         return 2 * k / self.train.outputs + self.fit.gamma

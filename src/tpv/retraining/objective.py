@@ -129,8 +129,3 @@ def cut(piece: Piece, start: int, stop: int) -> Piece:
     n = batch_size(part)
     width = (rows.stop - rows.start) // n
     return narrow(part, start, stop, n), slice(rows.start + start * width, rows.start + stop * width)
-
-
-def flattened(batches: list[Tensor]) -> Tensor:
-    """One vector over all outputs of all batches."""
-    return torch.cat([z.reshape(-1) for z in batches])

@@ -17,9 +17,8 @@ from tpv._fingerprint import digest, weights_digest
 from tpv.linearization import masked
 from tpv.ntk.fits import GradientDescent
 from tpv.retraining.loop import Trainer
-from tpv.retraining.objective import flattened
 from tpv.retraining.store import Finished, Store
-from tpv.training import TrainingSet
+from tpv.training import TrainingSet, flattened
 from tpv.weights import Weights
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Session:
         self._at, self._store = at, store
         self._train = TrainingSet(at.linearization, spec.noise.data, center=spec.noise.center)
         self._std = spec.noise.scale(self._train)
-        self._own = flattened(self._train.predictions)
+        self._own = self._train.flat
         self._clean = self._own if spec.targets is None else _readable(spec.targets, self._train)
         self._trainer = Trainer(
             self._train, at, spec.noise.fit, spec.optimizer, spec.batch_size, spec.adaptive, spec.on_step
