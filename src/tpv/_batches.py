@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tpv._errors import TPVError
 
-_LABELS = ("label", "labels", "target", "targets")
+LABELS = ("label", "labels", "target", "targets")
 _TENSOR_BATCH = 256
 
 
@@ -64,7 +64,7 @@ def count_examples(data: object) -> int | None:
 def inputs(batch: Any) -> Any:
     """The part of a batch that :func:`call_model` uses."""
     if isinstance(batch, Mapping):
-        return {key: value for key, value in batch.items() if key not in _LABELS}
+        return {key: value for key, value in batch.items() if key not in LABELS}
     return batch[0] if isinstance(batch, list | tuple) else batch
 
 

@@ -20,7 +20,6 @@ from tpv.checks import check_device, check_outputs, explain_non_finite
 from tpv.chunking import choose_chunk_size, release_memory
 from tpv.estimators.base import Piece, Procedure
 from tpv.linearization import Linearization
-from tpv.perturbations import Perturbation
 
 Progress = Callable[[int, int | None], None]
 Seed = int | torch.Generator
@@ -44,10 +43,11 @@ class Run:
             f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save the time.", stacklevel=5
         )
 
-    def metadata(self, perturbation: Perturbation, generator: Seed, started: float) -> dict[str, Any]:
+    def metadata(self, generator: Seed, started: float, **asked: Any) -> dict[str, Any]:
+        """What was asked, and how it was answered."""
         weight = next(iter(self.lin.weights.values()))
         return {
-            "perturbation": repr(perturbation),
+            **asked,
             "estimator": self.procedure.method,
             "seed": generator if isinstance(generator, int) else "torch.Generator",
             "output": self.lin.output.name,

@@ -107,7 +107,7 @@ def estimate(
             return chosen.begin(Setting(lin, perturbation, _generator(generator), outputs, layers))
 
         run = accumulate(lin, data, begin, chunk_size, progress)
-    metadata = run.metadata(perturbation, generator, started)
+    metadata = run.metadata(generator, started, perturbation=repr(perturbation))
     return TPVResult.from_moments(run.moments, run.procedure.no_layers, metadata, **run.procedure.details())
 
 
@@ -217,7 +217,7 @@ def linearity(
             return DrawnProcedure(setting, draws, "linearity", ["gap", "finite", "first_order"], comparison, followed=1)
 
         run = accumulate(lin, batches(data), begin, chunk_size, progress)
-    return LinearityResult.from_moments(run.moments, run.metadata(perturbation, generator, started))
+    return LinearityResult.from_moments(run.moments, run.metadata(generator, started, perturbation=repr(perturbation)))
 
 
 def default_estimator(lin: Linearization, perturbation: Perturbation, examples: int | None, outputs: int) -> Estimator:

@@ -72,7 +72,7 @@ class _RandomSweep(Procedure):
     def __init__(self, probes: int, layers: LayerSweep, generator: torch.Generator) -> None:
         self._probes, self._layers = probes, layers
         self._pieces = self._examples = 0
-        self._probes_of = _Drawing(probes, generator)
+        self._probes_of = Drawing(probes, generator)
         self.names = layers.names
         self.method = repr(Hutchinson(probes))
 
@@ -105,7 +105,7 @@ class _RandomSweep(Procedure):
         return self._layers.facts()
 
 
-class _Drawing:
+class Drawing:
     """Each example's probes, drawn in the order of the examples whatever the pieces: a batch's at once, or one's if they are long."""
 
     def __init__(self, probes: int, generator: torch.Generator) -> None:

@@ -1,0 +1,1 @@
+"""Other libraries' ways in: imported where used, never by the core."""

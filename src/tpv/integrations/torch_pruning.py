@@ -1,0 +1,179 @@
+"""Importances for Torch-Pruning: ``tp.pruner.BasePruner(model, example, importance=TPVImportance(data), ...)``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpv._guard import unchanged
+from tpv.accumulation import Seed
+from tpv.linearization import Forward
+from tpv.outputs import OutputSpec
+from tpv.pruning import criteria
+from tpv.pruning.criteria import Criterion, Squares
+from tpv.pruning.groups import ChannelGroup, Members
+from tpv.pruning.scores import ChannelScores
+from tpv.pruning.scoring import Labels, freeze, score
+from tpv.pruning.tracing import all_groups, channel_group, trace
+
+__all__ = ["JBR", "JC", "TPVImportance", "channel_groups"]
+
+
+def channel_groups(model: nn.Module, example: Any, *, forward: Forward | None = None) -> list[ChannelGroup]:
+    """What can be removed from a model, by Torch-Pruning's dependency graph; the channels of its outputs cannot.
+
+    Args:
+        model: in evaluation mode.
+        example: a batch of one or two examples.
+        forward: as in :func:`tpv.estimate`.
+
+    Raises:
+        TPVError: without Torch-Pruning (``pip install 'tpv[pruning]'``), or for a model that it cannot trace.
+
+    Cost: a forward pass.
+
+    Example:
+        >>> import torch
+        >>> from tpv.integrations.torch_pruning import channel_groups
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)).eval()
+        >>> channel_groups(model, torch.randn(2, 8))
+        [ChannelGroup(name='0', width=4, tied=1)]
+    """
+    with unchanged(model):
+        return [channel_group(graph_group) for graph_group in all_groups(trace(model, example, forward))]
+
+
+class Importance:
+    """A callable ``imp(group)`` for Torch-Pruning's pruners: scores of the group's root channels on the model as it is now.
+
+    All groups are scored together when the first is asked for after the weights have changed. Equal scores are told apart in
+    the last bit, because Torch-Pruning removes everything up to a threshold.
+    """
+
+    def __init__(self, data: object, criterion: Criterion, forward: Forward | None, generator: Seed) -> None:
+        self.data, self.criterion, self.forward, self.generator = data, criterion, forward, generator
+        self._labels: Labels | None = None
+        self._frozen = False
+        self._state: Any = None
+        self._found: dict[str, tuple[ChannelGroup, Tensor]] = {}
+
+    def __call__(self, group: Any) -> Tensor:
+        """Scores (channels,) of a ``tp.dependency.Group``, in squared units of the outputs, on the CPU.
+
+        Raises:
+            TPVError: for a group that the criterion cannot score; for NaN.
+        """
+        model, graph = group._DG.model, group._DG
+        if (state := _state(model)) != self._state:
+            self._found, self._state = {}, state
+            self._score(model, all_groups(graph, self.criterion.members))
+        mine = channel_group(group)
+        if mine.name not in self._found:
+            self._score(model, [_whole(graph, group)])
+        full, values = self._found[mine.name]
+        roots = torch.tensor(group[0].idxs)
+        return values[roots % full.width]
+
+    def _score(self, model: nn.Module, graph_groups: list[Any]) -> None:
+        groups = [channel_group(group) for group in graph_groups]
+        if not groups:
+            return
+        with unchanged(model):
+            model.eval()
+            if not self._frozen:
+                self._labels, self._frozen = freeze(model, self.data, self.criterion, forward=self.forward), True
+            found = score(model, self.data, groups, self.criterion, labels=self._labels, forward=self.forward, generator=self.generator)
+        self._found |= {group.name: (group, values) for group, values in zip(groups, _distinct(found), strict=True)}
+
+
+class TPVImportance(Importance):
+    """:class:`tpv.pruning.TPVImportance` on unlabelled data.
+
+    Args:
+        data: calibration inputs, as in :func:`tpv.estimate`.
+        members, probes, squares, output: as in :class:`tpv.pruning.TPVImportance`.
+        forward, generator: as in :func:`tpv.estimate`.
+
+    Cost: of :func:`tpv.pruning.score`, once for each state of the model.
+
+    Example:
+        >>> import torch, torch_pruning as tp
+        >>> from tpv.integrations.torch_pruning import TPVImportance
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).eval()
+        >>> x = torch.randn(64, 8)
+        >>> tp.pruner.BasePruner(model, x[:1], TPVImportance(x), pruning_ratio=0.5, ignored_layers=[model[2]]).step()
+        >>> model[0]
+        Linear(in_features=8, out_features=3, bias=True)
+    """
+
+    def __init__(
+        self,
+        data: object,
+        *,
+        members: Members = "consumers",
+        probes: int = 1,
+        squares: Squares = "joint",
+        output: OutputSpec = "logits",
+        forward: Forward | None = None,
+        generator: Seed = 0,
+    ) -> None:
+        super().__init__(data, criteria.TPVImportance(probes, members, squares, output), forward, generator)
+
+
+class JBR(Importance):
+    """:class:`tpv.pruning.JBR` on unlabelled data; its pseudo-labels are frozen when it first meets a model.
+
+    Args:
+        data, forward: as in :class:`TPVImportance`; the data must come in the same order at every reading.
+        confidence, members, squares: as in :class:`tpv.pruning.JBR`.
+    """
+
+    def __init__(
+        self,
+        data: object,
+        *,
+        confidence: float = 0.0,
+        members: Members = "all",
+        squares: Squares = "joint",
+        forward: Forward | None = None,
+    ) -> None:
+        super().__init__(data, criteria.JBR(confidence, members, squares), forward, 0)
+
+
+class JC(Importance):
+    """:class:`tpv.pruning.JC` on labelled data.
+
+    Args:
+        data: batches (inputs, labels), or mappings with labels.
+        members, squares, forward: as in :class:`JBR`.
+    """
+
+    def __init__(self, data: object, *, members: Members = "all", squares: Squares = "joint", forward: Forward | None = None) -> None:
+        super().__init__(data, criteria.JC(members, squares), forward, 0)
+
+
+def _state(model: nn.Module) -> Any:
+    """What changes with any weight or buffer."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [(id(t), t.data_ptr(), t._version, t.shape) for t in tensors]
+
+
+def _whole(graph: Any, group: Any) -> Any:
+    """The group with all channels of its root."""
+    root = group[0].dep
+    widths = graph.get_out_channels if graph.is_out_channel_pruning_fn(root.handler) else graph.get_in_channels
+    return graph.get_pruning_group(root.target.module, root.handler, list(range(widths(root.target.module))))
+
+
+def _distinct(scores: ChannelScores) -> list[Tensor]:
+    """The scores of each group, equal ones told apart in the last bit."""
+    values = torch.cat([group.value for group in scores.values()])
+    order = values.argsort(stable=True)
+    ranked = values[order].tolist()
+    for i in range(1, len(ranked)):
+        if ranked[i] <= ranked[i - 1]:
+            ranked[i] = torch.nextafter(torch.tensor(ranked[i - 1], dtype=torch.float64), torch.tensor(torch.inf)).item()
+    values[order] = torch.tensor(ranked, dtype=torch.float64)
+    return list(values.split([len(group.value) for group in scores.values()]))

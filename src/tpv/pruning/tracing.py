@@ -1,0 +1,126 @@
+"""Channel groups from Torch-Pruning's dependency graph."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from tpv._batches import call_model
+from tpv._errors import TPVError
+from tpv.linearization import Forward
+from tpv.outputs import outputs_tensor
+from tpv.pruning.groups import ChannelGroup, Member, Members, Role
+
+
+def torch_pruning() -> Any:
+    """The library.
+
+    Raises:
+        TPVError: where it is not installed.
+    """
+    try:
+        import torch_pruning as tp
+    except ImportError:
+        raise TPVError("structured pruning needs Torch-Pruning: pip install 'tpv[pruning]'.") from None
+    return tp
+
+
+def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Any:
+    """The ``tp.DependencyGraph`` of a model.
+
+    Raises:
+        TPVError: where Torch-Pruning cannot trace it.
+    """
+    tp = torch_pruning()
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    try:
+        for p in frozen:
+            p.requires_grad_()
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            return tp.DependencyGraph().build_dependency(
+                model, example, forward_fn=lambda m, x: outputs_tensor((forward or call_model)(m, x)), verbose=False
+            )
+    except TPVError:
+        raise
+    except Exception as error:
+        raise TPVError(f"Torch-Pruning cannot trace the model ({type(error).__name__}: {error}).") from error
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+def all_groups(graph: Any, members: Members | None = None) -> list[Any]:
+    """Every ``tp.dependency.Group`` whose channels do not reach the outputs by themselves, with all its channels.
+
+    Args:
+        graph: a ``tp.DependencyGraph``.
+        members: leave out the groups without such members.
+    """
+    tp = torch_pruning()
+    roots = tuple(tp.ops.type2class(kind) for kind in (tp.ops.OPTYPE.CONV, tp.ops.OPTYPE.LINEAR, tp.ops.OPTYPE.EMBED))
+    found = [group for group in graph.get_all_groups(root_module_types=roots) if not any(_is_output(graph, dep) for dep, _ in group)]
+    return [group for group in found if members is None or _scorable(channel_group(group), members)]
+
+
+def _scorable(group: ChannelGroup, members: Members) -> bool:
+    try:
+        return bool(group.chosen(members))
+    except TPVError:
+        return False
+
+
+def _is_output(graph: Any, dep: Any) -> bool:
+    node = dep.target
+    return not node.outputs and graph.is_out_channel_pruning_fn(dep.handler) and not isinstance(node.module, nn.Parameter)
+
+
+def channel_group(group: Any) -> ChannelGroup:
+    """A ``tp.dependency.Group`` in our terms."""
+    graph = group._DG
+    names = {module: name for name, module in graph.model.named_modules()}
+    tied = math.lcm(*(_tied(graph, dep) for dep, _ in group))
+    width = len(group[0].idxs) // tied
+    position = {root: i for i, root in enumerate(group[0].idxs)}
+    members = []
+    for item in group:
+        module = item.dep.target.module
+        role = _role(graph, item.dep)
+        if role is None:
+            continue
+        channels = torch.tensor([position[root] for root in item.root_idxs]) % width
+        name = names.get(module) if isinstance(module, nn.Module) else graph._param_to_name.get(module)
+        members.append(Member(name or type(module).__name__, role, torch.tensor(item.idxs), channels))
+    return ChannelGroup(names[group[0].dep.target.module], width, tuple(members), tied)
+
+
+def _tied(graph: Any, dep: Any) -> int:
+    """How many equal parts a layer needs its channels in."""
+    module, pruner = dep.target.module, graph.get_pruner_of_module(dep.target.module)
+    if isinstance(module, nn.Parameter) or pruner is None or not isinstance(module, nn.Module) or _is_depthwise(module):
+        return 1
+    side = pruner.get_out_channel_groups if graph.is_out_channel_pruning_fn(dep.handler) else pruner.get_in_channel_groups
+    return int(side(module))
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.out_channels > 1
+
+
+_PASSING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
+
+
+def _role(graph: Any, dep: Any) -> Role | None:
+    """How a module takes part, None for operations without weights."""
+    module = dep.target.module
+    if isinstance(module, nn.Parameter):
+        return "producer"
+    if type(module).__module__.startswith("torch_pruning"):
+        return None
+    if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not _is_depthwise(module):
+        return "producer" if graph.is_out_channel_pruning_fn(dep.handler) else "consumer"
+    return "producer" if isinstance(module, _PASSING) or _is_depthwise(module) else "opaque"
