@@ -1,0 +1,1 @@
+"""Structured pruning: which width to give to every group of channels."""
