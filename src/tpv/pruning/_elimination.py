@@ -107,7 +107,8 @@ def _step(
     for row in product(*(range(options[g]) for g in frontier)):
         choice = dict(zip(frontier, row, strict=True))
         sources, costs = [], []
-        for choice[group] in range(options[group]):
+        for option in range(options[group]):
+            choice[group] = option
             source = sum(choice[g] * stride for g, stride in strides.items())
             sources.append(source)
             costs.append(cheapest[source] + sum(table[tuple(choice[g] for g in scope)] for scope, table in mine))

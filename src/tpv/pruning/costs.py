@@ -37,7 +37,7 @@ def module_macs(model: nn.Module, batch: Any, forward: Forward | None = None) ->
         the model itself is ``""``. A module under several names or called several times is summed under its first name.
 
     Raises:
-        TPVError: if ``model`` is no ``nn.Module`` or was scripted or compiled, for a batch without tensors.
+        TPVError: if ``model`` is no ``nn.Module`` or was scripted, for a batch without tensors.
 
     Cost: one forward pass of one example.
 
@@ -48,7 +48,7 @@ def module_macs(model: nn.Module, batch: Any, forward: Forward | None = None) ->
         >>> module_macs(model, torch.zeros(2, 3, 4, 4))  # 9 · 3 · 8 · 16 and 128 · 10
         {'0': 3456, '3': 1280}
     """
-    _refuse_opaque(model)
+    _refuse_scripted(model)
     example = narrow(batch, 0, 1, batch_size(batch))
     counter = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH)
     with unchanged(model), _no_fused_attention_layers(), torch.no_grad():
@@ -86,10 +86,10 @@ def _refuse_no_module(model: object) -> None:
         raise TPVError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
 
 
-def _refuse_opaque(model: nn.Module) -> None:
+def _refuse_scripted(model: nn.Module) -> None:
     _refuse_no_module(model)
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule | torch._dynamo.OptimizedModule):
+        if isinstance(module, torch.jit.ScriptModule):
             raise TPVError(
                 f"{name or 'the model'} is a {type(module).__name__}, whose layers cannot be told apart: "
                 "give the nn.Module that it was made from."
