@@ -171,7 +171,7 @@ def test_what_is_refused() -> None:
         parameters("resnet")
     with pytest.raises(TPVError, match="holds no tensor with a batch axis"):
         module_macs(nn.Linear(3, 3), {"text": "a"})
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="jit"):
         scripted = torch.jit.script(nn.Linear(3, 3))
     with pytest.raises(TPVError, match="layers cannot be told apart"):
         module_macs(nn.Sequential(scripted), torch.ones(1, 3))
