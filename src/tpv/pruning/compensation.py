@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tpv._batches import batch_size, batches, call_model
 from tpv.linearization import Forward
 from tpv.pruning.joins import joins
-from tpv.pruning.least_squares import Layer, Moments, best_fit, groups_of, rows
+from tpv.pruning.least_squares import Layer, Moments, best_fit, error, groups_of, rows
 
 _HELD_OUT = 4
 _SMALLEST_SLOPE = 1e-3
@@ -113,7 +113,13 @@ def _run(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterabl
 
 
 def _refit(
-    name: str, pruned: nn.Module, reference: nn.Module, parts: list[Any], kept: Mapping[str, Tensor], later: set[str], forward: Forward | None
+    name: str,
+    pruned: nn.Module,
+    reference: nn.Module,
+    parts: list[Any],
+    kept: Mapping[str, Tensor],
+    later: set[str],
+    forward: Forward | None,
 ) -> Refit:
     layer: Layer = pruned.get_submodule(name)  # type: ignore[assignment]
     sums = Moments.zero(layer), Moments.zero(layer)
@@ -143,8 +149,6 @@ def _refit(
 
 
 def _relative(moments: Moments, w: Tensor, b: Tensor) -> float:
-    from tpv.pruning.least_squares import error
-
     return error(moments, w, b) / max(moments.centered()[2].sum().item(), 1e-30)
 
 
@@ -192,7 +196,7 @@ def _put(model: nn.Module, name: str, w: Tensor, b: Tensor, batch: Any, forward:
     if layer.bias is not None:
         layer.bias.copy_(bias)
     elif (norm := _norm_behind(model, name, batch, forward)) is not None:
-        norm.running_mean -= bias
+        norm.running_mean.sub_(bias)  # type: ignore[union-attr]
     else:
         layer.bias = nn.Parameter(bias)
 

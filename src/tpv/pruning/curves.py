@@ -14,8 +14,7 @@ from tpv._guard import unchanged
 from tpv.linearization import Forward
 from tpv.outputs import Output
 from tpv.pruning.groups import ChannelGroup, Member
-from tpv.pruning.least_squares import Layer, Moments, best_fit, fit, groups_of, rows
-from tpv.pruning.scores import ChannelScores
+from tpv.pruning.least_squares import Layer, Moments, best_fit, groups_of, rows
 
 _HELD_OUT = 4
 Curve = dict[int, float]
@@ -57,12 +56,16 @@ def measure_curve(
             changed = {m.module: _without(model, m, sums[m.module], gone, refit=refit) for m in consumers}
             changed |= {m.module: _cut(model, m, gone) for m in fixed}
             with _with(model, changed):
-                moved = sum(output.divergence(f, output.select(run(model, part))).sum().item() for f, part in zip(before, parts, strict=True))
+                moved = sum(
+                    output.divergence(f, output.select(run(model, part))).sum().item() for f, part in zip(before, parts, strict=True)
+                )
             curve[width] = moved / sum(map(batch_size, parts))
     return curve
 
 
-def _gather(model: nn.Module, consumers: Sequence[Member], parts: Sequence[Any], forward: Forward | None) -> dict[str, tuple[Moments, Moments]]:
+def _gather(
+    model: nn.Module, consumers: Sequence[Member], parts: Sequence[Any], forward: Forward | None
+) -> dict[str, tuple[Moments, Moments]]:
     """Moments of each reader's inputs and outputs, of three in four examples and of the others."""
     layers: dict[str, Layer] = {m.module: model.get_submodule(m.module) for m in consumers}  # type: ignore[misc]
     sums = {name: (Moments.zero(layer), Moments.zero(layer)) for name, layer in layers.items()}
@@ -138,7 +141,7 @@ def _with(model: nn.Module, changed: Mapping[str, tuple[Tensor, Tensor | None]])
     with unchanged(model):
         for name, (weight, bias) in changed.items():
             layer = model.get_submodule(name)
-            layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
             if bias is not None:
                 layer.register_forward_hook(shift(bias))
         yield

@@ -30,8 +30,11 @@ class Moments:
         g = groups_of(layer)
         w = layer.weight
         d, o = w[0].numel(), len(w) // g
-        shapes = (g, d, d), (g, d, o), (g, o), (g, d), (g, o)
-        return Moments(*(torch.zeros(shape, dtype=torch.float64, device=w.device) for shape in shapes))
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=w.device)
+
+        return Moments(zeros(g, d, d), zeros(g, d, o), zeros(g, o), zeros(g, d), zeros(g, o))
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows x (R, G, D) and y (R, G, O)."""
@@ -88,7 +91,10 @@ def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
 
 
 def fit(moments: Moments, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    r"""Weight (G, O, D) and bias (G, O) that minimise :math:`E\|W x + b - y\|^2 + \lambda \|W - W_0\|^2`, :math:`\lambda = ` ridge · mean variance of x."""
+    r"""Weight (G, O, D) and bias (G, O) that minimise :math:`E\|W x + b - y\|^2 + \lambda \|W - W_0\|^2`.
+
+    λ is the ridge times the mean variance of the inputs.
+    """
     xx, xy, _, x, y = moments.centered()
     scale = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)
     damped = xx + (ridge * scale).view(-1, 1, 1) * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
