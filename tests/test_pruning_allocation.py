@@ -109,7 +109,7 @@ def test_a_budget_for_everything_takes_the_least_damages() -> None:
 
 
 def test_the_cheaper_of_equal_damages_is_taken() -> None:
-    damages = [{1: 5.0, 2: 1.0, 3: 1.0, 20: 0.0}, {1: 1.0, 2: 1.0, 9: 0.0}]
+    damages = [{1: 5.0, 3: 1.0, 2: 1.0, 20: 0.0}, {2: 1.0, 1: 1.0, 9: 0.0}]
     assert allocate(damages, [Cost((0,), 1), Cost((1,), 1)], 9).widths == (2, 1)
 
 

@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.weights = weights
 
     def forward(self, x):
-        x = self.project(x)
+        x = self.project(x @ torch.ones(8, 8))
         x, _ = self.attend(x, x, x, need_weights=self.weights)
         return F.scaled_dot_product_attention(x, x, x) @ torch.ones(8)
 
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("weights", [False, True])
 def test_what_runs_outside_of_children_counts_for_their_parent(weights) -> None:
     macs = module_macs(Attention(weights), torch.ones(3, 5, 8))
-    assert macs == {"": 2 * 25 * 8 + 5 * 8, "project": 5 * 64, "attend": 5 * 4 * 64 + 2 * 25 * 8}
+    assert macs == {"": 5 * 64 + 2 * 25 * 8 + 5 * 8, "project": 5 * 64, "attend": 5 * 4 * 64 + 2 * 25 * 8}
 
 
 class Bilinear(nn.Module):
@@ -161,7 +161,8 @@ def test_the_model_stays_as_it_was(training) -> None:
 
 def test_batches_of_another_form() -> None:
     batch = {"left": torch.ones(3, 4), "right": torch.ones(3, 4)}
-    assert module_macs(Tied(), batch, forward=lambda model, b: model(b["left"] + b["right"]))["first"] == 32
+    macs = module_macs(Tied(), batch, forward=lambda model, b: model(b["left"] + b["right"]) @ torch.ones(2, 7))
+    assert macs == {"": 14, "first": 32, "second.1": 8, "head": 16}
 
 
 def test_what_is_refused() -> None:
