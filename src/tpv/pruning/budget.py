@@ -26,18 +26,18 @@ class Budget:
     """Costs of a network whose groups have given widths.
 
     Attributes:
-        unit: ``"macs"``, multiply-accumulates for one example, or ``"params"``.
+        unit: ``"macs"``, multiply-accumulates for one example; ``"params"``; or the user's own.
         costs: terms in the widths of the groups.
         total: with all channels.
     """
 
-    unit: Unit
+    unit: str
     costs: tuple[Cost, ...]
-    total: int
+    total: float
 
-    def of(self, widths: Sequence[int]) -> int:
+    def of(self, widths: Sequence[int]) -> float:
         """The cost for these widths."""
-        return round(sum((cost.of(widths) for cost in self.costs), Fraction(0)))
+        return float(sum((cost.of(widths) for cost in self.costs), Fraction(0)))
 
 
 def budget(model: nn.Module, batch: Any, groups: Sequence[ChannelGroup], unit: Unit, forward: Forward | None = None) -> Budget:

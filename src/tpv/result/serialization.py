@@ -11,7 +11,7 @@ from typing import Any, Self
 from tpv._errors import TPVError
 from tpv._stats import Estimate
 
-_OPTIONAL = ("no_layers", "spectrum", "cross_fitted", "test_of_halves")
+_OPTIONAL = ("moved_test", "accuracy", "no_layers", "spectrum", "cross_fitted", "test_of_halves")
 
 
 class JSONResult:
