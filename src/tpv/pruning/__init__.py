@@ -1,11 +1,16 @@
 """Structured and unstructured pruning by how far the predictions move."""
 
 from tpv.pruning.allocation import Allocation, Cost, allocate
+from tpv.pruning.compensation import compensate
 from tpv.pruning.costs import module_macs, parameters
 from tpv.pruning.criteria import JBR, JC, Criterion, TPVImportance
+from tpv.pruning.driver import prune
 from tpv.pruning.groups import ChannelGroup, Member
+from tpv.pruning.recalibration import recalibrate
+from tpv.pruning.result import PruningResult, PruningStep
 from tpv.pruning.scores import ChannelScores, GroupScores
 from tpv.pruning.scoring import freeze, score
+from tpv.pruning.target import Target
 
 __all__ = [
     "JBR",
@@ -17,10 +22,16 @@ __all__ = [
     "Criterion",
     "GroupScores",
     "Member",
+    "PruningResult",
+    "PruningStep",
     "TPVImportance",
+    "Target",
     "allocate",
+    "compensate",
     "freeze",
     "module_macs",
     "parameters",
+    "prune",
+    "recalibrate",
     "score",
 ]
