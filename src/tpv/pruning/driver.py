@@ -104,13 +104,13 @@ def prune(
         >>> result.model[0], result.steps[-1].params_share <= 0.5
         (Linear(in_features=8, out_features=7, bias=True), True)
     """
-    work = _Pruning(
-        model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target, criterion or TPVImportance(), allocation,
-        compensate, recalibrate, steps if steps is not None else (1 if allocation == "curves" else 9),
-        None if test is None else list(batches(test)), tuple(ignore), forward, generator, progress or (lambda *_: None),
-    )  # fmt: skip
     check_model(model)
     with unchanged(model):
+        work = _Pruning(
+            model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target, criterion or TPVImportance(),
+            allocation, compensate, recalibrate, steps if steps is not None else (1 if allocation == "curves" else 9),
+            None if test is None else list(batches(test)), tuple(ignore), forward, generator, progress or (lambda *_: None),
+        )  # fmt: skip
         store = PruningStore(None if out is None else Path(out), work.fingerprint(), fresh=fresh)
         result = work.run(store)
         store.finish(result)
@@ -141,7 +141,7 @@ class _Pruning:
         require_choice("prune", "allocation", self.allocation, ("global", "uniform", "curves"))
         require_int("prune", "steps", self.steps, 1)
         require_int("prune", "generator", self.generator, 0)
-        if not callable(self.criterion) and not isinstance(self.criterion, Criterion):
+        if isinstance(self.criterion, type) or not (callable(self.criterion) or isinstance(self.criterion, Criterion)):
             raise TPVError(
                 f"criterion={self.criterion!r}: give tpv.pruning.TPVImportance(), JBR(), JC() or an importance of Torch-Pruning."
             )
@@ -160,8 +160,8 @@ class _Pruning:
         """All steps, those in the store aside."""
         self.progress("tracing", 0, self.steps)
         self._find_groups()
-        self.costs = self.target.budget(self.model, self.example, self.groups, self.forward)
         self.both = {unit: budget(self.model, self.example, self.groups, unit, self.forward) for unit in ("macs", "params")}
+        self.costs = self.target.budget(self.groups, self.both)
         measured = as_output(self.output)
         self.yardsticks = [Yardstick(self.model, part, measured, self.forward) for part in (self.data, self.test) if part]
         self.labels: Labels | None = None
@@ -200,7 +200,7 @@ class _Pruning:
 
     def _curves(self, store: PruningStore) -> dict[str, Curve]:
         found: dict[str, Curve] = {}
-        values = self._values(self.model, {})
+        values = self._unpruned_values = self._values(self.model, {})
         for i, group in enumerate(self.groups):
             self.progress("measuring curves", i, len(self.groups))
             curve = store.curve(group.name)
@@ -250,7 +250,7 @@ class _Pruning:
 
     def _choose(self, current: nn.Module, removed: Mapping[str, Sequence[int]], curves: dict[str, Curve], limit: float) -> Chosen:
         if self.allocation == "curves":
-            return by_curves(self.groups, self._values(self.model, {}), curves, self.costs, limit)
+            return by_curves(self.groups, self._unpruned_values, curves, removed, self.costs, limit)
         choose = by_ranking if self.allocation == "global" else uniformly
         return choose(self.groups, self._values(current, removed), removed, self.costs, limit)
 
@@ -264,6 +264,7 @@ class _Pruning:
 
     def _importances(self, current: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
         """By an importance of Torch-Pruning."""
+        torch.manual_seed(self.generator)  # for importances that are random; the caller's state is restored
         graph, found = trace(current, self.example, self.forward), []
         for group in groups:
             root = current.get_submodule(group.name)
@@ -277,7 +278,7 @@ class _Pruning:
         return found
 
     def _metadata(self) -> dict[str, Any]:
-        moved = self.yardsticks[-1](self.model)
+        accuracy = self.yardsticks[1](self.model)[1] if self.test else None
         return {
             "target": repr(self.target),
             "criterion": repr(self.criterion) if isinstance(self.criterion, Criterion) else type(self.criterion).__name__,
@@ -292,7 +293,7 @@ class _Pruning:
             "unpruned": {
                 "macs": round(self.both["macs"].total),
                 "params": round(self.both["params"].total),
-                "accuracy": None if moved[1] is None else dataclasses.asdict(moved[1]),
+                "accuracy": None if accuracy is None else dataclasses.asdict(accuracy),
                 "widths": {group.name: group.width for group in self.groups},
             },
             "versions": {

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from tpv._stats import Estimate
 from tpv.pruning.curves import Curve
 from tpv.result.serialization import JSONResult
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

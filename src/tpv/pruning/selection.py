@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -29,21 +31,23 @@ def by_ranking(
     Raises:
         TPVError: if the limit is not met with one channel left in every group; for NaN.
     """
-    gone = {group.name: list(removed.get(group.name, ())) for group in groups}
     ranked: list[tuple[float, int, int]] = []
     for i, group in enumerate(groups):
-        left = [c for c in range(group.width) if c not in set(gone[group.name])]
-        if not values[group.name].isfinite().all():
-            raise TPVError(f"the scores of {group.name} are NaN or infinite.")
-        scored = sorted(zip(values[group.name].tolist(), left, strict=True))
+        scored = sorted(zip(_finite(group, values), _left(group, removed), strict=True))
         ranked += [(value, i, channel) for value, channel in scored[:-1]]
-    widths = [group.width - len(gone[group.name]) for group in groups]
-    for _, i, channel in sorted(ranked):
-        if costs.of(widths) <= limit:
-            break
+    ranked.sort()
+    now = [group.width - len(removed.get(group.name, ())) for group in groups]
+
+    def widths(k: int) -> list[int]:
+        """Without the first k."""
+        fewer = Counter(i for _, i, _ in ranked[:k])
+        return [width - fewer[i] for i, width in enumerate(now)]
+
+    k = bisect_left(range(len(ranked)), True, key=lambda k: costs.of(widths(k)) <= limit)
+    _check(costs, widths(k), limit)
+    gone = {group.name: list(removed.get(group.name, ())) for group in groups}
+    for _, i, channel in ranked[:k]:
         gone[groups[i].name].append(channel)
-        widths[i] -= 1
-    _check(costs, widths, limit)
     return gone
 
 
@@ -65,14 +69,43 @@ def uniformly(
 
 
 def by_curves(
-    groups: Sequence[ChannelGroup], values: Mapping[str, Tensor], curves: Mapping[str, Curve], costs: Budget, limit: float
+    groups: Sequence[ChannelGroup],
+    values: Mapping[str, Tensor],
+    curves: Mapping[str, Curve],
+    removed: Mapping[str, Sequence[int]],
+    costs: Budget,
+    limit: float,
 ) -> Chosen:
-    """The widths of least summed damage, with the channels of highest value in each group.
+    """The widths of least summed damage among those measured, then one channel after the other while the limit allows.
 
     Args, Raises:
-        as :func:`by_ranking`.
+        as :func:`by_ranking`, with the values of all channels; no width is larger than what is there.
     """
-    return to_widths(groups, values, {}, allocate([curves[group.name] for group in groups], costs.costs, limit).widths)
+    most = [group.width - len(removed.get(group.name, ())) for group in groups]
+    _check(costs, [1] * len(groups), limit)
+    damages = [
+        {w: d for w, d in curves[g.name].items() if w <= m} | {m: interpolated(curves[g.name], m)}
+        for g, m in zip(groups, most, strict=True)
+    ]
+    widths = list(allocate(damages, costs.costs, limit).widths)
+
+    def gain(i: int) -> float:
+        curve = curves[groups[i].name]
+        return interpolated(curve, widths[i]) - interpolated(curve, widths[i] + 1)
+
+    def wider(i: int) -> list[int]:
+        return [width + (i == j) for j, width in enumerate(widths)]
+
+    while fits := [i for i, m in enumerate(most) if widths[i] < m and costs.of(wider(i)) <= limit]:
+        widths = wider(max(fits, key=gain))
+    return to_widths(groups, values, {}, widths)
+
+
+def interpolated(curve: Curve, width: int) -> float:
+    """A curve between its measured widths."""
+    below, above = max(w for w in curve if w <= width), min(w for w in curve if w >= width)
+    share = (width - below) / max(above - below, 1)
+    return (1 - share) * curve[below] + share * curve[above]
 
 
 def to_widths(
@@ -82,10 +115,21 @@ def to_widths(
     chosen: Chosen = {}
     for group, width in zip(groups, widths, strict=True):
         gone = list(removed.get(group.name, ()))
-        left = torch.tensor([c for c in range(group.width) if c not in set(gone)])
-        order = values[group.name].argsort(stable=True)
-        chosen[group.name] = gone + left[order[: len(left) - width]].tolist()
+        left = _left(group, removed)
+        order = torch.tensor(_finite(group, values), dtype=torch.float64).argsort(stable=True)
+        chosen[group.name] = gone + [left[i] for i in order[: len(left) - width].tolist()]
     return chosen
+
+
+def _left(group: ChannelGroup, removed: Mapping[str, Sequence[int]]) -> list[int]:
+    gone = set(removed.get(group.name, ()))
+    return [c for c in range(group.width) if c not in gone]
+
+
+def _finite(group: ChannelGroup, values: Mapping[str, Tensor]) -> list[float]:
+    if not values[group.name].isfinite().all():
+        raise TPVError(f"the scores of {group.name} are NaN or infinite.")
+    return values[group.name].tolist()
 
 
 def _check(costs: Budget, widths: Sequence[int], limit: float) -> None:
