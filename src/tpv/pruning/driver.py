@@ -269,7 +269,14 @@ class _Pruning:
         for group in groups:
             root = current.get_submodule(group.name)
             everything = list(range(group.width * group.tied))
-            values = self.criterion(graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, everything))  # type: ignore[operator]
+            whole = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, everything)
+            try:
+                values = self.criterion(whole)  # type: ignore[operator]
+            except Exception as error:
+                raise TPVError(
+                    f"the criterion failed on {group.name} ({type(error).__name__}: {error}). Importances that need gradients or do not "
+                    "know a layer's type cannot be used: give tpv.pruning.TPVImportance()."
+                ) from error
             if not isinstance(values, Tensor) or values.numel() != len(everything):
                 raise TPVError(
                     f"the criterion gave no score for each of the {len(everything)} channels of {group.name}, but {values!r:.80}."
