@@ -434,7 +434,8 @@ def test_ranking_takes_the_lowest_until_the_limit_is_met() -> None:
     ranked = sorted(
         (v, i, c) for i, g in enumerate(toy.groups) for v, c in sorted(zip(toy.values[g.name].tolist(), range(g.width), strict=True))[:-1]
     )
-    for limit in (140, 90, 50, 20):
+    exact = [g.width - [i for _, i, _ in ranked[:5]].count(j) for j, g in enumerate(toy.groups)]
+    for limit in (140, 90, toy.costs.of(exact), 50, 20):
         gone: dict[str, list[int]] = {"0": [], "1": [], "2": []}
         for _, i, c in ranked:
             if toy.costs.of([g.width - len(gone[g.name]) for g in toy.groups]) <= limit:
