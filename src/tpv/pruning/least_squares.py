@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +139,16 @@ def input_rows(layer: Layer, x: Tensor, images: slice) -> Tensor:
     shape = patches.shape[1 : 1 + len(layer.kernel_size)]
     at = positions(len(x), shape.numel())[images].to(x.device)
     image = torch.arange(len(at), device=x.device).unsqueeze(1).expand_as(at).flatten()
-    return patches[(image, *torch.unravel_index(at.flatten(), shape))].reshape(at.numel(), layer.groups, -1)
+    return patches[(image, *_coordinates(at.flatten(), shape))].reshape(at.numel(), layer.groups, -1)
+
+
+def _coordinates(at: Tensor, shape: Sequence[int]) -> list[Tensor]:
+    """torch.unravel_index, which imports sympy."""
+    found = []
+    for size in reversed(shape):
+        found.append(at % size)
+        at = at // size
+    return found[::-1]
 
 
 def counted_rows(layer: Layer, batch: Any, x: Tensor) -> Tensor | None:
