@@ -79,7 +79,7 @@ def _batches_of_five(monkeypatch):
 def channel_terms(model, scalar):
     """Σ w·∂scalar of the channels of conv1, one row for each of conv1, bn and conv2."""
     named = dict(model.named_parameters())
-    g = {n: p * d for (n, p), d in zip(named.items(), torch.autograd.grad(scalar, list(named.values())), strict=True)}
+    g = {n: p.detach() * d for (n, p), d in zip(named.items(), torch.autograd.grad(scalar, list(named.values())), strict=True)}
     rows = []
     for c in range(4):
         rows.append(
