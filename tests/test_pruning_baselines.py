@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from cifar10_resnet20 import BasicBlock
 from torch import nn
 
 pytest.importorskip("torch_pruning")
@@ -38,8 +39,6 @@ class Residual(nn.Module):
     """A block that doubles the channels, with a padding shortcut written as a convolution."""
 
     def __init__(self):
-        from cifar10_resnet20 import BasicBlock
-
         super().__init__()
         self.stem, self.bn = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.block, self.linear = _ConvolvedBlock(BasicBlock(4, 8, 2)), nn.Linear(8, 3)
@@ -197,6 +196,12 @@ def test_every_criterion_scores_a_frozen_shortcut(name, data):
     found = scored(name, model, data)
     assert {root: len(s) for root, s in found.items()} == {"stem": 4, "block.conv1": 8, "block.shortcut": 8}
     assert all(s.isfinite().all() and s.std() > 0 for s in found.values())
+
+
+def test_a_padding_shortcut_is_exactly_a_convolution():
+    block = BasicBlock(4, 8, 2).eval()
+    x = torch.randn(3, 4, 6, 6)
+    assert torch.equal(_ConvolvedBlock(block).eval()(x), block(x))
 
 
 def test_spearman_has_an_interval():

@@ -57,7 +57,7 @@ def damages(network: Network, n: int = 256) -> dict[str, Tensor]:
 
     file = cache_folder("pruning_damage") / f"{network.name}-test-{n}.safetensors"
     if not file.is_file():
-        model, x = network.model(), network.images("test")[0][:n]
+        model, x = network.model(), network.images("test", slice(n))[0]
         found = groups(model, x)
         save_file({name: true_damage(model, x, g) for name, g in zip(root_names(model, found), found, strict=True)}, file)
     return load_file(file)

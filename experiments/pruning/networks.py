@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import cifar10_resnet20 as target
 import torch
 import torch.nn.functional as F
-from cifar10_resnet20 import BasicBlock, data_root, normalised, pixels
+from cifar10_resnet20 import BasicBlock, normalised
 from torch import Tensor, nn
 
+from experiments.pruning.images import table
 from experiments.pruning.vgg import vgg
 
 __all__ = ["NETWORKS", "Network", "resnet", "vgg"]
@@ -47,14 +48,6 @@ def resnet(depth: int = 20) -> nn.Module:
     return network
 
 
-def images(folder: str, split: str) -> tuple[Tensor, Tensor]:
-    """Normalised images (N, 3, 32, 32) and labels (N,) of the split "train" or "test"."""
-    from datasets import load_dataset
-
-    table = load_dataset(str(data_root() / folder), split=split)
-    return normalised(pixels(table)), torch.tensor(table["label"])
-
-
 @dataclass(frozen=True)
 class Network:
     """A trained network by name. Its ``linear`` is the classifier, whose outputs stay.
@@ -68,8 +61,15 @@ class Network:
     model: Callable[[], nn.Module]
     folder: str
 
-    def images(self, split: str) -> tuple[Tensor, Tensor]:
-        return images(self.folder, split)
+    def images(self, split: str, chosen: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
+        """Normalised images (N, 3, 32, 32) and labels (N,) of the split "train" or "test"."""
+        x, y = table(self.folder, split)
+        return normalised(x[chosen]), y[chosen]
+
+    def random_images(self, split: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """``n`` different ones."""
+        size = len(table(self.folder, split)[0])
+        return self.images(split, torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:n])
 
 
 NETWORKS = {

@@ -54,9 +54,7 @@ class Row:
 
 def calibration(network: Network, seed: int, n: int = 512) -> Calibration:
     """Random training images."""
-    x, y = network.images("train")
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]
-    return Calibration(x[chosen], y[chosen], seed)
+    return Calibration(*network.random_images("train", n, seed), seed)
 
 
 def scores(criterion: Criterion, model: nn.Module, x: Tensor) -> dict[str, Tensor]:

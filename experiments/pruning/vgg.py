@@ -6,13 +6,15 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from cifar10_resnet20 import data_root, normalised, pixels
+from cifar10_resnet20 import normalised
 from cifar10_vit import augmented
 from torch import Tensor, nn
 from training import cache_folder
 
+from experiments.pruning.images import table
+
 LAYOUT = (32, "pool", 32, 64, "pool", 64, 128, 128, "pool", 128, 128)
-EPOCHS, BATCH, LR, MOMENTUM, DECAY = 10, 256, 0.2, 0.9, 5e-4
+EPOCHS, BATCH, LR, MOMENTUM, DECAY = 16, 256, 0.2, 0.9, 5e-4
 
 
 class VGG(nn.Module):
@@ -35,17 +37,9 @@ class VGG(nn.Module):
         return self.linear(self.features(x).mean((2, 3)))
 
 
-def jpeg(split: str) -> tuple[Tensor, Tensor]:
-    """Images in bytes and labels of "train" (50,000) or "test" (10,000)."""
-    from datasets import load_dataset
-
-    table = load_dataset(str(data_root() / "cifar10-jpeg"), split=split)
-    return pixels(table), torch.tensor(table["label"])
-
-
 def train() -> VGG:
     """The network after SGD on shifted and mirrored images, in bfloat16 where that pays."""
-    x, y = jpeg("train")
+    x, y = table("cifar10-jpeg", "train")
     network = VGG().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), LR, MOMENTUM, weight_decay=DECAY, nesterov=True)
     steps = -(-len(x) // BATCH)
