@@ -44,10 +44,10 @@ class Run:
             f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save the time.", stacklevel=5
         )
 
-    def metadata(self, perturbation: Perturbation, generator: Seed, started: float) -> dict[str, Any]:
+    def metadata(self, perturbation: Perturbation | None, generator: Seed, started: float) -> dict[str, Any]:
         weight = next(iter(self.lin.weights.values()))
         return {
-            "perturbation": repr(perturbation),
+            **({} if perturbation is None else {"perturbation": repr(perturbation)}),
             "estimator": self.procedure.method,
             "seed": generator if isinstance(generator, int) else "torch.Generator",
             "output": self.lin.output.name,
@@ -61,6 +61,19 @@ class Run:
             "seconds": round(time.perf_counter() - started, 3),
             "versions": {"tpv": version("tpv"), "torch": torch.__version__, "python": platform.python_version()},
         }
+
+
+def as_generator(seed: Seed) -> torch.Generator:
+    """A CPU generator of a seed, or the one given.
+
+    Raises:
+        TPVError: for anything else.
+    """
+    if isinstance(seed, torch.Generator):
+        return seed
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TPVError(f"generator={seed!r}: give an int seed or a CPU torch.Generator.")
+    return torch.Generator().manual_seed(seed)
 
 
 def accumulate(lin: Linearization, data: Any, begin: Callable[[int], Procedure], chunk_size: int | None, progress: Progress | None) -> Run:
