@@ -7,44 +7,20 @@ from dataclasses import dataclass
 
 import cifar10_resnet20 as target
 import torch
-import torch.nn.functional as F
-from cifar10_resnet20 import BasicBlock, normalised
+from cifar10_resnet20 import normalised
 from torch import Tensor, nn
 
 from experiments.pruning.images import table
 from experiments.pruning.vgg import vgg
+from tpv.pruning import replace_padding_shortcuts
 
 __all__ = ["NETWORKS", "Network", "resnet", "vgg"]
-
-
-class _ConvolvedBlock(nn.Module):
-    """A block whose shortcut is a module, as Torch-Pruning traces padding wrongly."""
-
-    def __init__(self, block: BasicBlock) -> None:
-        super().__init__()
-        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
-        self.shortcut = nn.Identity() if block.stride == 1 else _convolution(block)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + self.shortcut(x))
-
-
-def _convolution(block: BasicBlock) -> nn.Conv2d:
-    """The same as every second pixel between zero channels: 1×1 with weights 0 and 1 that nothing trains."""
-    inputs = block.conv1.in_channels
-    shortcut = nn.Conv2d(inputs, block.conv1.out_channels, 1, block.stride, bias=False)
-    eye = F.pad(torch.eye(inputs), (0, 0, block.padding, block.padding))
-    shortcut.weight = nn.Parameter(eye[:, :, None, None], requires_grad=False)
-    return shortcut
 
 
 def resnet(depth: int = 20) -> nn.Module:
     """The trained CIFAR ResNet in evaluation mode, its two option-A shortcuts written as fixed convolutions."""
     network = target.model(depth)
-    for stage in (network.layer1, network.layer2, network.layer3):
-        for i, block in enumerate(stage):
-            stage[i] = _ConvolvedBlock(block).eval()
+    replace_padding_shortcuts(network, torch.zeros(1, 3, 32, 32))
     return network
 
 
@@ -63,13 +39,18 @@ class Network:
 
     def images(self, split: str, chosen: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
         """Normalised images (N, 3, 32, 32) and labels (N,) of the split "train" or "test"."""
-        x, y = table(self.folder, split)
+        x, y = table(self.folder, split) if self.folder else _random_table()
         return normalised(x[chosen]), y[chosen]
 
     def random_images(self, split: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
         """``n`` different ones."""
-        size = len(table(self.folder, split)[0])
+        size = len(self.images(split)[0])
         return self.images(split, torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:n])
+
+
+def _random_table() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (64, 3, 16, 16), generator=generator, dtype=torch.uint8), torch.randint(10, (64,), generator=generator)
 
 
 NETWORKS = {
@@ -80,3 +61,15 @@ NETWORKS = {
         Network("vgg", vgg, "cifar10-jpeg"),
     )
 }
+
+
+def smoke() -> Network:
+    """A random network on random images."""
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        network = target.CifarResNet(8).eval()
+        replace_padding_shortcuts(network, torch.zeros(1, 3, 32, 32))
+        return network
+
+    return Network("smoke", model, "")
