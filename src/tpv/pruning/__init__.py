@@ -1,6 +1,7 @@
 """Structured and unstructured pruning by how far the predictions move."""
 
 from tpv.pruning.allocation import Allocation, Cost, allocate
+from tpv.pruning.checkpoint import load, save
 from tpv.pruning.costs import module_macs, parameters
 from tpv.pruning.criteria import JBR, JC, Criterion, TPVImportance
 from tpv.pruning.groups import ChannelGroup, Member
@@ -20,7 +21,9 @@ __all__ = [
     "TPVImportance",
     "allocate",
     "freeze",
+    "load",
     "module_macs",
     "parameters",
+    "save",
     "score",
 ]
