@@ -122,7 +122,7 @@ def test_a_bias_that_compensation_added(tmp_path):
     model, x = built(chain), randn(64, 5).float()
     groups, removed = channel_groups(model, x[:2]), {"0": [0, 1, 2], "2": [4]}
     cut = remove(model, x[:2], groups, removed)
-    compensate(cut.model, model, x, kept_outputs(groups, removed, model))
+    compensate(cut.model, model, x, kept_outputs(groups, removed))
     assert cut.model[2].bias is not None
     tpv.pruning.save(cut.model, tmp_path, cut.history, x[:2], unpruned=model)
     assert json.loads((tmp_path / "pruning.json").read_text())["added_biases"] == ["2"]

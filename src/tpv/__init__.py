@@ -16,6 +16,7 @@ from tpv.perturbations import (
     Retraining,
     SGDNoise,
 )
+from tpv.pruning.driver import prune
 from tpv.result import LinearityResult, Spectrum, StabilityResult, TPVResult
 from tpv.weights import Weights
 
@@ -49,5 +50,6 @@ __all__ = [
     "Weights",
     "estimate",
     "linearity",
+    "prune",
     "stability",
 ]

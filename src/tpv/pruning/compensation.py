@@ -58,7 +58,7 @@ def compensate(
         pruned: the pruned model.
         reference: the unpruned one.
         data: calibration inputs, in the same order at every reading.
-        kept: module → the output channels of the reference that it still has.
+        kept: module → which output channels of the reference it still has, from :func:`tpv.pruning.surgery.kept_outputs`.
         forward: as in :func:`tpv.estimate`.
         progress: called with (layers done, layers).
 
@@ -67,8 +67,9 @@ def compensate(
 
     Cost: for each layer one forward pass of both networks up to it, and a linear solve in its number of inputs.
     """
-    parts = list(batches(data))
-    order = _order(pruned, parts[0], forward)
+    parts = batches(data)
+    first = next(iter(parts))
+    order = _order(pruned, first, forward)
     narrower = _narrower(pruned, reference, order)
     if not narrower:
         return []
@@ -116,7 +117,7 @@ def _refit(
     name: str,
     pruned: nn.Module,
     reference: nn.Module,
-    parts: list[Any],
+    parts: Iterable[Any],
     kept: Mapping[str, Tensor],
     later: set[str],
     forward: Forward | None,
@@ -130,7 +131,7 @@ def _refit(
         channels = kept.get(name)
         axis = -1 if isinstance(layer, nn.Linear) else 1
         if channels is not None:
-            y = y.index_select(axis, channels)
+            y = selected(y, channels, axis)
         if stream is not None and original is not None:
             y = y + _correction(original, stream, scale, channels, axis)
         n = batch_size(batch)
@@ -144,7 +145,7 @@ def _refit(
     g = groups_of(layer)
     w0 = layer.weight.detach().double().reshape(g, len(layer.weight) // g, -1)
     w, b, ridge = best_fit(*sums, w0)
-    _put(pruned, name, w, b, parts[0], forward)
+    _put(pruned, name, w, b, next(iter(parts)), forward)
     return Refit(name, ridge, _relative(sums[0] + sums[1], w, b))
 
 
@@ -155,8 +156,8 @@ def _relative(moments: Moments, w: Tensor, b: Tensor) -> float:
 def _correction(original: Tensor, stream: Tensor, scale: Tensor | None, channels: Tensor | None, axis: int) -> Tensor:
     """The error in the stream, in units of the layer's output; none where the BatchNorm between them all but closes a channel."""
     if channels is not None:
-        original = original.index_select(axis, channels)
-        scale = None if scale is None else scale[channels]
+        original = selected(original, channels, axis)
+        scale = None if scale is None else selected(scale, channels, 0)
     if original.shape != stream.shape:
         return torch.zeros(())
     if scale is None:
@@ -164,6 +165,13 @@ def _correction(original: Tensor, stream: Tensor, scale: Tensor | None, channels
     usable = scale.abs() > _SMALLEST_SLOPE * scale.abs().max()
     inverse = torch.where(usable, 1 / scale, 0).view(-1, *[1] * (stream.ndim - 2))
     return (original - stream) * inverse
+
+
+def selected(t: Tensor, keep: Tensor, axis: int) -> Tensor:
+    """The channels to keep; those beyond the end of the mask stay."""
+    length = t.shape[axis]
+    mask = torch.cat([keep, torch.ones(length - len(keep), dtype=torch.bool)])
+    return t.index_select(axis, mask.nonzero().flatten().to(t.device))
 
 
 def _watch(

@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tpv._batches import batch_size, call_model, narrow
 from tpv._errors import TPVError
 from tpv._guard import unchanged
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -50,6 +52,8 @@ def module_macs(model: nn.Module, batch: Any, forward: Forward | None = None) ->
     """
     _refuse_scripted(model)
     example = narrow(batch, 0, 1, batch_size(batch))
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH)
     with unchanged(model), _no_fused_attention_layers(), torch.no_grad():
         model.eval()

@@ -15,6 +15,7 @@ from tpv.linearization import Forward
 from tpv.outputs import Output
 from tpv.pruning.groups import ChannelGroup, Member
 from tpv.pruning.least_squares import Layer, Moments, best_fit, groups_of, rows
+from tpv.pruning.verification import mask_of_inputs
 
 _HELD_OUT = 4
 Curve = dict[int, float]
@@ -54,7 +55,7 @@ def measure_curve(
             gone = torch.zeros(group.width, dtype=torch.bool)
             gone[order[: group.width - width]] = True
             changed = {m.module: _without(model, m, sums[m.module], gone, refit=refit) for m in consumers}
-            changed |= {m.module: _cut(model, m, gone) for m in fixed}
+            changed |= {m.module: (_cut(model, m, gone), None) for m in fixed}
             with _with(model, changed):
                 moved = sum(
                     output.divergence(f, output.select(run(model, part))).sum().item() for f, part in zip(before, parts, strict=True)
@@ -94,25 +95,17 @@ def _gather(
     return sums
 
 
-def _cut(model: nn.Module, member: Member, gone: Tensor) -> tuple[Tensor, Tensor | None]:
+def _cut(model: nn.Module, member: Member, gone: Tensor) -> Tensor:
     """The reader's weight with zeros."""
-    layer: Layer = model.get_submodule(member.module)  # type: ignore[assignment]
-    w = layer.weight.detach().clone()
-    zero = member.index[gone[member.channel]]
-    if groups_of(layer) == 1:
-        w[:, zero] = 0
-    else:
-        per = w.shape[1]
-        for i in zero.tolist():
-            o = len(w) // groups_of(layer)
-            w[i // per * o : (i // per + 1) * o, i % per] = 0
-    return w, None
+    layer = model.get_submodule(member.module)
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.detach() * mask_of_inputs(layer, member.index[gone[member.channel]]).to(weight)
 
 
 def _without(model: nn.Module, member: Member, sums: tuple[Moments, Moments], gone: Tensor, *, refit: bool) -> tuple[Tensor, Tensor | None]:
     """The reader's re-fitted weight, with zeros, and what is added to its bias."""
     layer: Layer = model.get_submodule(member.module)  # type: ignore[assignment]
-    w, _ = _cut(model, member, gone)
+    w = _cut(model, member, gone)
     g = groups_of(layer)
     if not refit or g > 1:
         return w, None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tpv._errors import TPVError
 from tpv.linearization import Forward
-from tpv.pruning.groups import ChannelGroup
+from tpv.pruning.groups import ChannelGroup, Member, Role
 from tpv.pruning.tracing import trace
 
 Removed = Mapping[str, Sequence[int]]
@@ -53,25 +53,37 @@ def remove(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], remov
     return Surgery(pruned, [list(entry) for entry in graph.pruning_history()])
 
 
-def kept_outputs(groups: Sequence[ChannelGroup], removed: Removed, model: nn.Module) -> dict[str, Tensor]:
-    """Module → the output channels of the unpruned model that it still has, for modules that lost some."""
-    found: dict[str, Tensor] = {}
+def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelGroup]:
+    """The groups as they are in the pruned model: positions along axes that have become shorter."""
+    kept = _kept(groups, removed)
+    found = []
+    for group in groups:
+        stays = torch.tensor([c for c in range(group.width) if c not in set(removed.get(group.name, ()))], dtype=torch.long)
+        channels = torch.full((group.width,), -1).scatter_(0, stays, torch.arange(len(stays)))
+        members = []
+        for m in group.members:
+            there = channels[m.channel] >= 0
+            positions = kept[m.module, m.role].long().cumsum(0) - 1
+            members.append(Member(m.module, m.role, positions[m.index[there]], channels[m.channel[there]]))
+        found.append(ChannelGroup(group.name, len(stays), tuple(members), group.tied))
+    return found
+
+
+def kept_outputs(groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
+    """Module → the output channels of the unpruned model that it still has, for modules that lost some; the others end with ``...``."""
+    kept = _kept(groups, removed)
+    return {name: keep for (name, role), keep in kept.items() if role == "producer" and not keep.all()}
+
+
+def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, Role], Tensor]:
+    """(Module, role) → which positions of the axis stay; positions beyond the last that a group knows are left out."""
+    found: dict[tuple[str, Role], Tensor] = {}
     for group in groups:
         gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.long)
-        for member in group.members:
-            if member.role != "producer" or not len(gone) or member.module not in dict(model.named_modules()):
-                continue
-            width = _width(model.get_submodule(member.module))
-            keep = found.get(member.module, torch.ones(width, dtype=torch.bool))
-            keep[member.index[torch.isin(member.channel, gone)]] = False
-            found[member.module] = keep
-    return {name: keep.nonzero().flatten() for name, keep in found.items()}
-
-
-def _width(module: nn.Module) -> int:
-    for attribute in ("out_channels", "out_features", "num_features", "num_channels", "embedding_dim"):
-        if hasattr(module, attribute):
-            return int(getattr(module, attribute))
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[-1]
+        for m in group.members:
+            length = int(m.index.max()) + 1
+            keep = found.get((m.module, m.role), torch.ones(0, dtype=torch.bool))
+            keep = torch.cat([keep, torch.ones(max(0, length - len(keep)), dtype=torch.bool)])
+            keep[m.index[torch.isin(m.channel, gone)]] = False
+            found[m.module, m.role] = keep
+    return found

@@ -42,9 +42,7 @@ class Target:
     def __post_init__(self) -> None:
         require_number("Target", "keep", self.keep, 0, 1, open_low=True)
         if self.costs is None and self.unit not in ("macs", "params"):
-            raise TPVError(
-                f"Target(unit={self.unit!r}): the unit must be 'macs' or 'params', or come with costs=[tpv.pruning.Cost(...), ...]."
-            )
+            raise TPVError(f"Target(unit={self.unit!r}): give 'macs' or 'params', or costs=[tpv.pruning.Cost(...), ...] of your own.")
 
     @staticmethod
     def parse(text: str) -> Target:

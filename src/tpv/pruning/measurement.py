@@ -1,0 +1,91 @@
+"""How far a pruned network has moved from the unpruned one, and how often it is right."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpv._batches import batch_size, call_model, narrow
+from tpv._stats import Estimate
+from tpv.estimation import linearity
+from tpv.linearization import Forward
+from tpv.outputs import Output, OutputSpec, class_axis, mask_of
+from tpv.perturbations import Masking
+from tpv.pruning.criteria import IGNORED, labels_of
+from tpv.pruning.groups import ChannelGroup
+from tpv.pruning.verification import masks
+from tpv.result import LinearityResult
+
+_AT_ONCE = 128
+
+
+class Yardstick:
+    """The unpruned network's outputs on some inputs, to measure pruned versions against.
+
+    Args:
+        model: the unpruned network.
+        data: batches, in memory; with labels for the accuracy.
+        output: what of the outputs counts.
+        forward: as in :func:`tpv.estimate`.
+    """
+
+    def __init__(self, model: nn.Module, data: Sequence[Any], output: Output, forward: Forward | None) -> None:
+        self._data, self._output, self._run = data, output, forward or call_model
+        self._before = [f for _, f in self._outputs(model)]
+
+    def _outputs(self, model: nn.Module) -> Iterator[tuple[Any, Tensor]]:
+        for batch in self._data:
+            n = batch_size(batch)
+            for start in range(0, n, _AT_ONCE):
+                part = narrow(batch, start, min(start + _AT_ONCE, n), n)
+                with torch.no_grad():
+                    yield part, self._output.select(self._run(model, part))
+
+    def __call__(self, model: nn.Module) -> tuple[Estimate, Estimate | None]:
+        """E‖Δf‖² (padded positions do not count) and the accuracy, None without labels."""
+        moved: list[Tensor] = []
+        right: list[Tensor] = []
+        for (batch, after), before in zip(self._outputs(model), self._before, strict=True):
+            gap = self._output.divergence(before, after)
+            padding = mask_of(batch, gap)
+            moved.append((gap if padding is None else gap * padding).reshape(len(gap), -1).sum(1).cpu())
+            if (hits := correct(after, batch)) is not None:
+                right.append(hits.cpu())
+        return mean(torch.cat(moved)), mean(torch.cat(right)) if right else None
+
+
+def correct(f: Tensor, batch: Any) -> Tensor | None:
+    """Which of the labelled predictions are right; None without integer labels of their shape."""
+    labels = labels_of(batch)
+    if labels is None or labels.is_floating_point() or f.ndim < 2:
+        return None
+    predicted = f.argmax(class_axis(f))
+    return (predicted == labels)[labels != IGNORED].double() if predicted.shape == labels.shape else None
+
+
+def mean(values: Tensor) -> Estimate:
+    """The mean over examples with its standard error."""
+    n = len(values)
+    stderr = values.double().std().item() / math.sqrt(n) if n > 1 else math.nan
+    return Estimate(values.double().mean().item(), stderr, 0.0)
+
+
+def predict(
+    model: nn.Module,
+    data: Sequence[Any],
+    groups: Sequence[ChannelGroup],
+    removed: Mapping[str, Sequence[int]],
+    output: OutputSpec,
+    forward: Forward | None,
+) -> LinearityResult:
+    """The output change of a removal, before anything is cut: δ = −w for every weight that reads a removed channel.
+
+    Cost: one Jacobian-vector product and one forward pass.
+    """
+    movable = copy.deepcopy(model).requires_grad_(True)
+    return linearity(movable, data, Masking(masks(model, groups, removed)), output=output, forward=forward)
