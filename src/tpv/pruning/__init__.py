@@ -1,6 +1,7 @@
 """Structured and unstructured pruning by how far the predictions move."""
 
 from tpv.pruning.allocation import Allocation, Cost, allocate
+from tpv.pruning.checkpoint import load, save
 from tpv.pruning.compensation import compensate
 from tpv.pruning.costs import module_macs, parameters
 from tpv.pruning.criteria import JBR, JC, Criterion, TPVImportance
@@ -33,11 +34,13 @@ __all__ = [
     "allocate",
     "compensate",
     "freeze",
+    "load",
     "module_macs",
     "parameters",
     "prune",
     "recalibrate",
     "replace_padding_shortcuts",
+    "save",
     "score",
     "weight_scores",
 ]

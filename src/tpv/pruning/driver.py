@@ -24,6 +24,7 @@ from tpv.checks import check_model
 from tpv.linearization import Forward
 from tpv.outputs import as_output
 from tpv.pruning.budget import budget
+from tpv.pruning.checkpoint import Origin
 from tpv.pruning.compensation import compensate as refit
 from tpv.pruning.criteria import Criterion, TPVImportance
 from tpv.pruning.curves import Curve, measure_curve
@@ -153,7 +154,17 @@ class _Pruning:
 
     def fingerprint(self) -> str:
         """Text that changes whenever a result would."""
-        asked = (self.target, self.criterion, self.allocation, self.compensate, self.recalibrate, self.steps, self.ignore, self.generator)
+        asked = (
+            self.target,
+            self.criterion,
+            self.allocation,
+            self.compensate,
+            self.recalibrate,
+            self.steps,
+            self.ignore,
+            self.generator,
+            self.forward,
+        )
         return fingerprint(self.model, self.data, self.test, asked)
 
     def run(self, store: PruningStore) -> PruningResult:
@@ -168,14 +179,19 @@ class _Pruning:
         if isinstance(self.criterion, Criterion):
             self.labels = freeze(self.model, self.data, self.criterion, forward=self.forward)
         curves = self._curves(store) if self.allocation == "curves" else {}
-        now = store.model(self.model, len(store.steps) - 1) if store.steps else Surgery(self.model, [])
+        now = (
+            store.model(self.model, len(store.steps) - 1, example=self.example, forward=self.forward)
+            if store.steps
+            else Surgery(self.model, [])
+        )
         for k in range(len(store.steps), self.steps):
             self.progress("pruning", k, self.steps)
             removed = store.steps[-1].removed if store.steps else {}
             step, now = self._step(k, now.model, removed, curves)
             store.add(step, now, self.example, self.model)
         self.progress("pruning", self.steps, self.steps)
-        return PruningResult(now.model, tuple(store.steps), now.history, curves, self.excluded, self._metadata())
+        origin = Origin.of(self.model, self.example)
+        return PruningResult(now.model, tuple(store.steps), now.history, curves, self.excluded, self._metadata(), origin)
 
     def _find_groups(self) -> None:
         found = [channel_group(group) for group in all_groups(trace(self.model, self.example, self.forward))]
