@@ -56,9 +56,9 @@ def weight_scores(
     examples). The model is left bit for bit as it was.
 
     Scores say what one removal does, and add up where the effects of removals are uncorrelated. On a ResNet-20 for CIFAR-10 they
-    rank the damage of single weights with a correlation of 0.9997 with ten probes (magnitude 0.93), but the removal of half of all weights by their
-    scores moved the predictions 2.8 times as much as by magnitude, for the effects of what they choose add up. Compare masks
-    before use: ``tpv.estimate(model, data, tpv.Masking(masks), estimator=tpv.MonteCarlo(1))``.
+    rank the damage of single weights with a correlation of 0.9997 with ten probes (magnitude 0.93), but the removal of half of all
+    weights by their scores moved the predictions 2.8 times as much as by magnitude, for the effects of what they choose add up.
+    Compare masks before use: ``tpv.estimate(model, data, tpv.Masking(masks), estimator=tpv.MonteCarlo(1))``.
 
     Args:
         probes: R random vectors v for each example, orthogonal to each other; as many as there are outputs make the scores exact.
