@@ -4,6 +4,7 @@ from tpv.pruning.allocation import Allocation, Cost, allocate
 from tpv.pruning.checkpoint import load, save
 from tpv.pruning.compensation import compensate
 from tpv.pruning.costs import module_macs, parameters
+from tpv.pruning.cotangents import Frozen, freeze
 from tpv.pruning.criteria import JBR, JC, Criterion, TPVImportance
 from tpv.pruning.driver import prune
 from tpv.pruning.groups import ChannelGroup, Member
@@ -11,7 +12,7 @@ from tpv.pruning.places import apply_masks
 from tpv.pruning.recalibration import recalibrate
 from tpv.pruning.result import PruningResult, PruningStep
 from tpv.pruning.scores import ChannelScores, GroupScores
-from tpv.pruning.scoring import freeze, score
+from tpv.pruning.scoring import score
 from tpv.pruning.shortcuts import replace_padding_shortcuts
 from tpv.pruning.target import Target
 from tpv.pruning.unstructured import weight_scores
@@ -25,6 +26,7 @@ __all__ = [
     "ChannelScores",
     "Cost",
     "Criterion",
+    "Frozen",
     "GroupScores",
     "Member",
     "PruningResult",
