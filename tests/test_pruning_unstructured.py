@@ -211,7 +211,7 @@ def test_directions_of_the_cross_entropy_are_its_gradient(shape: str) -> None:
         found = weight_scores(model, [(x, y)], direction)
         assert_scores(found, dense_scores(model, x, cotangent.flatten(1)))
         assert found.layers["(model)"].mc_stderr == 0
-        assert found.metadata["estimator"] == repr(direction)
+        assert found.metadata["estimator"].startswith(type(direction).__name__)
     keyed = weight_scores(Keyed(model), [{"x": x, "labels": y}], JC())
     assert torch.allclose(keyed.scores["model.weight"], dense_scores(model, x, v.flatten(1))["weight"])
 

@@ -77,9 +77,8 @@ def score(
     if not groups:
         raise TPVError("there is no group of channels to score.")
     with ready(model, criterion, forward) as lin:
-        run = accumulate(
-            lin, batches(data), lambda _: _Scoring(lin, criterion, groups, Cotangents(criterion, generator, frozen)), chunk_size, progress
-        )
+        procedure = _Scoring(lin, criterion, groups, Cotangents(criterion, generator, frozen))
+        run = accumulate(lin, batches(data), lambda _: procedure, chunk_size, progress)
     if not procedure.sums.count:
         raise TPVError(f"no example counts for {criterion!r}: all are below the confidence or ignored.")
     metadata = run.metadata(generator, started, criterion=repr(criterion), examples=procedure.sums.count)
