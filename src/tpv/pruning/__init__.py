@@ -11,7 +11,10 @@ from tpv.pruning.recalibration import recalibrate
 from tpv.pruning.result import PruningResult, PruningStep
 from tpv.pruning.scores import ChannelScores, GroupScores
 from tpv.pruning.scoring import freeze, score
+from tpv.pruning.shortcuts import replace_padding_shortcuts
 from tpv.pruning.target import Target
+from tpv.pruning.unstructured import weight_scores
+from tpv.pruning.weight_scores import WeightScores
 
 __all__ = [
     "JBR",
@@ -27,6 +30,7 @@ __all__ = [
     "PruningStep",
     "TPVImportance",
     "Target",
+    "WeightScores",
     "allocate",
     "compensate",
     "freeze",
@@ -35,6 +39,8 @@ __all__ = [
     "parameters",
     "prune",
     "recalibrate",
+    "replace_padding_shortcuts",
     "save",
     "score",
+    "weight_scores",
 ]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tpv._batches import batch_size, batches, ends, narrow
 from tpv._errors import TPVError
 from tpv._guard import unchanged
-from tpv.accumulation import Progress, Seed, accumulate
+from tpv.accumulation import Progress, Seed, accumulate, as_generator
 from tpv.checks import check_model
 from tpv.estimators.base import TOTAL, Contribution, Piece, Procedure
-from tpv.estimators.hutchinson import Drawing
+from tpv.estimators.hutchinson import Probes
 from tpv.linearization import Forward, Linearization
 from tpv.outputs import as_output
 from tpv.pruning.criteria import IGNORED, Criterion, TPVImportance
@@ -136,8 +136,7 @@ class _Scoring(Procedure):
     def __init__(self, lin: Linearization, criterion: Criterion, groups: Sequence[ChannelGroup], labels: Labels | None, seed: Seed) -> None:
         self._lin, self._criterion, self._groups, self._labels = lin, criterion, groups, labels
         self.names, self.method = [TOTAL], repr(criterion)
-        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        self._probes = Drawing(criterion.probes, generator)
+        self._probes = Probes(criterion.probes, as_generator(seed))
         self._chosen = [group.chosen(criterion.members) for group in groups]
         self._copied: set[tuple[str, Role]] = set()
         self._verified = False

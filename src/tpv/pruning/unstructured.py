@@ -1,0 +1,188 @@
+"""The score of every single weight, for unstructured and N:M pruning."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from tpv._batches import batches
+from tpv._errors import TPVError
+from tpv._guard import unchanged
+from tpv._options import require_int
+from tpv.accumulation import Progress, Seed, accumulate, as_generator
+from tpv.checks import check_model
+from tpv.chunking import SCRATCH_BYTES
+from tpv.estimators._sweeping import route_facts
+from tpv.estimators.base import Contribution, Piece, Procedure
+from tpv.estimators.hutchinson import probe_noise
+from tpv.grouping import layer_of
+from tpv.linearization import Forward, Linearization
+from tpv.ntk.jacobian import widest
+from tpv.outputs import OutputSpec, as_output
+from tpv.pruning.directions import Direction, RandomDirections
+from tpv.pruning.reliability import split_half
+from tpv.pruning.weight_scores import WeightScores
+from tpv.sweep import Sweep
+from tpv.sweep.layer import widened
+from tpv.weights import Patterns, Weights
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def weight_scores(
+    model: nn.Module,
+    data: object,
+    *,
+    probes: int = 1,
+    direction: Direction | None = None,
+    output: OutputSpec | None = None,
+    params: Patterns = None,
+    forward: Forward | None = None,
+    generator: Seed = 0,
+    chunk_size: int | None = None,
+    progress: Progress | None = None,
+) -> WeightScores:
+    r"""How much the predictions move when a single weight is set to zero, to first order, for every weight.
+
+    .. math:: s_i = E_x \|J_i(x)\, w_i\|^2 = E_x E_v\, (v^\top J(x))_i^2\, w_i^2, \qquad E[v v^\top] = I,
+
+    the TPV of δ = −wᵢ alone, in squared units of the outputs, from per-example gradients (squares of batch gradients would mix the
+    examples). Scores add up for removals whose effects are uncorrelated; the TPV of a whole mask is
+    ``tpv.estimate(model, data, tpv.Masking(masks))``. The model is left bit for bit as it was.
+
+    Args:
+        probes: R random vectors v for each example, orthogonal to each other; as many as there are outputs make the scores exact.
+        direction: other vectors v than random ones; ``probes`` does not count then.
+        params: glob patterns or a function ``(name, weight) -> bool``; by default the weights of at least two dimensions that are
+            not a norm's.
+        model, data, output, forward, generator, chunk_size, progress: as in :func:`tpv.estimate`.
+
+    Returns:
+        The scores, their sums by layer, and how reliably they rank.
+
+    Raises:
+        TPVError: as :func:`tpv.estimate`; for probes < 1.
+
+    Cost per example: a forward pass and for each probe one backward pass and the gradients of the weights; more backward passes
+    where per-example gradients of all weights take more than 256 MiB, which is the most that is held of them at a time (or one
+    example's of the largest parameter). Besides, six numbers for each scored weight.
+
+    Source: the unstructured case of the saliency of D. Arpit, arXiv 2512.11089; first-order in δ and squared for each example.
+
+    Example:
+        >>> import torch
+        >>> from tpv.pruning.unstructured import weight_scores
+        >>> model = torch.nn.Linear(3, 2).double()
+        >>> x = torch.tensor([[1.0, 2, 0], [1, -2, 0]]).double()
+        >>> found = weight_scores(model, x, probes=2)
+        >>> bool(torch.allclose(found.scores["weight"], model.weight.square() * torch.tensor([1, 4, 0])))
+        True
+    """
+    started = time.perf_counter()
+    require_int("weight_scores", "probes", probes, 1)
+    direction = RandomDirections(probes) if direction is None else direction
+    check_model(model)
+    with unchanged(model):
+        lin = Linearization(model, forward, as_output("logits" if output is None else output))
+        squares = _WeightSquares(lin, _chosen(lin.weights, params), direction, as_generator(generator))
+        run = accumulate(lin, batches(data), lambda outputs: squares, chunk_size, progress)
+    metadata = run.metadata(generator, started)
+    return WeightScores(squares.scores(), run.moments.estimates(), *squares.reliability(), run.moments.count, metadata)
+
+
+def _chosen(weights: Weights, params: Patterns) -> Weights:
+    if params is not None:
+        return weights.select(params)
+    names = [name for name, w in weights.items() if w.ndim > 1 and not isinstance(weights.module(name), _NORMS)]
+    if not names:
+        raise TPVError("no trainable weight has two dimensions or more: choose some with params=, such as params='*'.")
+    return weights.select(lambda name, w: name in set(names))
+
+
+class _WeightSquares(Procedure):
+    """Sums of w_i² (vᵀJ)_i²: over examples for every weight, over a layer's weights for every example."""
+
+    def __init__(self, lin: Linearization, weights: Weights, direction: Direction, generator: torch.Generator) -> None:
+        self._scales = {name: weights.without_padding(name, widened(w).square()) for name, w in weights.items()}
+        self.sweep = Sweep(lin, {name: w.new_ones(1) for name, w in weights.items()})
+        self._weights, self._sampled = weights, direction.sampled
+        self._cotangents = direction.begin(generator)
+        self._examples = 0
+        self._sums = {name: widened(w).new_zeros(2, w.numel()) for name, w in weights.items()}
+        self.names = list(dict.fromkeys(layer_of(name) for name in weights))
+        self.method = repr(direction)
+
+    def contribution(self, piece: Piece) -> Contribution:
+        found: dict[str, Tensor] = {}
+        with self.sweep.jacobian(piece.batch) as (z, gradients):
+            v = self._cotangents(z, piece)
+            n, passes, k = v.shape
+            values = torch.zeros(n, passes, len(self.names), dtype=torch.float64, device=z.device)
+            odd = (torch.arange(n, device=z.device) + self._examples) % 2
+            for names in self._groups(n):
+                for r in range(passes):
+                    for name, g in gradients(v[:, r], names).items():
+                        squares = widened(g).square().flatten(1)
+                        values[:, r, self.names.index(layer_of(name))] += squares @ self._scales[name].flatten()
+                        halves = torch.stack([1 - odd, odd]).to(squares) / passes @ squares
+                        found[name] = found[name] + halves if name in found else halves
+        for name, halves in found.items():
+            self._sums[name] += halves
+        self._examples += n
+        return Contribution(values.mean(1), self._noise(values, k))
+
+    def _groups(self, n: int) -> Iterator[list[str]]:
+        """Names whose gradients by n examples fit in the scratch memory, at least one at a time."""
+        group: list[str] = []
+        free = room = SCRATCH_BYTES // (n * widest(self._weights, self._weights).itemsize)
+        for name, w in self._weights.items():
+            if w.numel() > free and group:
+                yield group
+                group, free = [], room
+            group.append(name)
+            free -= w.numel()
+        yield group
+
+    def _noise(self, values: Tensor, k: int) -> Tensor | None:
+        """As in ``Moments.update``; nan where one random vector of several cannot tell."""
+        if not self._sampled:
+            return None
+        noise = probe_noise(values, k)
+        return torch.full_like(values[:, 0], math.nan) if noise is None else noise
+
+    def scratch(self, batch: Any) -> int:
+        """So that the gradients take few backward passes."""
+        sizes = [w.numel() for w in self._weights.values()]
+        return max(*sizes, sum(sizes) // 4) if len(sizes) > 1 else sizes[0]
+
+    def facts(self) -> dict[str, Any]:
+        return route_facts(self.sweep)
+
+    def scores(self) -> dict[str, Tensor]:
+        """Of every weight, infinite in padding rows."""
+        found = {}
+        for name, scale in self._scales.items():
+            found[name] = self._sums[name].sum(0).reshape(scale.shape) * scale / self._examples
+            found[name][list(self._weights.padding_rows(name))] = torch.inf
+        return found
+
+    def reliability(self) -> tuple[float, dict[str, float]]:
+        """Of the ranks of all weights, and of those within each layer."""
+        layers: dict[str, list[Tensor]] = {}
+        for name in self._weights:
+            layers.setdefault(layer_of(name), []).append(self._halves(name))
+        joined = {layer: torch.cat(halves, 1) for layer, halves in layers.items()}
+        return split_half(*torch.cat(list(joined.values()), 1)), {layer: split_half(*halves) for layer, halves in joined.items()}
+
+    def _halves(self, name: str) -> Tensor:
+        """(2, number of weights that are trained) scores, up to a factor, from the even and from the odd examples."""
+        scale = self._scales[name]
+        padding = self._weights.padding_rows(name)
+        trained = [row for row in range(len(scale)) if row not in padding] if padding else slice(None)
+        return (self._sums[name].reshape(2, *scale.shape) * scale)[:, trained].flatten(1)
