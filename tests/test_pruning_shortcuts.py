@@ -58,7 +58,8 @@ OTHERS = {
     "pooled by maximum": lambda x: padded(F.max_pool2d(x, 3, 2, 1), 2, 2),
     "same channels": lambda x: x[:, :, ::2, ::2],
     "random": lambda x: padded(F.dropout(x, 0.5), 2, 2),
-    "for these examples only": lambda x: padded(x, 2, 2) * (1.0 if len(x) == 3 else 0.5),
+    "for a single example only": lambda x: padded(x, 2, 2) * (1.0 if len(x) == 1 else 1.001),
+    "for these examples only": lambda x: padded(x, 2, 2) * (1.001 if len(x) == 2 else 1.0),
     "no tensor of another size": lambda x: padded(x.view(3, 4, 12, 12), 2, 2),
 }
 
@@ -122,6 +123,16 @@ def test_a_module_is_replaced_wherever_it_stands_and_a_nest_of_modules_once() ->
     assert model["c"] is model["d"]
     assert isinstance(model["c"], nn.Conv2d)
     assert torch.equal(forward(model, x), expected)
+
+
+def test_a_block_under_two_names_is_changed_once() -> None:
+    block = nn.Sequential(nn.Conv2d(3, 4, 1), Lambda(lambda x: x[:, 1:]))
+    model = nn.Sequential(block, nn.Tanh(), block)
+    x = randn(2, 3, 8, 8).float()
+    expected = model(x)
+    assert replace_padding_shortcuts(model, x) == ["0.1", "2.1"]
+    assert model[0] is model[2]
+    assert torch.equal(model(x), expected)
 
 
 def test_a_module_with_hooks_or_of_two_widths_stays() -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import cifar10_resnet20 as target
 import pytest
+import test_unchanged
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case, faults_survived, randn, seeded, settled
+from cases import CASES, Case, Tied, faults_survived, randn, seeded, settled
 from test_resnet20 import real
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -34,6 +34,8 @@ WEIGHTS = {case.name: case for case in CASES if case.name not in ("data dependen
 @dataclass(frozen=True)
 class Relative(tpv.DiagonalPerturbation):
     """δ_i of the size of w_i, of independent signs."""
+
+    params: tpv.weights.Patterns = None
 
     def variance(self, at):
         return {name: w.square() for name, w in at.items()}
@@ -229,6 +231,7 @@ class Keyed(nn.Module):
     [
         (TrueClass(), randn(5, 3), r"needs the true classes, whole numbers of shape \(5,\).*got NoneType"),
         (TrueClass(), [(randn(5, 3), randn(5))], r"got torch\.float64 of shape \(5,\)"),
+        (TrueClass(), [(randn(5, 3), torch.ones(5, 1, dtype=torch.long))], r"got torch\.int64 of shape \(5, 1\)"),
         (TrueClass(), [(randn(5, 3), torch.full((5,), 4))], r"a label is 4, and there are 4 classes"),
         (PredictedClass(), randn(5, 3), r"at least two classes"),
     ],
@@ -316,6 +319,19 @@ def test_padding_rows_stay() -> None:
     assert removed(masks) == round(0.9 * (8 * 4 + 96 + 32 + 36))
     with pytest.warns(UserWarning, match=r"leaves out embedding\.weight"):
         assert "embedding.weight" not in found.n_m_masks(2, 4)
+
+
+def test_padding_rows_of_a_tied_embedding_count_nowhere() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    model, x = settled(Tied()), torch.randint(0, 7, (10, 3), generator=seeded(1))
+    model.embedding.padding_idx = 0
+    found = weight_scores(model, x, probes=7, params="embedding.weight")
+    reference = tpv.estimate(model, x, Relative("embedding.weight"), estimator=tpv.Exact())
+    assert found.layers["embedding"].value == pytest.approx(reference.value, rel=1e-10)
+    assert found.scores["embedding.weight"][1:].sum().item() == pytest.approx(reference.value, rel=1e-10)
+    halves = (weight_scores(model, x[i::2], probes=7, params="embedding.weight").scores["embedding.weight"][1:].flatten() for i in (0, 1))
+    rho = scipy.spearmanr(*halves).statistic
+    assert found.reliability == found.layer_reliability["embedding"] == pytest.approx(2 * rho / (1 + rho))
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (1, 2), (5, 8)])
@@ -413,6 +429,12 @@ def test_an_error_anywhere_leaves_the_model_as_it_was(error: type[BaseException]
     assert faults_survived(error, range(1, 200), network, lambda model: weight_scores(model, pictures(), probes=2, chunk_size=3)) > 5
 
 
+def test_a_model_that_counts_its_calls_and_holds_gradients_stays_as_it_was() -> None:
+    model = test_unchanged.network()
+    with assert_unchanged(model):
+        weight_scores(model, randn(5, 3, 5, 5))
+
+
 def test_running_out_of_memory_halves_the_work_and_counts_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network(), pictures(8)
     expected = dense_scores(model, x)
@@ -462,14 +484,22 @@ def test_what_it_prints() -> None:
     assert text.splitlines()[3].split() == ["layer", "sum", "of", "scores"]
 
 
-@functools.cache
-def trained() -> nn.Module:
-    return target.model()
-
-
 @real
-def test_on_a_trained_network() -> None:
-    model, x = trained(), target.images("train[:128]")
-    found = weight_scores(model, x)
+def test_scores_rank_the_damage_of_removing_one_weight() -> None:
+    model, x, generator = target.model(), target.images("train[:64]"), seeded(0)
+    found = weight_scores(model, x, probes=10)
     assert "slow_routes" not in found.metadata
     assert found.reliability > 0.95
+    names, rows = list(found.scores), []
+    with torch.no_grad():
+        before = model(x)
+        for _ in range(100):
+            name = names[int(torch.randint(len(names), (), generator=generator))]
+            w = model.get_parameter(name).view(-1)
+            i = int(torch.randint(len(w), (), generator=generator))
+            kept = w[i].clone()
+            w[i] = 0
+            rows.append((found.scores[name].view(-1)[i].item(), abs(kept.item()), (model(x) - before).square().sum(1).mean().item()))
+            w[i] = kept
+    scores, magnitude, damage = torch.tensor(rows).T
+    assert spearman(scores, damage) > 0.99 > spearman(magnitude, damage)

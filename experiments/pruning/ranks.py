@@ -46,10 +46,17 @@ class Row:
     def mean(self) -> float:
         return sum(r.value for r in self.ranks) / len(self.ranks)
 
+    @property
+    def lowest(self) -> float:
+        return min(r.value for r in self.ranks)
+
+    @property
+    def highest(self) -> float:
+        return max(r.value for r in self.ranks)
+
     def __str__(self) -> str:
-        values = [r.value for r in self.ranks]
-        spread = f"{min(values):5.2f} … {max(values):.2f}" if len(values) > 1 else ""
-        return f"{self.name:16} {self.mean:5.2f}   {spread:14} [{self.ranks[0].low:.2f}, {self.ranks[0].high:.2f}]"
+        spread = f"{self.lowest:5.3f} … {self.highest:.3f}" if len(self.ranks) > 1 else ""
+        return f"{self.name:16} {self.mean:5.3f}   {spread:15} [{self.ranks[0].low:.3f}, {self.ranks[0].high:.3f}]"
 
 
 def calibration(network: Network, seed: int, n: int = 512) -> Calibration:

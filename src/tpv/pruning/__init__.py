@@ -8,6 +8,7 @@ from tpv.pruning.costs import module_macs, parameters
 from tpv.pruning.criteria import JBR, JC, Criterion, TPVImportance
 from tpv.pruning.driver import prune
 from tpv.pruning.groups import ChannelGroup, Member
+from tpv.pruning.places import apply_masks
 from tpv.pruning.recalibration import recalibrate
 from tpv.pruning.result import PruningResult, PruningStep
 from tpv.pruning.scores import ChannelScores, GroupScores
@@ -35,6 +36,7 @@ __all__ = [
     "Target",
     "WeightScores",
     "allocate",
+    "apply_masks",
     "compensate",
     "freeze",
     "load",

@@ -53,7 +53,7 @@ def replace_padding_shortcuts(model: nn.Module, example: Any, *, forward: Forwar
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from tpv.pruning.shortcuts import replace_padding_shortcuts
+        >>> from tpv.pruning import replace_padding_shortcuts
         >>> class Shortcut(nn.Module):
         ...     def forward(self, x):
         ...         return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
@@ -118,14 +118,11 @@ def _convolution(module: nn.Module, calls: list[_Call]) -> nn.Module | None:
     x, y = calls[0].x, calls[0].y
     if x.ndim not in _CONVS or y.ndim != x.ndim or len(x) != len(y) or x.shape[1] == y.shape[1] or not x.is_floating_point():
         return None
-    channels = x.shape[1]
-    if any(call.x.ndim != x.ndim or call.x.shape[1] != channels or call.x.dtype != x.dtype for call in calls):
-        return None
     conv = _read_off(module, x)
     if conv is None:
         return None
     generator = torch.Generator().manual_seed(0)
-    sizes = [x.shape, (2, channels, *[_PROBED + 1] * (x.ndim - 2))]
+    sizes = [x.shape, (2, x.shape[1], *[_PROBED + 1] * (x.ndim - 2))]
     random = [torch.randn(size, generator=generator).to(x) for size in sizes]
     checked = [*calls, *[_Call(r, out) for r in random if (out := _output(module, r)) is not None]]
     equal = len(checked) == len(calls) + len(random) and all(_equal(conv, call) for call in checked)

@@ -37,7 +37,7 @@ class WeightScores:
 
     Example:
         >>> import torch, tpv
-        >>> from tpv.pruning.unstructured import weight_scores
+        >>> from tpv.pruning import weight_scores
         >>> model = torch.nn.Linear(4, 2, bias=False).double()
         >>> x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)).double()
         >>> found = weight_scores(model, x, probes=2)
