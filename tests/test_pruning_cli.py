@@ -119,7 +119,8 @@ def test_numbers_are_those_of_the_library(name):
     space = target()
     asked = {"data": space["train_data"], "test": space["test_data"], "steps": 2} | options
     expected = tpv.prune(space["model"](), target="params=0.5", **asked)
-    steps, _ = log("a folder #1")
+    steps, metadata = log("a folder #1")
+    assert metadata == json.loads(expected.to_json())["metadata"]
     assert [(step.removed, step.moved, step.moved_test, step.accuracy) for step in steps] == [
         (step.removed, step.moved, step.moved_test, step.accuracy) for step in expected.steps
     ]

@@ -366,7 +366,7 @@ def test_a_step_counts_only_once_its_network_is_there(tmp_path, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tpv.pruning.checkpoint.json.dumps", stopped)
+    monkeypatch.setattr("tpv.pruning.checkpoint.put", stopped)
     with pytest.raises(KeyboardInterrupt):
         store.add(a_step(0.5), cut, x, model)
     monkeypatch.undo()
