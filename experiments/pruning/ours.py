@@ -35,6 +35,7 @@ OURS: dict[str, Callable[[nn.Module, Calibration], Criterion]] = {
     "JC by example": lambda model, data: Ours(JC(_labelled(data))),
     "JBR by example": lambda model, data: Ours(JBR(data.images)),
     "TPV": lambda model, data: Ours(TPVImportance(data.images, generator=data.seed)),
+    "TPV, jointly": lambda model, data: Ours(TPVImportance(data.images, interactions=True, generator=data.seed)),
     "TPV, exact": lambda model, data: Ours(TPVImportance(data.images, probes=10, generator=data.seed)),
     "TPV, all members": lambda model, data: Ours(TPVImportance(data.images, members="all", generator=data.seed)),
     "TPV, producers": lambda model, data: Ours(TPVImportance(data.images, members="producers", generator=data.seed)),
@@ -43,5 +44,5 @@ OURS: dict[str, Callable[[nn.Module, Calibration], Criterion]] = {
 """Name → criterion, as in :data:`CRITERIA`."""
 
 EVERY = CRITERIA | OURS
-COMPARED = (*CRITERIA, "JC by example", "JBR by example", "TPV")
+COMPARED = (*CRITERIA, "JC by example", "JBR by example", "TPV", "TPV, jointly")
 """Those whose accuracy is compared; the others differ in a detail."""

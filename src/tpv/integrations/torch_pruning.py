@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tpv.linearization import Forward
 from tpv.outputs import OutputSpec
 from tpv.pruning import criteria
 from tpv.pruning.criteria import Criterion, Squares
+from tpv.pruning.elimination import Elimination
 from tpv.pruning.groups import ChannelGroup, Members
 from tpv.pruning.scores import ChannelScores
 from tpv.pruning.scoring import Labels, freeze, score
@@ -93,7 +95,8 @@ class TPVImportance(Importance):
 
     Args:
         data: calibration inputs, as in :func:`tpv.estimate`.
-        members, probes, squares, output: as in :class:`tpv.pruning.TPVImportance`.
+        members, probes, squares, output, interactions: as in :class:`tpv.pruning.TPVImportance`; with interactions, the importance
+            of a channel is the damage of all channels that go before it and its own.
         forward, generator: as in :func:`tpv.estimate`.
 
     Cost: of :func:`tpv.pruning.score`, once for each state of the model.
@@ -116,10 +119,11 @@ class TPVImportance(Importance):
         probes: int = 1,
         squares: Squares = "joint",
         output: OutputSpec = "logits",
+        interactions: bool = False,
         forward: Forward | None = None,
         generator: Seed = 0,
     ) -> None:
-        super().__init__(data, criteria.TPVImportance(probes, members, squares, output), forward, generator)
+        super().__init__(data, criteria.TPVImportance(probes, members, squares, output, interactions), forward, generator)
 
 
 class JBR(Importance):
@@ -127,7 +131,7 @@ class JBR(Importance):
 
     Args:
         data, forward: as in :class:`TPVImportance`; the data must come in the same order at every reading.
-        confidence, members, squares: as in :class:`tpv.pruning.JBR`.
+        confidence, members, squares, interactions: as in :class:`tpv.pruning.JBR`.
     """
 
     def __init__(
@@ -137,9 +141,10 @@ class JBR(Importance):
         confidence: float = 0.0,
         members: Members = "all",
         squares: Squares = "joint",
+        interactions: bool = False,
         forward: Forward | None = None,
     ) -> None:
-        super().__init__(data, criteria.JBR(confidence, members, squares), forward, 0)
+        super().__init__(data, criteria.JBR(confidence, members, squares, interactions), forward, 0)
 
 
 class JC(Importance):
@@ -147,11 +152,19 @@ class JC(Importance):
 
     Args:
         data: batches (inputs, labels), or mappings with labels.
-        members, squares, forward: as in :class:`JBR`.
+        members, squares, interactions, forward: as in :class:`JBR`.
     """
 
-    def __init__(self, data: object, *, members: Members = "all", squares: Squares = "joint", forward: Forward | None = None) -> None:
-        super().__init__(data, criteria.JC(members, squares), forward, 0)
+    def __init__(
+        self,
+        data: object,
+        *,
+        members: Members = "all",
+        squares: Squares = "joint",
+        interactions: bool = False,
+        forward: Forward | None = None,
+    ) -> None:
+        super().__init__(data, criteria.JC(members, squares, interactions), forward, 0)
 
 
 def _state(model: nn.Module) -> Any:
@@ -168,12 +181,14 @@ def _whole(graph: Any, group: Any) -> Any:
 
 
 def _distinct(scores: ChannelScores) -> list[Tensor]:
-    """The scores of each group, equal ones told apart in the last bit."""
+    """The scores of each group, or the damage up to each channel, equal ones told apart in the last bit."""
     values = torch.cat([group.value for group in scores.values()])
-    order = values.argsort(stable=True)
-    ranked = values[order].tolist()
-    for i in range(1, len(ranked)):
-        if ranked[i] <= ranked[i - 1]:
-            ranked[i] = torch.nextafter(torch.tensor(ranked[i - 1], dtype=torch.float64), torch.tensor(torch.inf)).item()
-    values[order] = torch.tensor(ranked, dtype=torch.float64)
+    order, ranked = values.argsort(stable=True), values.sort(stable=True).values
+    if scores.terms is not None:
+        order, ranked = Elimination(values, scores.terms).order()
+    rising = ranked.tolist()
+    for i in range(1, len(rising)):
+        if rising[i] <= rising[i - 1]:
+            rising[i] = math.nextafter(rising[i - 1], math.inf)
+    values = torch.zeros_like(values).scatter_(0, order, torch.tensor(rising, dtype=torch.float64))
     return list(values.split([len(group.value) for group in scores.values()]))

@@ -26,6 +26,7 @@ class Criterion(ABC):
 
     members: Members
     squares: Squares
+    interactions: bool = False
     probes: int = 1
     output: OutputSpec = "logits"
 
@@ -40,6 +41,8 @@ class Criterion(ABC):
     def _check(self) -> None:
         require_choice(type(self).__name__, "members", self.members, ("consumers", "all", "producers"))
         require_choice(type(self).__name__, "squares", self.squares, ("joint", "layers"))
+        if self.interactions and self.squares != "joint":
+            raise TPVError(f'{type(self).__name__}(interactions=True) needs squares="joint": sums of layers\' squares do not interact.')
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class TPVImportance(Criterion):
             included; ``"all"``.
         squares: ``"joint"``, the square of the sum over a group's layers, which is the formula; ``"layers"``, the sum of squares.
         output: what of the predictions counts, as in :func:`tpv.estimate`.
+        interactions: keep every example's terms :math:`v^\top J_g w_g`, so that channels can be removed one after the other by what
+            each adds to those that are gone, :math:`E\|J_g w_g + \sum_{h\ \mathrm{gone}} J_h w_h\|^2`; takes examples × probes ×
+            channels numbers.
 
     Raises:
         TPVError: for other values.
@@ -66,13 +72,14 @@ class TPVImportance(Criterion):
     Example:
         >>> import torch, tpv.pruning
         >>> tpv.pruning.TPVImportance(probes=4)
-        TPVImportance(probes=4, members='consumers', squares='joint', output='logits')
+        TPVImportance(probes=4, members='consumers', squares='joint', output='logits', interactions=False)
     """
 
     probes: int = 1
     members: Members = "consumers"
     squares: Squares = "joint"
     output: OutputSpec = "logits"
+    interactions: bool = False
 
     def __post_init__(self) -> None:
         require_int("TPVImportance", "probes", self.probes, 1)
@@ -96,7 +103,7 @@ class JBR(Criterion):
 
     Args:
         confidence: leave out predictions whose largest probability under the unpruned model is below this.
-        members, squares: as in :class:`TPVImportance`; a group is every parameter that goes with the channel.
+        members, squares, interactions: as in :class:`TPVImportance`; a group is every parameter that goes with the channel.
 
     Raises:
         TPVError: for other values.
@@ -114,6 +121,7 @@ class JBR(Criterion):
     confidence: float = 0.0
     members: Members = "all"
     squares: Squares = "joint"
+    interactions: bool = False
 
     def __post_init__(self) -> None:
         require_number("JBR", "confidence", self.confidence, 0, 1)
@@ -137,7 +145,7 @@ class JC(Criterion):
     Batches are ``(inputs, labels)``, or mappings with ``labels``; −100 is ignored.
 
     Args:
-        members, squares: as in :class:`JBR`.
+        members, squares, interactions: as in :class:`JBR`.
 
     Raises:
         TPVError: for other values, or batches without labels.
@@ -154,6 +162,7 @@ class JC(Criterion):
 
     members: Members = "all"
     squares: Squares = "joint"
+    interactions: bool = False
 
     def __post_init__(self) -> None:
         self._check()

@@ -74,7 +74,7 @@ def prune(
         model: a trained ``nn.Module`` in evaluation mode.
         data: calibration inputs, as in :func:`tpv.estimate`, a few hundred; they are read once and kept in memory.
         target: the share to keep, ``"macs=0.5"`` or ``"params=0.5"``, or a :class:`tpv.pruning.Target`.
-        criterion: by default :class:`tpv.pruning.TPVImportance`; :class:`tpv.pruning.JBR`, :class:`tpv.pruning.JC`, or any importance
+        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``; :class:`tpv.pruning.JBR`, :class:`tpv.pruning.JC`, or any importance
             of Torch-Pruning, a function from a group to scores.
         allocation: ``"global"``, one ranking of all channels; ``"uniform"``, the same share of every group; ``"curves"``, the widths of
             least damage by measured curves E‖Δf‖² of each group (:func:`tpv.pruning.allocate`), in one step by default.
@@ -106,7 +106,7 @@ def prune(
         (Linear(in_features=8, out_features=7, bias=True), True)
     """
     work = _Pruning(
-        model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target, criterion or TPVImportance(), allocation,
+        model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target, criterion or TPVImportance(interactions=True), allocation,
         compensate, recalibrate, steps if steps is not None else (1 if allocation == "curves" else 9),
         None if test is None else list(batches(test)), tuple(ignore), forward, generator, progress or (lambda *_: None),
     )  # fmt: skip
@@ -216,7 +216,7 @@ class _Pruning:
 
     def _curves(self, store: PruningStore) -> dict[str, Curve]:
         found: dict[str, Curve] = {}
-        values = self._values(self.model, {})
+        values = self._scored(self.model, {})[0]
         for i, group in enumerate(self.groups):
             self.progress("measuring curves", i, len(self.groups))
             curve = store.curve(group.name)
@@ -266,17 +266,19 @@ class _Pruning:
 
     def _choose(self, current: nn.Module, removed: Mapping[str, Sequence[int]], curves: dict[str, Curve], limit: float) -> Chosen:
         if self.allocation == "curves":
-            return by_curves(self.groups, self._values(self.model, {}), curves, self.costs, limit)
-        choose = by_ranking if self.allocation == "global" else uniformly
-        return choose(self.groups, self._values(current, removed), removed, self.costs, limit)
+            return by_curves(self.groups, self._scored(self.model, {})[0], curves, self.costs, limit)
+        values, terms = self._scored(current, removed)
+        if self.allocation == "uniform":
+            return uniformly(self.groups, values, removed, self.costs, limit)
+        return by_ranking(self.groups, values, removed, self.costs, limit, terms)
 
-    def _values(self, current: nn.Module, removed: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """Group → the values of the channels that are left."""
+    def _scored(self, current: nn.Module, removed: Mapping[str, Sequence[int]]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Group → the values of the channels that are left, and the terms of criteria with interactions."""
         groups = remaining(self.groups, removed)
         if isinstance(self.criterion, Criterion):
             found = score(current, self.data, groups, self.criterion, labels=self.labels, forward=self.forward, generator=self.generator)
-            return {name: scores.value for name, scores in found.items()}
-        return {group.name: values for group, values in zip(groups, self._importances(current, groups), strict=True)}
+            return {name: scores.value for name, scores in found.items()}, found.terms
+        return {group.name: values for group, values in zip(groups, self._importances(current, groups), strict=True)}, None
 
     def _importances(self, current: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
         """By an importance of Torch-Pruning."""

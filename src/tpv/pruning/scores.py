@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tpv._format import table
+from tpv.pruning.reliability import split_half
 
 
 @dataclass
@@ -59,27 +60,31 @@ class GroupScores:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ChannelScores(Mapping[str, GroupScores]):
-    """Scores of all groups, by name.
+    r"""Scores of all groups, by name.
 
     Attributes:
         reliability: as in :class:`GroupScores`, over all channels.
         metadata: criterion, seed, examples, versions.
+        terms: (examples × probes, all channels), :math:`v^\top J_g w_g` for criteria with interactions, else None.
     """
 
     groups: dict[str, GroupScores]
     reliability: float
     metadata: dict[str, Any]
+    terms: Tensor | None = None
 
     @staticmethod
-    def from_sums(names: Sequence[str], widths: Sequence[int], sums: Sums, metadata: dict[str, Any]) -> ChannelScores:
+    def from_sums(
+        names: Sequence[str], widths: Sequence[int], sums: Sums, metadata: dict[str, Any], terms: Tensor | None = None
+    ) -> ChannelScores:
         """Means, standard errors and reliabilities."""
         n = sums.count
         mean = sums.total / n
         variance = (sums.squares / n - mean.square()).clamp(min=0) / (n - 1) if n > 1 else torch.full_like(mean, math.nan)
         halves = sums.halves / sums.counts.unsqueeze(1)
         parts = zip(mean.split(list(widths)), variance.sqrt().split(list(widths)), halves.split(list(widths), 1), strict=True)
-        groups = {name: GroupScores(m, s, _agreement(h)) for name, (m, s, h) in zip(names, parts, strict=True)}
-        return ChannelScores(groups, _agreement(halves), metadata)
+        groups = {name: GroupScores(m, s, split_half(*h)) for name, (m, s, h) in zip(names, parts, strict=True)}
+        return ChannelScores(groups, split_half(*halves), metadata, terms)
 
     def __getitem__(self, name: str) -> GroupScores:
         return self.groups[name]
@@ -107,23 +112,3 @@ class ChannelScores(Mapping[str, GroupScores]):
         return f"{head}\n\n{asked}; over all channels reliability {self.reliability:.3f}"
 
     __repr__ = __str__
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Correlation of ranks, with ties at their mean rank; nan where one side has no ranking."""
-    ranks = torch.stack([_ranks(a), _ranks(b)])
-    if len(a) < 2 or (ranks.std(1) == 0).any():
-        return math.nan
-    return torch.corrcoef(ranks)[0, 1].item()
-
-
-def _ranks(x: Tensor) -> Tensor:
-    _, inverse, counts = x.double().unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    ranks: Tensor = (last - (counts - 1) / 2)[inverse]
-    return ranks
-
-
-def _agreement(halves: Tensor) -> float:
-    r = spearman(*halves)
-    return 2 * r / (1 + r) if r > -1 else math.nan

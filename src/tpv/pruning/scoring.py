@@ -75,7 +75,7 @@ def score(
         >>> hidden = ChannelGroup("0", 4, (Member("0", "producer", c, c), Member("2", "consumer", c, c)))
         >>> scores = score(model, torch.randn(100, 8), [hidden])
         >>> scores["0"].value.shape, scores.metadata["criterion"]
-        (torch.Size([4]), "TPVImportance(probes=1, members='consumers', squares='joint', output='logits')")
+        (torch.Size([4]), "TPVImportance(probes=1, members='consumers', squares='joint', output='logits', interactions=False)")
     """
     started = time.perf_counter()
     criterion = criterion or TPVImportance()
@@ -88,7 +88,8 @@ def score(
     if not procedure.sums.count:
         raise TPVError(f"no example counts for {criterion!r}: all are below the confidence or ignored.")
     metadata = run.metadata(generator, started, criterion=repr(criterion), examples=procedure.sums.count)
-    return ChannelScores.from_sums([g.name for g in groups], [g.width for g in groups], procedure.sums, metadata)
+    terms = torch.cat(procedure.kept) if criterion.interactions else None
+    return ChannelScores.from_sums([g.name for g in groups], [g.width for g in groups], procedure.sums, metadata, terms)
 
 
 def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: Forward | None = None) -> Labels | None:
@@ -141,22 +142,27 @@ class _Scoring(Procedure):
         self._copied: set[tuple[str, Role]] = set()
         self._verified = False
         self.sums = Sums.zero(sum(group.width for group in groups))
+        self.kept: list[Tensor] = []
 
     def contribution(self, piece: Piece) -> Contribution:
         if not self._verified:
             self._verify(piece)
-        scores, counted = self._scores(piece)
+        scores, counted, terms = self._scores(piece)
         self.sums.add(scores, counted, piece.start)
+        self.kept += terms
         return Contribution(scores.sum(1, keepdim=True))
 
-    def _scores(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        """(N, channels) and which examples count."""
+    def _scores(self, piece: Piece) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """(N, channels), which examples count, and with interactions the terms of those for each probe."""
+        kept = []
         with self._tapped(piece.batch) as (f, found):
             v, counted = self._cotangents(f.detach(), piece)
             total = torch.zeros(len(f), sum(group.width for group in self._groups), dtype=torch.float64, device=f.device)
             for r in range(v.shape[1]):
-                total += self._squares(self._terms(f, found, v[:, r], last=r == v.shape[1] - 1), len(f))
-        return (total / v.shape[1] * counted.unsqueeze(1)).cpu(), counted.cpu()
+                joint, squares = self._by_channel(self._terms(f, found, v[:, r], last=r == v.shape[1] - 1), len(f))
+                total += joint.square() if self._criterion.squares == "joint" else squares
+                kept += [joint[counted].float().cpu()] if self._criterion.interactions else []
+        return (total / v.shape[1] * counted.unsqueeze(1)).cpu(), counted.cpu(), kept
 
     @contextmanager
     def _tapped(self, batch: Any) -> Iterator[tuple[Tensor, list[Tap]]]:
@@ -195,21 +201,19 @@ class _Scoring(Procedure):
                 terms[tap.site] = terms[tap.site] + term if tap.site in terms else term
         return terms
 
-    def _squares(self, terms: dict[tuple[str, Role], Tensor], n: int) -> Tensor:
-        """(N, channels)."""
-        columns = []
+    def _by_channel(self, terms: dict[tuple[str, Role], Tensor], n: int) -> tuple[Tensor, Tensor]:
+        """Terms summed over the members of each channel, and the sums of their squares, (N, channels) each."""
+        device = next(iter(terms.values())).device if terms else torch.device("cpu")
+        joint, squares = [], []
         for group, chosen in zip(self._groups, self._chosen, strict=True):
-            joint = torch.zeros(n, group.width, dtype=torch.float64, device=next(iter(terms.values())).device if terms else "cpu")
-            squares = torch.zeros_like(joint)
+            parts = [torch.zeros(n, group.width, dtype=torch.float64, device=device)]
             for member in chosen:
                 term = terms.get((member.module, member.role))
-                if term is None:
-                    continue
-                part = torch.zeros_like(joint).index_add_(1, member.channel.to(term.device), term[:, member.index.to(term.device)])
-                joint += part
-                squares += part.square()
-            columns.append(joint.square() if self._criterion.squares == "joint" else squares)
-        return torch.cat(columns, 1)
+                if term is not None:
+                    parts.append(torch.zeros_like(parts[0]).index_add_(1, member.channel.to(device), term[:, member.index.to(device)]))
+            joint.append(torch.stack(parts).sum(0))
+            squares.append(torch.stack(parts).square().sum(0))
+        return torch.cat(joint, 1), torch.cat(squares, 1)
 
     def _verify(self, piece: Piece) -> None:
         """Refuse a model in which a layer's rows do not belong to the examples in order, by scoring two of them alone."""

@@ -11,13 +11,19 @@ from tpv._errors import TPVError
 from tpv.pruning.allocation import allocate
 from tpv.pruning.budget import Budget
 from tpv.pruning.curves import Curve
+from tpv.pruning.elimination import Elimination
 from tpv.pruning.groups import ChannelGroup
 
 Chosen = dict[str, list[int]]
 
 
 def by_ranking(
-    groups: Sequence[ChannelGroup], values: Mapping[str, Tensor], removed: Mapping[str, Sequence[int]], costs: Budget, limit: float
+    groups: Sequence[ChannelGroup],
+    values: Mapping[str, Tensor],
+    removed: Mapping[str, Sequence[int]],
+    costs: Budget,
+    limit: float,
+    terms: Tensor | None = None,
 ) -> Chosen:
     """The channels of lowest value over all groups, one after the other until the cost is within the limit.
 
@@ -25,24 +31,25 @@ def by_ranking(
         groups: of the unpruned model.
         values: group → value of each of its channels that is still there.
         removed: those that are not.
+        terms: (M, all channels that are still there), whose mean squares are the values; a channel's value then is what it adds
+            to those that have gone before.
 
     Raises:
         TPVError: if the limit is not met with one channel left in every group; for NaN.
     """
     gone = {group.name: list(removed.get(group.name, ())) for group in groups}
-    ranked: list[tuple[float, int, int]] = []
-    for i, group in enumerate(groups):
-        left = [c for c in range(group.width) if c not in set(gone[group.name])]
-        if not values[group.name].isfinite().all():
-            raise TPVError(f"the scores of {group.name} are NaN or infinite.")
-        scored = sorted(zip(values[group.name].tolist(), left, strict=True))
-        ranked += [(value, i, channel) for value, channel in scored[:-1]]
+    left = [(i, c) for i, group in enumerate(groups) for c in range(group.width) if c not in set(gone[group.name])]
+    ranking = Elimination(torch.cat([values[group.name] for group in groups]), terms)
     widths = [group.width - len(gone[group.name]) for group in groups]
-    for _, i, channel in sorted(ranked):
-        if costs.of(widths) <= limit:
-            break
+    owners = torch.tensor([i for i, _ in left])
+    ranking.keep(torch.tensor([widths[i] == 1 for i, _ in left]))
+    while costs.of(widths) > limit and (found := ranking.lowest()) is not None:
+        i, channel = left[found]
         gone[groups[i].name].append(channel)
         widths[i] -= 1
+        ranking.remove(found)
+        if widths[i] == 1:
+            ranking.keep(owners == i)
     _check(costs, widths, limit)
     return gone
 
