@@ -213,6 +213,29 @@ def test_an_error_in_the_model_names_debug():
     assert isinstance(run("t.py", "--debug").exception, RuntimeError)
 
 
+def test_random_scores_are_those_of_their_seed():
+    from tpv.integrations.torch_pruning import trace
+
+    space = target()
+    graph = trace(space["model"](), space["inputs"][:2])
+    first, second = list(graph.get_all_groups())[:2]
+    assert torch.equal(Random(1)(first), Random(1)(first))
+    assert not torch.equal(Random(1)(first), Random(2)(first))
+    assert not torch.equal(Random(1)(first)[:3], Random(1)(second)[:3])
+
+
+def test_magnitude_is_that_of_torch_pruning():
+    tp = pytest.importorskip("torch_pruning")
+    from tpv.integrations.torch_pruning import trace
+
+    space = target()
+    (first, *_) = trace(space["model"](), space["inputs"][:2]).get_all_groups()
+    for p in (1, 2):
+        assert torch.equal(Magnitude(p)(first), tp.importance.MagnitudeImportance(p=p)(first))
+    with pytest.raises(TPVError, match=r"Magnitude.*p must be an int in \[1, 2\]"):
+        Magnitude(3)
+
+
 def test_criteria_as_text():
     assert parse_criterion("TPVImportance(probes=4)") == TPVImportance(probes=4)
     assert parse_criterion("tpv.pruning:JBR") == JBR()

@@ -63,8 +63,8 @@ def parse_criterion(text: str) -> Criterion:
         TPVError: as :func:`parse_perturbation`.
 
     Example:
-        >>> parse_criterion("JBR(confidence=0.5)")
-        JBR(confidence=0.5, members='all', squares='joint')
+        >>> parse_criterion("JBR(confidence=0.5)").confidence
+        0.5
     """
     return _made(_parsed(text, "TPVImportance(probes=4)"), text, Criterion)  # type: ignore[type-abstract]
 

@@ -11,11 +11,12 @@ import torch
 import typer
 from rich.console import Console
 
+import tpv.pruning
 from tpv._cli import Debug, Device, Fresh, Json, Seed, TargetArgument, device_of, one_sentence, stdout_for_json
 from tpv._errors import TPVError, did_you_mean
 from tpv._files import put
 from tpv._spec import parse_criterion
-from tpv.pruning import JBR, JC, Criterion, Magnitude, PruningResult, Random, TPVImportance
+from tpv.pruning import JBR, JC, Criterion, Magnitude, PruningResult, Random
 from tpv.pruning import Target as Share
 from tpv.pruning import prune as tpv_prune
 from tpv.pruning.plots import svg_file
@@ -97,10 +98,11 @@ def prune(
 
 
 def _criterion(text: str, seed: int) -> Any:
-    short: tuple[Criterion | Magnitude | Random, ...] = (TPVImportance(), JBR(), JC(), Random(seed), Magnitude(1), Magnitude(2))
+    """A criterion, None for the library's own choice."""
+    short: tuple[Criterion | Magnitude | Random | None, ...] = (None, JBR(), JC(), Random(seed), Magnitude(1), Magnitude(2))
     if text.strip().lower() in _SHORT:
         return dict(zip(_SHORT, short, strict=True))[text.strip().lower()]
-    if text.isidentifier() and text not in ("TPVImportance", "JBR", "JC"):
+    if text.isidentifier() and text not in tpv.pruning.__all__:
         raise TPVError(
             f"--criterion {text!r}: there are {', '.join(_SHORT)}, and classes with options, such as 'TPVImportance(probes=4)'."
             f"{did_you_mean(text, _SHORT)}"
