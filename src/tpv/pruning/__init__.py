@@ -1,6 +1,7 @@
 """Structured and unstructured pruning by how far the predictions move."""
 
 from tpv.pruning.allocation import Allocation, Cost, allocate
+from tpv.pruning.baselines import Magnitude, Random
 from tpv.pruning.checkpoint import load, save
 from tpv.pruning.compensation import compensate
 from tpv.pruning.costs import module_macs, parameters
@@ -28,9 +29,11 @@ __all__ = [
     "Criterion",
     "Frozen",
     "GroupScores",
+    "Magnitude",
     "Member",
     "PruningResult",
     "PruningStep",
+    "Random",
     "TPVImportance",
     "Target",
     "WeightScores",

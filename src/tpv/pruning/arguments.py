@@ -19,9 +19,9 @@ def told(value: object) -> str:
     """Text for a fingerprint: fields and attributes with their values, functions and classes of the user's with a hash of their file.
 
     Example:
-        >>> from tpv.pruning import JBR
-        >>> told(("macs=0.5", JBR()))
-        "('macs=0.5', tpv.pruning.criteria.JBR(confidence=0.0, members='all', squares='joint', interactions=False))"
+        >>> from tpv.pruning import Magnitude
+        >>> told(("macs=0.5", Magnitude(p=1)))
+        "('macs=0.5', tpv.pruning.baselines.Magnitude(p=1))"
     """
     return _told(value, ())
 

@@ -301,7 +301,7 @@ class _Pruning:
         moved = self.yardsticks[-1](self.model)
         return {
             "target": repr(self.target),
-            "criterion": repr(self.criterion) if isinstance(self.criterion, Criterion) else type(self.criterion).__name__,
+            "criterion": repr(self.criterion) if dataclasses.is_dataclass(self.criterion) else type(self.criterion).__name__,
             "allocation": self.allocation,
             "compensate": self.compensate,
             "recalibrate": self.recalibrate,

@@ -35,8 +35,8 @@ def summary(result: PruningResult) -> str:
 
 
 def steps_table(result: PruningResult) -> str:
-    """A row for the unpruned network and for each step; without the errors where these would not fit."""
-    for show in (plus_minus, _short):
+    """A row for the unpruned network and for each step; without the errors where even without spaces these would not fit."""
+    for show in (plus_minus, _tight, _short):
         rows: list[tuple[str, ...]] = [("0", percent(1), percent(1), "", "", "", _accuracy(unpruned_accuracy(result), show))]
         rows += [_row(i + 1, step, show) for i, step in enumerate(result.steps)]
         used = [i for i in range(len(_HEADER)) if any(row[i] for row in rows)]
@@ -59,6 +59,10 @@ def _row(number: int, step: PruningStep, show: Show) -> tuple[str, ...]:
 
 def _accuracy(found: Estimate | None, show: Show) -> str:
     return f"{show(100 * found.value, 100 * found.stderr)} %" if found else ""
+
+
+def _tight(value: float, stderr: float) -> str:
+    return plus_minus(value, stderr).replace(" ± ", "±")
 
 
 def _short(value: float, stderr: float) -> str:
