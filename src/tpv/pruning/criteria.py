@@ -28,6 +28,8 @@ class Criterion(ABC):
     squares: Squares
     probes: int = 1
     output: OutputSpec = "logits"
+    freezes: bool = False
+    """Whether the labels come from the unpruned model."""
 
     @abstractmethod
     def labels(self, f: Tensor, batch: Any) -> Tensor | None:
@@ -114,6 +116,7 @@ class JBR(Criterion):
     confidence: float = 0.0
     members: Members = "all"
     squares: Squares = "joint"
+    freezes = True
 
     def __post_init__(self) -> None:
         require_number("JBR", "confidence", self.confidence, 0, 1)
@@ -134,7 +137,8 @@ class JBR(Criterion):
 class JC(Criterion):
     r"""As :class:`JBR`, with y* the true label: :math:`E_x[(m(x)^\top J_g(x) w_g)^2]`, m = softmax(f) − onehot(y).
 
-    Batches are ``(inputs, labels)``, or mappings with ``labels``; −100 is ignored.
+    Batches are ``(inputs, labels)``, or mappings with ``labels``; −100 is ignored. Each output is compared with the label at its
+    own position: shift those of a causal language model.
 
     Args:
         members, squares: as in :class:`JBR`.
@@ -167,6 +171,11 @@ class JC(Criterion):
             got = "none" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
             raise TPVError(
                 f"JC needs integer labels of shape {tuple(shape)} in each batch, (inputs, labels) or a mapping with labels; got {got}."
+            )
+        classes = f.shape[class_axis(f)]
+        if wrong := sorted(set(found[(found != IGNORED) & ((found < 0) | (found >= classes))].tolist())):
+            raise TPVError(
+                f"JC got the label {wrong[0]}, and the model has {classes} classes: give 0 to {classes - 1}, or {IGNORED} to ignore."
             )
         return found
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 
-from tpv._batches import batch_size, batches, ends, narrow
+from tpv._batches import batch_size, batches, ends, narrow, twice
 from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv.accumulation import Progress, Seed, accumulate
@@ -20,9 +21,9 @@ from tpv.estimators.hutchinson import Drawing
 from tpv.linearization import Forward, Linearization
 from tpv.outputs import as_output
 from tpv.pruning.criteria import IGNORED, Criterion, TPVImportance
-from tpv.pruning.groups import ChannelGroup, Role
+from tpv.pruning.groups import ChannelGroup
 from tpv.pruning.scores import ChannelScores, Sums
-from tpv.pruning.taps import Tap, taps
+from tpv.pruning.taps import Site, Tap, taps
 from tpv.sweep.layer import tolerance
 
 Labels = Sequence[Tensor]
@@ -85,6 +86,7 @@ def score(
         run = accumulate(lin, batches(data), lambda _: _Scoring(lin, criterion, groups, labels, generator), chunk_size, progress)
     procedure = run.procedure
     assert isinstance(procedure, _Scoring)
+    procedure.check_complete()
     if not procedure.sums.count:
         raise TPVError(f"no example counts for {criterion!r}: all are below the confidence or ignored.")
     metadata = run.metadata(generator, started, criterion=repr(criterion), examples=procedure.sums.count)
@@ -98,7 +100,10 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
         model, data, criterion, forward: as in :func:`score`; the data must come in the same order at every reading.
 
     Returns:
-        One tensor (N, ...) for each batch; None for a criterion without labels.
+        One tensor (N, ...) for each batch; None for a criterion whose labels do not depend on the model.
+
+    Raises:
+        TPVError: for data that comes in another order at every reading.
 
     Cost: one forward pass.
 
@@ -109,16 +114,21 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
         >>> bool((labels == model(x).argmax(1)).all())
         True
     """
+    if not criterion.freezes:
+        return None
+    if isinstance(getattr(data, "sampler", None), RandomSampler):
+        raise TPVError(
+            "frozen labels need the data in the same order at every reading, and this loader shuffles: give shuffle=False, or list(loader)."
+        )
     with _ready(model, criterion, forward) as lin, torch.no_grad():
-        found = [_labels(criterion, lin, batch) for batch in batches(data)]
-    return None if any(part is None for part in found) else [part for part in found if part is not None]
+        return [_labels(criterion, lin, batch) for batch in batches(data)]
 
 
-def _labels(criterion: Criterion, lin: Linearization, batch: Any) -> Tensor | None:
+def _labels(criterion: Criterion, lin: Linearization, batch: Any) -> Tensor:
     size = batch_size(batch)
     parts = [narrow(batch, i, min(i + 64, size), size) for i in range(0, size, 64)]
     found = [criterion.labels(lin.displaced(part, {}), part) for part in parts]
-    return None if found[0] is None else torch.cat([part for part in found if part is not None])
+    return torch.cat([part for part in found if part is not None])
 
 
 @contextmanager
@@ -139,7 +149,9 @@ class _Scoring(Procedure):
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         self._probes = Drawing(criterion.probes, generator)
         self._chosen = [group.chosen(criterion.members) for group in groups]
-        self._copied: set[tuple[str, Role]] = set()
+        self._sites: set[Site] = {(m.module, m.role) for chosen in self._chosen for m in chosen}
+        self._copied: set[Site] = set()
+        self._reached: set[Site] = set()
         self._verified = False
         self.sums = Sums.zero(sum(group.width for group in groups))
 
@@ -147,8 +159,16 @@ class _Scoring(Procedure):
         if not self._verified:
             self._verify(piece)
         scores, counted = self._scores(piece)
-        self.sums.add(scores, counted, piece.start)
+        self.sums.add(scores, counted)
         return Contribution(scores.sum(1, keepdim=True))
+
+    def check_complete(self) -> None:
+        """Refuse scores that are zero because a layer was never run."""
+        if missing := sorted(name for name, _ in self._sites - self._reached):
+            raise TPVError(
+                f"{missing[0]} was not called as a module on this data, so that its weights cannot be scored: "
+                "leave its group out, or give data that reaches it."
+            )
 
     def _scores(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """(N, channels) and which examples count."""
@@ -161,11 +181,15 @@ class _Scoring(Procedure):
 
     @contextmanager
     def _tapped(self, batch: Any) -> Iterator[tuple[Tensor, list[Tap]]]:
-        """Outputs with a graph, and the activations that members read or write."""
-        sites = {(m.module, m.role) for chosen in self._chosen for m in chosen}
-        with torch.enable_grad(), taps(self._lin.model, sites, self._copied) as found:
-            f = self._lin(batch)
+        """Outputs with a graph, and the activations that members read or write.
+
+        An example that needs company is there twice, and its output is the mean of both: whichever rows are whose, sums over all are its.
+        """
+        alone = self._lin.needs_company(batch)
+        with torch.enable_grad(), taps(self._lin.model, self._sites, self._copied) as found:
+            f = self._lin(twice(batch)).mean(0, keepdim=True) if alone else self._lin(batch)
             stale = {tap.site for tap in found if tap.stale}
+        self._reached |= {tap.site for tap in found}
         if stale:
             self._copied |= stale
             with self._tapped(batch) as again:
@@ -176,27 +200,33 @@ class _Scoring(Procedure):
     def _cotangents(self, f: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
         """(N, R, ...) and which examples count."""
         everyone = torch.ones(len(f), dtype=torch.bool, device=f.device)
-        frozen = self._labels[piece.number][piece.start : piece.start + piece.n] if self._labels is not None else None
+        frozen = self._frozen(piece)
         labels = frozen if frozen is not None else self._criterion.labels(f, piece.batch)
         if labels is None:
             k = f[0].numel()
             return self._probes(piece, k)[:, : min(self._criterion.probes, k)].to(f).reshape(len(f), -1, *f.shape[1:]), everyone
         labels = labels.to(f.device)
-        if len(labels) != len(f):
-            raise TPVError("the data has changed since the labels were frozen: give the same batches in the same order.")
         return self._criterion.directions(f, labels).unsqueeze(1), (labels != IGNORED).reshape(len(f), -1).any(1)
 
-    def _terms(self, f: Tensor, found: list[Tap], v: Tensor, *, last: bool) -> dict[tuple[str, Role], Tensor]:
+    def _frozen(self, piece: Piece) -> Tensor | None:
+        if self._labels is None or not self._criterion.freezes:
+            return None
+        labels = self._labels[piece.number] if piece.number < len(self._labels) else torch.empty(0)
+        if len(labels) != piece.size:
+            raise TPVError("the data has changed since the labels were frozen: give the same batches in the same order.")
+        return labels[piece.start : piece.start + piece.n]
+
+    def _terms(self, f: Tensor, found: list[Tap], v: Tensor, *, last: bool, absolute: bool = False) -> dict[Site, Tensor]:
         """Site → Σ over positions of activation × gradient, (N, width of the layer)."""
         gradients = torch.autograd.grad(f, [tap.edge for tap in found], v, retain_graph=not last, allow_unused=True)
-        terms: dict[tuple[str, Role], Tensor] = {}
+        terms: dict[Site, Tensor] = {}
         for tap, gradient in zip(found, gradients, strict=True):
             if gradient is not None:
-                term = tap.term(gradient, len(f))
+                term = tap.term(gradient, len(f), absolute=absolute)
                 terms[tap.site] = terms[tap.site] + term if tap.site in terms else term
         return terms
 
-    def _squares(self, terms: dict[tuple[str, Role], Tensor], n: int) -> Tensor:
+    def _squares(self, terms: dict[Site, Tensor], n: int) -> Tensor:
         """(N, channels)."""
         columns = []
         for group, chosen in zip(self._groups, self._chosen, strict=True):
@@ -217,16 +247,17 @@ class _Scoring(Procedure):
         few = ends(piece.batch, piece.n)
         size = batch_size(few)
         with self._tapped(few) as (f, found):
-            v = torch.ones_like(f)
+            v = torch.randn(f.shape, generator=torch.Generator().manual_seed(0)).to(f)
             together = self._terms(f, found, v, last=True)
         for i in range(size):
             with self._tapped(narrow(few, i, i + 1, size)) as (f, found):
-                alone = self._terms(f, found, v[i : i + 1], last=True)
+                alone = self._terms(f, found, v[i : i + 1], last=False)
+                scales = self._terms(f, found, v[i : i + 1], last=True, absolute=True)
             for site, term in alone.items():
-                scale = term.abs().max().clamp(min=1e-30)
-                if not together[site][i : i + 1].sub(term).abs().max() <= 10 * tolerance(f.dtype) * scale + 1e-9:
+                apart = together[site][i : i + 1].sub(term).abs().max() if site in together else term.abs().max()
+                if not apart <= tolerance(f.dtype) * max(10 * term.abs().max(), scales[site].max() / 10):
                     raise TPVError(
                         f"the rows of {site[0]} cannot be told apart by example (positions are reordered or shared across the batch): "
                         "score with chunk_size=1."
                     )
-        self._verified = True
+        self._verified = size > 1
