@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 
 from tpv._batches import batch_size, batches, narrow
 from tpv._errors import TPVError
@@ -43,7 +44,10 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
     Args:
         model, data, criterion, forward: as in :func:`tpv.pruning.score`; the data must come in the same order at every reading.
 
-    Cost: one forward pass.
+    Raises:
+        TPVError: for data that comes in another order at every reading.
+
+    Cost: one forward pass; none for a criterion that remembers nothing.
 
     Example:
         >>> import torch, tpv.pruning
@@ -52,11 +56,21 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
         >>> bool((labels == model(x).argmax(1)).all())
         True
     """
+    if not (criterion.freezes or criterion.interactions):
+        return Frozen(None, None)
+    if isinstance(getattr(data, "sampler", None), RandomSampler):
+        raise TPVError(
+            "frozen labels or outputs need the data in the same order each time, and this loader shuffles: give shuffle=False, or list(loader)."
+        )
+    outputs, labels = [], []
     with ready(model, criterion, forward) as lin, torch.no_grad():
-        outputs = [_outputs(lin, batch) for batch in batches(data)]
-        labels = [criterion.labels(f, batch) for f, batch in zip(outputs, batches(data), strict=True)]
-    known = [part for part in labels if part is not None]
-    return Frozen(known if len(known) == len(labels) else None, outputs if criterion.interactions else None)
+        for batch in batches(data):
+            f = _outputs(lin, batch)
+            if criterion.interactions:
+                outputs.append(f)
+            if criterion.freezes and (found := criterion.labels(f, batch)) is not None:
+                labels.append(found)
+    return Frozen(labels or None, outputs or None)
 
 
 def _outputs(lin: Linearization, batch: Any) -> Tensor:

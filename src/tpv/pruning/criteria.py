@@ -29,6 +29,8 @@ class Criterion(ABC):
     interactions: bool = False
     probes: int = 1
     output: OutputSpec = "logits"
+    freezes: bool = False
+    """Whether the labels come from the unpruned model."""
 
     @abstractmethod
     def labels(self, f: Tensor, batch: Any) -> Tensor | None:
@@ -122,6 +124,7 @@ class JBR(Criterion):
     members: Members = "all"
     squares: Squares = "joint"
     interactions: bool = False
+    freezes = True
 
     def __post_init__(self) -> None:
         require_number("JBR", "confidence", self.confidence, 0, 1)
@@ -142,7 +145,8 @@ class JBR(Criterion):
 class JC(Criterion):
     r"""As :class:`JBR`, with y* the true label: :math:`E_x[(m(x)^\top J_g(x) w_g)^2]`, m = softmax(f) − onehot(y).
 
-    Batches are ``(inputs, labels)``, or mappings with ``labels``; −100 is ignored.
+    Batches are ``(inputs, labels)``, or mappings with ``labels``; negative ones are ignored. Each output is compared with the
+    label at its own position: shift those of a causal language model.
 
     Args:
         members, squares, interactions: as in :class:`JBR`.

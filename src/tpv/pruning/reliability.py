@@ -42,6 +42,8 @@ def spearman(a: Tensor, b: Tensor) -> float:
         >>> round(spearman(torch.tensor([1.0, 1, 3]), torch.tensor([0.0, 5, 9])), 3)
         0.866
     """
+    if not (a.isfinite() & b.isfinite()).all():
+        return math.nan
     x, y = (rank - rank.mean() for rank in map(_ranks, (a, b)))
     scale = (x.square().sum() * y.square().sum()).sqrt().item()
     return (x @ y).item() / scale if scale > 0 else math.nan

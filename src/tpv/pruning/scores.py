@@ -25,6 +25,7 @@ class Sums:
     halves: Tensor
     count: int = 0
     counts: Tensor = field(default_factory=lambda: torch.zeros(2))
+    seen: int = 0
 
     @staticmethod
     def zero(channels: int) -> Sums:
@@ -32,15 +33,16 @@ class Sums:
         zeros = torch.zeros(4, channels, dtype=torch.float64)
         return Sums(zeros[0], zeros[1], zeros[2:])
 
-    def add(self, scores: Tensor, counted: Tensor, start: int) -> None:
-        """Add examples (N, channels), the first of which is the ``start``-th of its batch."""
+    def add(self, scores: Tensor, counted: Tensor) -> None:
+        """Add examples (N, channels), zero where they do not count."""
         self.total += scores.sum(0)
         self.squares += scores.square().sum(0)
         self.count += int(counted.sum())
         for half in (0, 1):
-            mine = (torch.arange(len(scores)) + start) % 2 == half
+            mine = (torch.arange(len(scores)) + self.seen) % 2 == half
             self.halves[half] += scores[mine].sum(0)
             self.counts[half] += counted[mine].sum()
+        self.seen += len(scores)
 
 
 @dataclass(frozen=True, eq=False)

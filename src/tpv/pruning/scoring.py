@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, batches, ends, narrow
+from tpv._batches import batch_size, batches, ends, narrow, twice
 from tpv._errors import TPVError
 from tpv.accumulation import Progress, Seed, accumulate
 from tpv.estimators.base import TOTAL, Contribution, Piece, Procedure
@@ -79,6 +79,7 @@ def score(
     with ready(model, criterion, forward) as lin:
         procedure = _Scoring(lin, criterion, groups, Cotangents(criterion, generator, frozen))
         run = accumulate(lin, batches(data), lambda _: procedure, chunk_size, progress)
+    procedure.check_complete()
     if not procedure.sums.count:
         raise TPVError(f"no example counts for {criterion!r}: all are below the confidence or ignored.")
     metadata = run.metadata(generator, started, criterion=repr(criterion), examples=procedure.sums.count)
@@ -93,7 +94,9 @@ class _Scoring(Procedure):
         self._lin, self._criterion, self._groups, self._cotangents = lin, criterion, groups, cotangents
         self.names, self.method = [TOTAL], repr(criterion)
         self._chosen = [group.chosen(criterion.members) for group in groups]
+        self._sites: set[Site] = {(m.module, m.role) for chosen in self._chosen for m in chosen}
         self._copied: set[Site] = set()
+        self._reached: set[Site] = set()
         self._verified = False
         self.sums = Sums.zero(sum(group.width for group in groups))
         self._kept: list[Tensor] = []
@@ -102,9 +105,17 @@ class _Scoring(Procedure):
         if not self._verified:
             self._verify(piece)
         scores, counted, terms = self._scores(piece)
-        self.sums.add(scores, counted, piece.start)
+        self.sums.add(scores, counted)
         self._kept += terms
         return Contribution(scores.sum(1, keepdim=True))
+
+    def check_complete(self) -> None:
+        """Refuse scores that are zero because a layer was never run."""
+        if missing := sorted(name for name, _ in self._sites - self._reached):
+            raise TPVError(
+                f"{missing[0]} was not called as a module on this data, so that its weights cannot be scored: "
+                "leave its group out, or give data that reaches it."
+            )
 
     def terms(self) -> Terms | None:
         """Of all examples and probes, for criteria with interactions."""
@@ -130,12 +141,16 @@ class _Scoring(Procedure):
 
     @contextmanager
     def _tapped(self, batch: Any) -> Iterator[tuple[Tensor, Tensor, list[Tap]]]:
-        """Outputs f, predictions z with a graph, and the activations that members read or write."""
-        sites = {(m.module, m.role) for chosen in self._chosen for m in chosen}
-        with torch.enable_grad(), taps(self._lin.model, sites, self._copied) as found:
-            f = raw(self._lin)(batch)
+        """Outputs f, predictions z with a graph, and the activations that members read or write.
+
+        An example that needs company is there twice, and its output is the mean of both: whichever rows are whose, sums over all are its.
+        """
+        plain = raw(self._lin)
+        with torch.enable_grad(), taps(self._lin.model, self._sites, self._copied) as found:
+            f = plain(twice(batch)).mean(0, keepdim=True) if self._lin.needs_company(batch) else plain(batch)
             z = masked(self._lin.output.coordinates(f, f), batch)
             stale = {tap.site for tap in found if tap.stale}
+        self._reached |= {tap.site for tap in found}
         if stale:
             self._copied |= stale
             with self._tapped(batch) as again:
@@ -143,13 +158,13 @@ class _Scoring(Procedure):
         else:
             yield f, z, found
 
-    def _terms(self, z: Tensor, found: list[Tap], v: Tensor, *, last: bool) -> dict[Site, Tensor]:
+    def _terms(self, z: Tensor, found: list[Tap], v: Tensor, *, last: bool, absolute: bool = False) -> dict[Site, Tensor]:
         """Site → Σ over positions of activation × gradient, (N, width of the layer)."""
         gradients = torch.autograd.grad(z, [tap.edge for tap in found], v, retain_graph=not last, allow_unused=True)
         terms: dict[Site, Tensor] = {}
         for tap, gradient in zip(found, gradients, strict=True):
             if gradient is not None:
-                term = tap.term(gradient, len(z))
+                term = tap.term(gradient, len(z), absolute=absolute)
                 terms[tap.site] = terms[tap.site] + term if tap.site in terms else term
         return terms
 
@@ -172,16 +187,17 @@ class _Scoring(Procedure):
         few = ends(piece.batch, piece.n)
         size = batch_size(few)
         with self._tapped(few) as (_, z, found):
-            v = torch.ones_like(z)
+            v = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
             together = self._terms(z, found, v, last=True)
         for i in range(size):
             with self._tapped(narrow(few, i, i + 1, size)) as (_, z, found):
-                alone = self._terms(z, found, v[i : i + 1], last=True)
+                alone = self._terms(z, found, v[i : i + 1], last=False)
+                scales = self._terms(z, found, v[i : i + 1], last=True, absolute=True)
             for site, term in alone.items():
-                scale = term.abs().max().clamp(min=1e-30)
-                if not together[site][i : i + 1].sub(term).abs().max() <= 10 * tolerance(z.dtype) * scale + 1e-9:
+                apart = together[site][i : i + 1].sub(term).abs().max() if site in together else term.abs().max()
+                if not apart <= tolerance(z.dtype) * max(10 * term.abs().max(), scales[site].max() / 10):
                     raise TPVError(
                         f"the rows of {site[0]} cannot be told apart by example (positions are reordered or shared across the batch): "
                         "score with chunk_size=1."
                     )
-        self._verified = True
+        self._verified = size > 1
