@@ -13,11 +13,12 @@ from tpv.accumulation import Seed
 from tpv.linearization import Forward
 from tpv.outputs import OutputSpec
 from tpv.pruning import criteria
+from tpv.pruning.cotangents import Frozen, freeze
 from tpv.pruning.criteria import Criterion, Squares
 from tpv.pruning.elimination import Elimination
 from tpv.pruning.groups import ChannelGroup, Members
 from tpv.pruning.scores import ChannelScores
-from tpv.pruning.scoring import Labels, freeze, score
+from tpv.pruning.scoring import score
 from tpv.pruning.tracing import all_groups, channel_group, trace
 
 __all__ = ["JBR", "JC", "TPVImportance", "channel_groups"]
@@ -56,8 +57,7 @@ class Importance:
 
     def __init__(self, data: object, criterion: Criterion, forward: Forward | None, generator: Seed) -> None:
         self.data, self.criterion, self.forward, self.generator = data, criterion, forward, generator
-        self._labels: Labels | None = None
-        self._frozen = False
+        self._frozen: Frozen | None = None
         self._state: Any = None
         self._found: dict[str, tuple[ChannelGroup, Tensor]] = {}
 
@@ -84,9 +84,9 @@ class Importance:
             return
         with unchanged(model):
             model.eval()
-            if not self._frozen:
-                self._labels, self._frozen = freeze(model, self.data, self.criterion, forward=self.forward), True
-            found = score(model, self.data, groups, self.criterion, labels=self._labels, forward=self.forward, generator=self.generator)
+            if self._frozen is None:
+                self._frozen = freeze(model, self.data, self.criterion, forward=self.forward)
+            found = score(model, self.data, groups, self.criterion, frozen=self._frozen, forward=self.forward, generator=self.generator)
         self._found |= {group.name: (group, values) for group, values in zip(groups, _distinct(found), strict=True)}
 
 

@@ -5,6 +5,7 @@ from tpv.pruning.baselines import Magnitude, Random
 from tpv.pruning.checkpoint import load, save
 from tpv.pruning.compensation import compensate
 from tpv.pruning.costs import module_macs, parameters
+from tpv.pruning.cotangents import Frozen, freeze
 from tpv.pruning.criteria import JBR, JC, Criterion, TPVImportance
 from tpv.pruning.driver import prune
 from tpv.pruning.groups import ChannelGroup, Member
@@ -12,7 +13,7 @@ from tpv.pruning.places import apply_masks
 from tpv.pruning.recalibration import recalibrate
 from tpv.pruning.result import PruningResult, PruningStep
 from tpv.pruning.scores import ChannelScores, GroupScores
-from tpv.pruning.scoring import freeze, score
+from tpv.pruning.scoring import score
 from tpv.pruning.shortcuts import replace_padding_shortcuts
 from tpv.pruning.target import Target
 from tpv.pruning.unstructured import weight_scores
@@ -26,6 +27,7 @@ __all__ = [
     "ChannelScores",
     "Cost",
     "Criterion",
+    "Frozen",
     "GroupScores",
     "Magnitude",
     "Member",

@@ -44,7 +44,7 @@ def _told(value: object, above: tuple[int, ...]) -> str:
 def _fields(value: object, above: tuple[int, ...]) -> str:
     """An object of any other kind."""
     if dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
     else:
         fields = dict(getattr(value, "__dict__", {}))
     if not fields and type(value).__repr__ is not object.__repr__:

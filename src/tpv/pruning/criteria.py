@@ -18,7 +18,7 @@ from tpv.pruning.groups import Members
 
 Squares = Literal["joint", "layers"]
 IGNORED = -100
-"""The label of what does not count, as in PyTorch's losses."""
+"""The label of what does not count, as in PyTorch's losses; so does every negative one."""
 
 
 class Criterion(ABC):
@@ -177,7 +177,9 @@ class JC(Criterion):
             raise TPVError(
                 f"JC needs integer labels of shape {tuple(shape)} in each batch, (inputs, labels) or a mapping with labels; got {got}."
             )
-        return found
+        if (found >= f.shape[class_axis(f)]).any():
+            raise TPVError(f"a label is {int(found.max())}, and there are {f.shape[class_axis(f)]} classes: count them from 0.")
+        return found.long()
 
     def directions(self, f: Tensor, labels: Tensor) -> Tensor:
         """m (N, ...)."""
@@ -187,7 +189,7 @@ class JC(Criterion):
 def residuals(f: Tensor, labels: Tensor) -> Tensor:
     """softmax(f) − onehot(labels) along the class axis, zero where a label is ``IGNORED``."""
     axis = class_axis(f)
-    counted = labels != IGNORED
+    counted = labels >= 0
     hot = F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis).to(f)
     return (f.softmax(axis) - hot) * counted.unsqueeze(axis)
 

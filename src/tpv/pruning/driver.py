@@ -26,13 +26,15 @@ from tpv.outputs import as_output
 from tpv.pruning.budget import budget
 from tpv.pruning.checkpoint import Origin
 from tpv.pruning.compensation import compensate as refit
+from tpv.pruning.cotangents import Frozen, freeze
 from tpv.pruning.criteria import Criterion, TPVImportance
 from tpv.pruning.curves import Curve, measure_curve
+from tpv.pruning.elimination import Terms
 from tpv.pruning.groups import ChannelGroup
 from tpv.pruning.measurement import Yardstick, predict
 from tpv.pruning.recalibration import recalibrate as recalibrate_norms
 from tpv.pruning.result import PruningResult, PruningStep
-from tpv.pruning.scoring import Labels, freeze, score
+from tpv.pruning.scoring import score
 from tpv.pruning.selection import Chosen, by_curves, by_ranking, uniformly
 from tpv.pruning.store import PruningStore, fingerprint
 from tpv.pruning.surgery import Surgery, kept_outputs, remaining, remove
@@ -74,8 +76,8 @@ def prune(
         model: a trained ``nn.Module`` in evaluation mode.
         data: calibration inputs, as in :func:`tpv.estimate`, a few hundred; they are read once and kept in memory.
         target: the share to keep, ``"macs=0.5"`` or ``"params=0.5"``, or a :class:`tpv.pruning.Target`.
-        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``; :class:`tpv.pruning.JBR`, :class:`tpv.pruning.JC`, or any importance
-            of Torch-Pruning, a function from a group to scores.
+        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``; :class:`tpv.pruning.JBR`,
+            :class:`tpv.pruning.JC`, or any importance of Torch-Pruning, a function from a group to scores.
         allocation: ``"global"``, one ranking of all channels; ``"uniform"``, the same share of every group; ``"curves"``, the widths of
             least damage by measured curves E‖Δf‖² of each group (:func:`tpv.pruning.allocate`), in one step by default.
         compensate: re-fit the layers behind removed channels in closed form (:func:`tpv.pruning.compensate`).
@@ -106,9 +108,10 @@ def prune(
         (Linear(in_features=8, out_features=7, bias=True), True)
     """
     work = _Pruning(
-        model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target, criterion or TPVImportance(interactions=True), allocation,
-        compensate, recalibrate, steps if steps is not None else (1 if allocation == "curves" else 9),
-        None if test is None else list(batches(test)), tuple(ignore), forward, generator, progress or (lambda *_: None),
+        model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target,
+        criterion or TPVImportance(interactions=True), allocation, compensate, recalibrate,
+        steps if steps is not None else (1 if allocation == "curves" else 9), None if test is None else list(batches(test)),
+        tuple(ignore), forward, generator, progress or (lambda *_: None),
     )  # fmt: skip
     check_model(model)
     with unchanged(model):
@@ -175,9 +178,9 @@ class _Pruning:
         self.both = {unit: budget(self.model, self.example, self.groups, unit, self.forward) for unit in ("macs", "params")}
         measured = as_output(self.output)
         self.yardsticks = [Yardstick(self.model, part, measured, self.forward) for part in (self.data, self.test) if part]
-        self.labels: Labels | None = None
+        self.frozen: Frozen | None = None
         if isinstance(self.criterion, Criterion):
-            self.labels = freeze(self.model, self.data, self.criterion, forward=self.forward)
+            self.frozen = freeze(self.model, self.data, self.criterion, forward=self.forward)
         curves = self._curves(store) if self.allocation == "curves" else {}
         now = (
             store.model(self.model, len(store.steps) - 1, example=self.example, forward=self.forward)
@@ -272,11 +275,11 @@ class _Pruning:
             return uniformly(self.groups, values, removed, self.costs, limit)
         return by_ranking(self.groups, values, removed, self.costs, limit, terms)
 
-    def _scored(self, current: nn.Module, removed: Mapping[str, Sequence[int]]) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _scored(self, current: nn.Module, removed: Mapping[str, Sequence[int]]) -> tuple[dict[str, Tensor], Terms | None]:
         """Group → the values of the channels that are left, and the terms of criteria with interactions."""
         groups = remaining(self.groups, removed)
         if isinstance(self.criterion, Criterion):
-            found = score(current, self.data, groups, self.criterion, labels=self.labels, forward=self.forward, generator=self.generator)
+            found = score(current, self.data, groups, self.criterion, frozen=self.frozen, forward=self.forward, generator=self.generator)
             return {name: scores.value for name, scores in found.items()}, found.terms
         return {group.name: values for group, values in zip(groups, self._importances(current, groups), strict=True)}, None
 

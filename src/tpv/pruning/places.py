@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from tpv._errors import TPVError, did_you_mean
 
@@ -54,6 +53,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         >>> abs(model.weight[0, 1].item()), list(dict(model.named_buffers()))
         (0.0, ['weight_mask'])
     """
+    from torch.nn.utils import prune
+
     places = [(owner, mask) for name, mask in masks.items() for owner in place(model, name, mask.shape)]
     for (module, attribute), mask in places:
         prune.custom_from_mask(module, attribute, mask.to(getattr(module, attribute).device))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tpv._format import table
+from tpv.pruning.elimination import Terms
 from tpv.pruning.reliability import split_half
 
 
@@ -65,17 +66,17 @@ class ChannelScores(Mapping[str, GroupScores]):
     Attributes:
         reliability: as in :class:`GroupScores`, over all channels.
         metadata: criterion, seed, examples, versions.
-        terms: (examples × probes, all channels), :math:`v^\top J_g w_g` for criteria with interactions, else None.
+        terms: of all channels, for criteria with interactions, else None.
     """
 
     groups: dict[str, GroupScores]
     reliability: float
     metadata: dict[str, Any]
-    terms: Tensor | None = None
+    terms: Terms | None = None
 
     @staticmethod
     def from_sums(
-        names: Sequence[str], widths: Sequence[int], sums: Sums, metadata: dict[str, Any], terms: Tensor | None = None
+        names: Sequence[str], widths: Sequence[int], sums: Sums, metadata: dict[str, Any], terms: Terms | None = None
     ) -> ChannelScores:
         """Means, standard errors and reliabilities."""
         n = sums.count

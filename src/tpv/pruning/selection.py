@@ -11,7 +11,7 @@ from tpv._errors import TPVError
 from tpv.pruning.allocation import allocate
 from tpv.pruning.budget import Budget
 from tpv.pruning.curves import Curve
-from tpv.pruning.elimination import Elimination
+from tpv.pruning.elimination import Elimination, Terms
 from tpv.pruning.groups import ChannelGroup
 
 Chosen = dict[str, list[int]]
@@ -23,7 +23,7 @@ def by_ranking(
     removed: Mapping[str, Sequence[int]],
     costs: Budget,
     limit: float,
-    terms: Tensor | None = None,
+    terms: Terms | None = None,
 ) -> Chosen:
     """The channels of lowest value over all groups, one after the other until the cost is within the limit.
 
@@ -31,8 +31,7 @@ def by_ranking(
         groups: of the unpruned model.
         values: group → value of each of its channels that is still there.
         removed: those that are not.
-        terms: (M, all channels that are still there), whose mean squares are the values; a channel's value then is what it adds
-            to those that have gone before.
+        terms: of the channels that are still there; a channel's value then is what it adds to those that have gone before.
 
     Raises:
         TPVError: if the limit is not met with one channel left in every group; for NaN.

@@ -13,10 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from tpv._batches import batches
 from tpv._errors import TPVError
-from tpv._guard import unchanged
-from tpv._options import require_int
-from tpv.accumulation import Progress, Seed, accumulate, as_generator
-from tpv.checks import check_model
+from tpv._format import described
+from tpv.accumulation import Progress, Seed, accumulate
 from tpv.chunking import SCRATCH_BYTES
 from tpv.estimators._sweeping import route_facts
 from tpv.estimators.base import Contribution, Piece, Procedure
@@ -24,8 +22,8 @@ from tpv.estimators.hutchinson import probe_noise
 from tpv.grouping import layer_of
 from tpv.linearization import Forward, Linearization
 from tpv.ntk.jacobian import widest
-from tpv.outputs import OutputSpec, as_output
-from tpv.pruning.directions import Direction, RandomDirections
+from tpv.pruning.cotangents import Cotangents, Frozen, ready
+from tpv.pruning.criteria import Criterion, TPVImportance
 from tpv.pruning.reliability import split_half
 from tpv.pruning.weight_scores import WeightScores
 from tpv.sweep import Sweep
@@ -38,10 +36,9 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def weight_scores(
     model: nn.Module,
     data: object,
+    criterion: Criterion | None = None,
     *,
-    probes: int = 1,
-    direction: Direction | None = None,
-    output: OutputSpec | None = None,
+    frozen: Frozen | None = None,
     params: Patterns = None,
     forward: Forward | None = None,
     generator: Seed = 0,
@@ -61,17 +58,19 @@ def weight_scores(
     Compare masks before use: ``tpv.estimate(model, data, tpv.Masking(masks), estimator=tpv.MonteCarlo(1))``.
 
     Args:
-        probes: R random vectors v for each example, orthogonal to each other; as many as there are outputs make the scores exact.
-        direction: other vectors v than random ones; ``probes`` does not count then.
+        criterion: the vectors v: by default :class:`tpv.pruning.TPVImportance` with one random probe; as many as there are outputs make
+            the scores exact; :class:`tpv.pruning.JBR` and :class:`tpv.pruning.JC` take the gradient of the cross-entropy. Its
+            ``members``, ``squares`` and ``interactions`` are about channels and do not count.
+        frozen: as in :func:`tpv.pruning.score`.
         params: glob patterns or a function ``(name, weight) -> bool``; by default the weights of at least two dimensions that are
             not a norm's.
-        model, data, output, forward, generator, chunk_size, progress: as in :func:`tpv.estimate`.
+        model, data, forward, generator, chunk_size, progress: as in :func:`tpv.estimate`.
 
     Returns:
         The scores, their sums by layer, and how reliably they rank.
 
     Raises:
-        TPVError: as :func:`tpv.estimate`; for probes < 1.
+        TPVError: as :func:`tpv.estimate`; if no example counts.
 
     Cost per example: a forward pass and for each probe one backward pass and the gradients of the weights; more backward passes
     where per-example gradients of all weights take more than 256 MiB, which is the most that is held of them at a time (or one
@@ -81,21 +80,20 @@ def weight_scores(
 
     Example:
         >>> import torch
-        >>> from tpv.pruning import weight_scores
+        >>> from tpv.pruning import TPVImportance, weight_scores
         >>> model = torch.nn.Linear(3, 2).double()
         >>> x = torch.tensor([[1.0, 2, 0], [1, -2, 0]]).double()
-        >>> found = weight_scores(model, x, probes=2)
+        >>> found = weight_scores(model, x, TPVImportance(probes=2))
         >>> bool(torch.allclose(found.scores["weight"], model.weight.square() * torch.tensor([1, 4, 0])))
         True
     """
     started = time.perf_counter()
-    require_int("weight_scores", "probes", probes, 1)
-    direction = RandomDirections(probes) if direction is None else direction
-    check_model(model)
-    with unchanged(model):
-        lin = Linearization(model, forward, as_output("logits" if output is None else output))
-        squares = _WeightSquares(lin, _chosen(lin.weights, params), direction, as_generator(generator))
+    criterion = criterion or TPVImportance()
+    with ready(model, criterion, forward) as lin:
+        squares = _WeightSquares(lin, _chosen(lin.weights, params), criterion, Cotangents(criterion, generator, frozen))
         run = accumulate(lin, batches(data), lambda outputs: squares, chunk_size, progress)
+    if not run.moments.count:
+        raise TPVError(f"no example counts for {criterion!r}: all are below the confidence or ignored.")
     metadata = run.metadata(generator, started)
     return WeightScores(squares.scores(), run.moments.estimates(), *squares.reliability(), run.moments.count, metadata)
 
@@ -112,20 +110,21 @@ def _chosen(weights: Weights, params: Patterns) -> Weights:
 class _WeightSquares(Procedure):
     """Sums of w_i² (vᵀJ)_i²: over examples for every weight, over a layer's weights for every example."""
 
-    def __init__(self, lin: Linearization, weights: Weights, direction: Direction, generator: torch.Generator) -> None:
+    def __init__(self, lin: Linearization, weights: Weights, criterion: Criterion, cotangents: Cotangents) -> None:
         self._scales = {name: weights.without_padding(name, widened(w).square()) for name, w in weights.items()}
         self.sweep = Sweep(lin, {name: w.new_ones(1) for name, w in weights.items()})
-        self._weights, self._sampled = weights, direction.sampled
-        self._cotangents = direction.begin(generator)
+        self._weights, self._cotangents = weights, cotangents
+        self._sampled = isinstance(criterion, TPVImportance)
         self._examples = 0
         self._sums = {name: widened(w).new_zeros(2, w.numel()) for name, w in weights.items()}
         self.names = list(dict.fromkeys(layer_of(name) for name in weights))
-        self.method = repr(direction)
+        self.method = described(criterion)
 
     def contribution(self, piece: Piece) -> Contribution:
         found: dict[str, Tensor] = {}
         with self.sweep.jacobian(piece.batch) as (z, gradients):
-            v = self._cotangents(z, piece)
+            v, counted = self._cotangents(z, piece)
+            v = v.flatten(2)
             n, passes, k = v.shape
             values = torch.zeros(n, passes, len(self.names), dtype=torch.float64, device=z.device)
             odd = (torch.arange(n, device=z.device) + self._examples) % 2
@@ -138,7 +137,8 @@ class _WeightSquares(Procedure):
                         found[name] = found[name] + halves if name in found else halves
         for name, halves in found.items():
             self._sums[name] += halves
-        self._examples += n
+        self._examples += int(counted.sum())
+        values = values[counted]
         return Contribution(values.mean(1), self._noise(values, k))
 
     def _groups(self, n: int) -> Iterator[list[str]]:
@@ -172,7 +172,7 @@ class _WeightSquares(Procedure):
         """Of every weight, infinite in padding rows."""
         found = {}
         for name, scale in self._scales.items():
-            found[name] = self._sums[name].sum(0).reshape(scale.shape) * scale / self._examples
+            found[name] = self._sums[name].sum(0).reshape(scale.shape) * scale / max(self._examples, 1)
             found[name][list(self._weights.padding_rows(name))] = torch.inf
         return found
 

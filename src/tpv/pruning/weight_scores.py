@@ -37,10 +37,10 @@ class WeightScores:
 
     Example:
         >>> import torch, tpv
-        >>> from tpv.pruning import weight_scores
+        >>> from tpv.pruning import TPVImportance, weight_scores
         >>> model = torch.nn.Linear(4, 2, bias=False).double()
         >>> x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)).double()
-        >>> found = weight_scores(model, x, probes=2)
+        >>> found = weight_scores(model, x, TPVImportance(2))
         >>> {name: int(mask.sum()) for name, mask in found.masks(0.25).items()}
         {'weight': 6}
         >>> found.n_m_masks(2, 4)["weight"].sum(1).tolist()
