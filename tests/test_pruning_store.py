@@ -531,6 +531,8 @@ def test_a_result_as_text_without_test_inputs_and_with_long_numbers():
     result = dataclasses.replace(made_by_hand(a_step(0.5, **changes), unpruned=UNPRUNED), excluded=names)
     assert "1.23e-09" in str(result)
     assert max(map(len, str(result).splitlines())) <= 80
+    spelt_out = "TPVImportance(probes=1, members='consumers', squares='joint', output='logits', interactions=True)"
+    assert spelt_out.split() == str(made_by_hand(criterion=spelt_out)).split()[:5], "broken inside a word"
 
 
 def test_a_result_as_a_table():

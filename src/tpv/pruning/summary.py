@@ -85,8 +85,8 @@ def _widths(result: PruningResult) -> list[str]:
 
 
 def _glued(text: str) -> str:
-    """Not to be broken at its spaces."""
-    return text.replace(" ", "\xa0")
+    """Not to be broken at its spaces, if it fits a line."""
+    return text.replace(" ", "\xa0") if len(text) < _WIDTH else text
 
 
 def _wrapped(text: str) -> str:
