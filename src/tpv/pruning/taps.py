@@ -127,7 +127,7 @@ def _weighted(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 
 def axis_of(module: nn.Module, x: Tensor) -> int:
-    """Where a layer has its channels: axis 1 behind convolutions and most norms, else the last."""
+    """Where a layer has its channels: axis 1 of convolutions, most norms and PReLU, else the last."""
     convolution = isinstance(module, nn.modules.conv._ConvNd)
-    norm = isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm)
+    norm = isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU)
     return 1 if convolution or norm else -1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,15 +42,11 @@ def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Any
     try:
         for p in frozen:
             p.requires_grad_()
-        with warnings.catch_warnings(), torch.enable_grad():
+        with _in_words(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(
                 model, example, forward_fn=lambda m, x: outputs_tensor((forward or call_model)(m, x)), verbose=False
             )
-    except TPVError:
-        raise
-    except Exception as error:
-        raise TPVError(f"Torch-Pruning cannot trace the model ({type(error).__name__}: {error}).") from error
     finally:
         for p in frozen:
             p.requires_grad_(False)
@@ -63,8 +61,21 @@ def all_groups(graph: Any, members: Members | None = None) -> list[Any]:
     """
     tp = torch_pruning()
     roots = tuple(tp.ops.type2class(kind) for kind in (tp.ops.OPTYPE.CONV, tp.ops.OPTYPE.LINEAR, tp.ops.OPTYPE.EMBED))
-    found = [group for group in graph.get_all_groups(root_module_types=roots) if not any(_is_output(graph, dep) for dep, _ in group)]
+    with _in_words():
+        groups = list(graph.get_all_groups(root_module_types=roots))
+    found = [group for group in groups if not any(_is_output(graph, dep) for dep, _ in group)]
     return [group for group in found if members is None or _scorable(channel_group(group), members)]
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What Torch-Pruning stumbles over, in words."""
+    try:
+        yield
+    except TPVError:
+        raise
+    except Exception as error:
+        raise TPVError(f"Torch-Pruning cannot trace the model ({type(error).__name__}: {error}).") from error
 
 
 def _scorable(group: ChannelGroup, members: Members) -> bool:
