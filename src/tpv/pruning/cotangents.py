@@ -59,9 +59,7 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
     if not (criterion.freezes or criterion.interactions):
         return Frozen(None, None)
     if isinstance(getattr(data, "sampler", None), RandomSampler):
-        raise TPVError(
-            "frozen labels or outputs need the data in the same order each time, and this loader shuffles: give shuffle=False, or list(loader)."
-        )
+        raise TPVError("the data must come in the same order each time, and this loader shuffles: give shuffle=False, or list(loader).")
     outputs, labels = [], []
     with ready(model, criterion, forward) as lin, torch.no_grad():
         for batch in batches(data):
