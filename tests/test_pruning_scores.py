@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tpv import TPVError
-from tpv._batches import batch_size, narrow
 from tpv.integrations.torch_pruning import channel_groups
 from tpv.linearization import Linearization
 from tpv.outputs import as_output, class_axis

@@ -46,14 +46,18 @@ def budget(model: nn.Module, batch: Any, groups: Sequence[ChannelGroup], unit: U
     Cost: a forward pass of one example for MACs.
     """
     amounts = module_macs(model, batch, forward) if unit == "macs" else parameters(model)
-    uses = _uses(groups)
+    uses, total = _uses(groups), sum(amounts.values())
     costs: list[Cost] = []
+    for name, p in model.named_parameters() if unit == "params" else ():
+        if (name, "producer") in uses:  # a parameter outside of a layer, such as a class token, loses channels of its last axis
+            amounts[name.rpartition(".")[0]] -= p.numel()
+            costs += _terms(p.numel(), [(_axis(uses[name, "producer"], p.shape[-1], groups), p.shape[-1])])
     for name, amount in amounts.items():
         module = model.get_submodule(name)
         sides = [(_axis(uses.get((name, role), {}), full, groups), full) for role, full in _sides(module)]
         bias = module.bias.numel() if unit == "params" and len(sides) == 2 and isinstance(module.bias, Tensor) else 0
         costs += _terms(amount - bias, sides) + (_terms(bias, sides[1:]) if bias else [])
-    return Budget(unit, tuple(costs), sum(amounts.values()))
+    return Budget(unit, tuple(costs), total)
 
 
 def _uses(groups: Sequence[ChannelGroup]) -> dict[tuple[str, str], dict[int, int]]:

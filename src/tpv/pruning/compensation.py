@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, batches, call_model
+from tpv._batches import batch_size, batches, call_model, ends
 from tpv.linearization import Forward
-from tpv.pruning.joins import joins
-from tpv.pruning.least_squares import Layer, Moments, best_fit, error, groups_of, rows
+from tpv.pruning.joins import Readers, joins
+from tpv.pruning.least_squares import Layer, Moments, Sums, best_ridge, counted_rows, error, fit, fittable, groups_of, output_rows
 
-_HELD_OUT = 4
+_LAYERS_AT_ONCE = 8
 _SMALLEST_SLOPE = 1e-3
 
 
@@ -52,7 +53,8 @@ def compensate(
 
     with x' the layer's inputs in the *already pruned and re-fitted* network, y its outputs in the unpruned one, and, where y is
     added to a residual stream (directly or behind a BatchNorm), e the error that is already in the stream. λ is chosen on every
-    fourth batch's images. Where the layer has no bias, b goes into the running mean of the BatchNorm behind it, or becomes one.
+    fourth image. Where the layer has no bias, b goes into the running mean of the BatchNorm behind it; without either, b = 0.
+    Layers that are frozen, tied, called twice or have hooks stay as they are, and padded positions do not count.
 
     Args:
         pruned: the pruned model.
@@ -65,29 +67,31 @@ def compensate(
     Returns:
         A line for each layer, in the order of execution.
 
-    Cost: for each layer one forward pass of both networks up to it, and a linear solve in its number of inputs.
+    Cost: for each layer one forward pass of the pruned network up to it and linear solves in its number of inputs; for every
+    eight layers one of the unpruned network. At most 128 positions of an image take part.
     """
-    parts = batches(data)
-    first = next(iter(parts))
-    order = _order(pruned, first, forward)
+    parts = list(batches(data))
+    example = ends(parts[0], batch_size(parts[0]))
+    order = _order(pruned, example, forward)
     narrower = _narrower(pruned, reference, order)
-    if not narrower:
-        return []
-    todo = order[order.index(narrower[0]) :]
+    todo = order[order.index(narrower[0]) :] if narrower else []
     found = []
-    for i, name in enumerate(todo):
-        found.append(_refit(name, pruned, reference, parts, kept, set(todo[i + 1 :]), forward))
-        if progress is not None:
-            progress(i + 1, len(todo))
+    for start in range(0, len(todo), _LAYERS_AT_ONCE):
+        names = todo[start : start + _LAYERS_AT_ONCE]
+        targets = [_watch(reference, names, part, forward, todo[start + _LAYERS_AT_ONCE :], kept) for part in parts]
+        for i, name in enumerate(names, start + 1):
+            found.append(
+                _refit(name, pruned, [t.pop(name) for t in targets], parts, _bias_of(pruned, name, example, forward), todo[i:], forward)
+            )
+            if progress is not None:
+                progress(i, len(todo))
     return found
 
 
 def _order(model: nn.Module, batch: Any, forward: Forward | None) -> list[str]:
-    """Names of the trainable convolutions and linear layers in the order of execution; those called twice are left as they are."""
+    """Names of the layers to re-fit in the order of execution; those called twice are left as they are."""
     called: list[str] = []
-    fitted = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    named = {name: m for name, m in model.named_modules() if type(m) in fitted and m.weight.requires_grad}
-    handles = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in named.items()]
+    handles = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in fittable(model).items()]
     _run(model, batch, forward, handles)
     return [name for name in called if called.count(name) == 1]
 
@@ -113,113 +117,107 @@ def _run(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterabl
             handle.remove()
 
 
+@dataclass(eq=False)
+class _Seen:
+    """Of a layer: its output (R, O) at chosen positions, and what it is added to, with the BatchNorm's slope in between, if anything."""
+
+    output: Tensor
+    stream: Tensor | None = None
+    scale: Tensor | None = None
+
+
 def _refit(
     name: str,
     pruned: nn.Module,
-    reference: nn.Module,
-    parts: Iterable[Any],
-    kept: Mapping[str, Tensor],
-    later: set[str],
+    targets: Sequence[_Seen],
+    parts: Sequence[Any],
+    put: Callable[[Tensor], object] | None,
+    later: Sequence[str],
     forward: Forward | None,
 ) -> Refit:
-    layer: Layer = pruned.get_submodule(name)  # type: ignore[assignment]
-    sums = Moments.zero(layer), Moments.zero(layer)
-    seen = 0
-    for batch in parts:
-        x, _, stream, _ = _watch(pruned, name, batch, forward, later)
-        _, y, original, scale = _watch(reference, name, batch, forward, later)
-        channels = kept.get(name)
-        axis = -1 if isinstance(layer, nn.Linear) else 1
-        if channels is not None:
-            y = selected(y, channels, axis)
-        if stream is not None and original is not None:
-            y = y + _correction(original, stream, scale, channels, axis)
-        n = batch_size(batch)
-        held = (torch.arange(n) + seen) % _HELD_OUT == 0
-        r = len(x) // n
-        for mask, moments in ((~held, sums[0]), (held, sums[1])):
-            index = mask.repeat_interleave(r)
-            if index.any():
-                moments.add(*rows(layer, x[index], y[index]))
-        seen += n
-    g = groups_of(layer)
-    w0 = layer.weight.detach().double().reshape(g, len(layer.weight) // g, -1)
-    w, b, ridge = best_fit(*sums, w0)
-    _put(pruned, name, w, b, next(iter(parts)), forward)
-    return Refit(name, ridge, _relative(sums[0] + sums[1], w, b))
+    layer = fittable(pruned)[name]
+    sums = Sums(layer)
+    for target, batch in zip(targets, parts, strict=True):
+        x: list[Tensor] = []
+        handle = layer.register_forward_pre_hook(lambda module, args, x=x: x.append(args[0].clone()))
+        now = _watch(pruned, [name], batch, forward, later, {}, [handle])[name]
+        sums.add(x[0], target.output + _correction(target, now), batch_size(batch), counted_rows(layer, batch, x[0]))
+    fitted, held_out = (m if put is not None else m.uncentered() for m in (sums.fitted, sums.held_out))
+    w0 = layer.weight.detach().double().reshape(groups_of(layer), -1, layer.weight[0].numel())
+    ridge = best_ridge(fitted, held_out, w0)
+    w, b = fit(fitted + held_out, w0, ridge)
+    with torch.no_grad():
+        layer.weight.copy_(w.reshape(layer.weight.shape))
+        if put is not None:
+            put(b.flatten().to(layer.weight))
+    return Refit(name, ridge, _relative(fitted + held_out, w, b))
 
 
 def _relative(moments: Moments, w: Tensor, b: Tensor) -> float:
     return error(moments, w, b) / max(moments.centered()[2].sum().item(), 1e-30)
 
 
-def _correction(original: Tensor, stream: Tensor, scale: Tensor | None, channels: Tensor | None, axis: int) -> Tensor:
+def _correction(target: _Seen, now: _Seen) -> Tensor:
     """The error in the stream, in units of the layer's output; none where the BatchNorm between them all but closes a channel."""
-    if channels is not None:
-        original = selected(original, channels, axis)
-        scale = None if scale is None else selected(scale, channels, 0)
-    if original.shape != stream.shape:
-        return torch.zeros(())
-    if scale is None:
-        return original - stream
-    usable = scale.abs() > _SMALLEST_SLOPE * scale.abs().max()
-    inverse = torch.where(usable, 1 / scale, 0).view(-1, *[1] * (stream.ndim - 2))
-    return (original - stream) * inverse
+    if target.stream is None or now.stream is None or target.stream.shape != now.stream.shape:
+        return target.output.new_zeros(())
+    gap = target.stream - now.stream
+    if target.scale is None:
+        return gap
+    usable = target.scale.abs() > _SMALLEST_SLOPE * target.scale.abs().max()
+    return gap * torch.where(usable, 1 / target.scale, 0)
 
 
-def selected(t: Tensor, keep: Tensor, axis: int) -> Tensor:
-    """The channels to keep; those beyond the end of the mask stay."""
-    length = t.shape[axis]
-    mask = torch.cat([keep, torch.ones(length - len(keep), dtype=torch.bool)])
-    return t.index_select(axis, mask.nonzero().flatten().to(t.device))
+def _selected(t: Tensor, keep: Tensor | None) -> Tensor:
+    """The channels to keep of the last axis; those beyond the end of the mask stay."""
+    if keep is None:
+        return t
+    mask = torch.cat([keep, torch.ones(t.shape[-1] - len(keep), dtype=torch.bool)])
+    return t[..., mask.to(t.device)]
 
 
 def _watch(
-    model: nn.Module, name: str, batch: Any, forward: Forward | None, later: set[str]
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """A layer's input and output, and the stream that its output is added to with the slope in between, if any."""
-    seen: list[Tensor] = []
+    model: nn.Module,
+    names: Sequence[str],
+    batch: Any,
+    forward: Forward | None,
+    later: Sequence[str],
+    kept: Mapping[str, Tensor],
+    handles: Sequence[Any] = (),
+) -> dict[str, _Seen]:
+    """A forward pass up to the first of the later layers, and what it shows of some layers' kept channels."""
+    seen: dict[str, _Seen] = {}
 
-    def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen.extend((args[0].detach().clone(), output.detach().clone()))
+    def rows(name: str, t: Tensor) -> Tensor:
+        return _selected(output_rows(layers[name], t), kept.get(name))
 
     def stop(*_: Any) -> None:
-        if seen:
+        if len(seen) == len(names):
             raise _StopError
 
-    handles = [model.get_submodule(name).register_forward_hook(note)]
-    handles += [model.get_submodule(other).register_forward_pre_hook(stop) for other in later]
-    with joins(model, {name}) as found:
-        _run(model, batch, forward, handles)
-    join = found[0] if found else None
-    return seen[0], seen[1], join.other if join else None, join.scale if join else None
+    layers: dict[str, Layer] = {name: model.get_submodule(name) for name in names}  # type: ignore[misc]
+    hooks = [m.register_forward_hook(lambda m, a, y, n=n: seen.update({n: _Seen(rows(n, y))})) for n, m in layers.items()]
+    hooks += [model.get_submodule(name).register_forward_pre_hook(stop) for name in later]
+    with joins(model, {name: partial(rows, name) for name in names}) as found:
+        _run(model, batch, forward, [*handles, *hooks])
+    for name, join in found.items():
+        seen[name].stream = join.other
+        seen[name].scale = None if join.scale is None else _selected(join.scale, kept.get(name))
+    return seen
 
 
-@torch.no_grad()
-def _put(model: nn.Module, name: str, w: Tensor, b: Tensor, batch: Any, forward: Forward | None) -> None:
-    """Write the weights, and the bias to where it belongs."""
+def _bias_of(model: nn.Module, name: str, batch: Any, forward: Forward | None) -> Callable[[Tensor], object] | None:
+    """What takes a bias in: the layer's own, or the running mean of the BatchNorm that alone reads its output; None without either."""
     layer: Layer = model.get_submodule(name)  # type: ignore[assignment]
-    layer.weight.copy_(w.reshape(layer.weight.shape))
-    bias = b.flatten().to(layer.weight)
     if layer.bias is not None:
-        layer.bias.copy_(bias)
-    elif (norm := _norm_behind(model, name, batch, forward)) is not None:
-        norm.running_mean.sub_(bias)  # type: ignore[union-attr]
-    else:
-        layer.bias = nn.Parameter(bias)
-
-
-def _norm_behind(model: nn.Module, name: str, batch: Any, forward: Forward | None) -> nn.modules.batchnorm._BatchNorm | None:
-    """The BatchNorm that alone reads a layer's output."""
-    outputs: list[Tensor] = []
-    found: list[nn.modules.batchnorm._BatchNorm] = []
-
-    def read(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if outputs and args and args[0] is outputs[0]:
-            found.append(module)  # type: ignore[arg-type]
-
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    handles = [model.get_submodule(name).register_forward_hook(lambda m, a, output: outputs.append(output))]
-    handles += [norm.register_forward_pre_hook(read) for norm in norms]
-    _run(model, batch, forward, handles)
-    return found[0] if len(found) == 1 else None
+        return layer.bias.copy_ if layer.bias.requires_grad else None
+    readers, calls = Readers(), list[tuple[nn.modules.batchnorm._BatchNorm, bool]]()
+    handles = [layer.register_forward_hook(lambda m, a, y: setattr(readers, "watched", y))]
+    for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        handles.append(norm.register_forward_pre_hook(lambda m, a: calls.append((m, a[0] is readers.watched))))
+    with readers:
+        _run(model, batch, forward, handles)
+    alone = [norm for norm, reads in calls if reads and [m for m, _ in calls].count(norm) == 1]
+    if readers.functions != ["batch_norm"] or not alone or alone[0].running_mean is None:
+        return None
+    return alone[0].running_mean.sub_ if alone[0].num_features == len(layer.weight) else None

@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, batches, call_model
+from tpv._batches import batch_size, batches, call_model, narrow
 from tpv._guard import unchanged
 from tpv.linearization import Forward
 from tpv.outputs import Output
 from tpv.pruning.groups import ChannelGroup, Member
-from tpv.pruning.least_squares import Layer, Moments, best_fit, groups_of, rows
+from tpv.pruning.least_squares import Moments, Sums, best_ridge, counted_rows, fit, fittable, groups_of, output_rows
+from tpv.pruning.measurement import Yardstick
 from tpv.pruning.verification import mask_of_inputs
 
-_HELD_OUT = 4
+_MEASURED = 256
 Curve = dict[int, float]
 """Width → E‖Δf‖²."""
 
 
 def widths_of(width: int, points: int) -> list[int]:
-    """Widths to measure, from 1 to the whole, denser near the whole."""
-    return sorted({max(1, round(width * (i / points))) for i in range(1, points + 1)})
+    """Widths to measure, evenly from 1 to the whole."""
+    return sorted({max(1, round(width * i / points)) for i in range(points + 1)})
 
 
 def measure_curve(
@@ -42,83 +43,93 @@ def measure_curve(
 
     Args:
         order: channels from the least to the most important.
+
+    Cost: one forward pass, and for each width one of the first 256 examples and a linear solve for each reader.
     """
     parts = list(batches(data))
-    consumers = [m for m in group.chosen("consumers") if model.get_submodule(m.module).weight.requires_grad]
-    fixed = [m for m in group.chosen("consumers") if m not in consumers]
-    sums = _gather(model, consumers, parts, forward)
-    run = forward or call_model
-    with torch.no_grad():
-        before = [output.select(run(model, part)) for part in parts]
-        curve = {group.width: 0.0}
-        for width in widths_of(group.width, points)[:-1]:
-            gone = torch.zeros(group.width, dtype=torch.bool)
-            gone[order[: group.width - width]] = True
-            changed = {m.module: _without(model, m, sums[m.module], gone, refit=refit) for m in consumers}
-            changed |= {m.module: (_cut(model, m, gone), None) for m in fixed}
-            with _with(model, changed):
-                moved = sum(
-                    output.divergence(f, output.select(run(model, part))).sum().item() for f, part in zip(before, parts, strict=True)
-                )
-            curve[width] = moved / sum(map(batch_size, parts))
+    readers = [_Reader(model, m, refit=refit) for m in group.chosen("consumers")]
+    _gather({r.member.module: r.sums for r in readers if r.sums is not None}, model, parts, forward)
+    for reader in readers:
+        reader.choose_ridge(_gone(order, group.width // 2))
+    yardstick = Yardstick(model, list(_first(parts, _MEASURED)), output, forward)
+    curve = {group.width: 0.0}
+    for width in widths_of(group.width, points)[:-1]:
+        with _with(model, {r.member.module: r.without(_gone(order, width)) for r in readers}):
+            curve[width] = yardstick(model)[0].value
     return curve
 
 
-def _gather(
-    model: nn.Module, consumers: Sequence[Member], parts: Sequence[Any], forward: Forward | None
-) -> dict[str, tuple[Moments, Moments]]:
-    """Moments of each reader's inputs and outputs, of three in four examples and of the others."""
-    layers: dict[str, Layer] = {m.module: model.get_submodule(m.module) for m in consumers}  # type: ignore[misc]
-    sums = {name: (Moments.zero(layer), Moments.zero(layer)) for name, layer in layers.items()}
-    offset = 0
+def _gone(order: Tensor, width: int) -> Tensor:
+    gone = torch.zeros(len(order), dtype=torch.bool)
+    gone[order[: len(order) - width]] = True
+    return gone
 
-    def note(name: str, n: int) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], y: Tensor) -> None:
-            x = args[0]
-            held = ((torch.arange(n) + offset) % _HELD_OUT == 0).repeat_interleave(len(x) // n)
-            for mask, moments in ((~held, sums[name][0]), (held, sums[name][1])):
-                if mask.any():
-                    moments.add(*rows(module, x[mask], y[mask]))
+
+def _first(parts: Sequence[Any], most: int) -> Iterator[Any]:
+    for part in parts:
+        if most > 0:
+            n = batch_size(part)
+            yield narrow(part, 0, min(n, most), n)
+            most -= n
+
+
+def _gather(sums: Mapping[str, Sums], model: nn.Module, parts: Sequence[Any], forward: Forward | None) -> None:
+    """Add up each reader's inputs and outputs."""
+
+    def note(name: str, part: Any) -> Any:
+        def hook(layer: Any, args: tuple[Any, ...], y: Tensor) -> None:
+            sums[name].add(args[0], output_rows(layer, y), batch_size(part), counted_rows(layer, part, args[0]))
 
         return hook
 
-    for part in parts:
-        n = batch_size(part)
-        handles = [layer.register_forward_hook(note(name, n)) for name, layer in layers.items()]
+    for part in parts if sums else ():
+        handles = [model.get_submodule(name).register_forward_hook(note(name, part)) for name in sums]
         try:
             with torch.no_grad():
                 (forward or call_model)(model, part)
         finally:
             for handle in handles:
                 handle.remove()
-        offset += n
-    return sums
 
 
-def _cut(model: nn.Module, member: Member, gone: Tensor) -> Tensor:
-    """The reader's weight with zeros."""
-    layer = model.get_submodule(member.module)
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return weight.detach() * mask_of_inputs(layer, member.index[gone[member.channel]]).to(weight)
+class _Reader:
+    """A layer that reads the channels, with what its re-fits need; convolutions in groups and what cannot be fitted are only cut."""
 
+    def __init__(self, model: nn.Module, member: Member, *, refit: bool) -> None:
+        self.member, self._layer = member, model.get_submodule(member.module)
+        layer = fittable(model).get(member.module) if refit else None
+        self.sums = None if layer is None or groups_of(layer) > 1 else Sums(layer)
+        self._moments: Moments | None = None
+        self._ridge = 0.0
 
-def _without(model: nn.Module, member: Member, sums: tuple[Moments, Moments], gone: Tensor, *, refit: bool) -> tuple[Tensor, Tensor | None]:
-    """The reader's re-fitted weight, with zeros, and what is added to its bias."""
-    layer: Layer = model.get_submodule(member.module)  # type: ignore[assignment]
-    w = _cut(model, member, gone)
-    g = groups_of(layer)
-    if not refit or g > 1:
-        return w, None
-    inputs = w.shape[1]
-    keep = torch.ones(inputs, dtype=torch.bool)
-    keep[member.index[gone[member.channel]]] = False
-    index = keep.repeat_interleave(w[0].numel() // inputs).nonzero().flatten()
-    w0 = w.reshape(1, len(w), -1)[:, :, index].double()
-    fitted, bias, _ = best_fit(sums[0].restricted(index), sums[1].restricted(index), w0)
-    flat = w.reshape(len(w), -1)
-    flat[:, index] = fitted[0].to(w)
-    old = 0 if layer.bias is None else layer.bias.detach()
-    return flat.reshape(w.shape), bias[0].to(w) - old
+    def choose_ridge(self, gone: Tensor) -> None:
+        """By held-out examples, without these channels."""
+        if self.sums is not None:
+            index = self._left(gone)
+            self._ridge = best_ridge(self.sums.fitted.restricted(index), self.sums.held_out.restricted(index), self._rows()[..., index])
+            self._moments, self.sums = self.sums.fitted + self.sums.held_out, None
+
+    def without(self, gone: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Its weight, re-fitted and with zeros, and what is added to its outputs."""
+        weight: Tensor = self._layer.weight  # type: ignore[assignment]
+        if self._moments is None:
+            return weight.detach() * mask_of_inputs(self._layer, self.member.index[gone[self.member.channel]]).to(weight), None
+        index = self._left(gone)
+        w, b = fit(self._moments.restricted(index), self._rows()[..., index], self._ridge)
+        whole = torch.zeros_like(self._rows()).index_copy(2, index, w)
+        old = self._layer.bias.detach() if isinstance(self._layer.bias, Tensor) else 0
+        return whole.reshape(weight.shape).to(weight), b[0].to(weight) - old
+
+    def _rows(self) -> Tensor:
+        weight: Tensor = self._layer.weight  # type: ignore[assignment]
+        return weight.detach().double().reshape(1, len(weight), -1)
+
+    def _left(self, gone: Tensor) -> Tensor:
+        """Columns of the weight's rows that still have inputs."""
+        weight: Tensor = self._layer.weight  # type: ignore[assignment]
+        keep = torch.ones(weight.shape[1], dtype=torch.bool)
+        keep[self.member.index[gone[self.member.channel]]] = False
+        return keep.repeat_interleave(weight[0, 0].numel()).nonzero().flatten().to(weight.device)
 
 
 @contextmanager

@@ -107,14 +107,14 @@ def prune(
         >>> result.model[0], result.steps[-1].params_share <= 0.5
         (Linear(in_features=8, out_features=7, bias=True), True)
     """
-    work = _Pruning(
-        model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target,
-        criterion or TPVImportance(interactions=True), allocation, compensate, recalibrate,
-        steps if steps is not None else (1 if allocation == "curves" else 9), None if test is None else list(batches(test)),
-        tuple(ignore), forward, generator, progress or (lambda *_: None),
-    )  # fmt: skip
     check_model(model)
     with unchanged(model):
+        work = _Pruning(
+            model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target,
+            criterion or TPVImportance(interactions=True), allocation, compensate, recalibrate,
+            steps if steps is not None else (1 if allocation == "curves" else 9), None if test is None else list(batches(test)),
+            tuple(ignore), forward, generator, progress or (lambda *_: None),
+        )  # fmt: skip
         store = PruningStore(None if out is None else Path(out), work.fingerprint(), fresh=fresh)
         result = work.run(store)
         store.finish(result)
@@ -145,7 +145,7 @@ class _Pruning:
         require_choice("prune", "allocation", self.allocation, ("global", "uniform", "curves"))
         require_int("prune", "steps", self.steps, 1)
         require_int("prune", "generator", self.generator, 0)
-        if not callable(self.criterion) and not isinstance(self.criterion, Criterion):
+        if isinstance(self.criterion, type) or not (callable(self.criterion) or isinstance(self.criterion, Criterion)):
             raise TPVError(
                 f"criterion={self.criterion!r}: give tpv.pruning.TPVImportance(), JBR(), JC() or an importance of Torch-Pruning."
             )
@@ -174,8 +174,8 @@ class _Pruning:
         """All steps, those in the store aside."""
         self.progress("tracing", 0, self.steps)
         self._find_groups()
-        self.costs = self.target.budget(self.model, self.example, self.groups, self.forward)
         self.both = {unit: budget(self.model, self.example, self.groups, unit, self.forward) for unit in ("macs", "params")}
+        self.costs = self.target.budget(self.groups, self.both)
         measured = as_output(self.output)
         self.yardsticks = [Yardstick(self.model, part, measured, self.forward) for part in (self.data, self.test) if part]
         self.frozen: Frozen | None = None
@@ -219,7 +219,7 @@ class _Pruning:
 
     def _curves(self, store: PruningStore) -> dict[str, Curve]:
         found: dict[str, Curve] = {}
-        values = self._scored(self.model, {})[0]
+        values = self._unpruned_values = self._scored(self.model, {})[0]
         for i, group in enumerate(self.groups):
             self.progress("measuring curves", i, len(self.groups))
             curve = store.curve(group.name)
@@ -269,7 +269,7 @@ class _Pruning:
 
     def _choose(self, current: nn.Module, removed: Mapping[str, Sequence[int]], curves: dict[str, Curve], limit: float) -> Chosen:
         if self.allocation == "curves":
-            return by_curves(self.groups, self._scored(self.model, {})[0], curves, self.costs, limit)
+            return by_curves(self.groups, self._unpruned_values, curves, removed, self.costs, limit)
         values, terms = self._scored(current, removed)
         if self.allocation == "uniform":
             return uniformly(self.groups, values, removed, self.costs, limit)
@@ -285,11 +285,19 @@ class _Pruning:
 
     def _importances(self, current: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
         """By an importance of Torch-Pruning."""
+        torch.manual_seed(self.generator)  # for importances that are random; the caller's state is restored
         graph, found = trace(current, self.example, self.forward), []
         for group in groups:
             root = current.get_submodule(group.name)
             everything = list(range(group.width * group.tied))
-            values = self.criterion(graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, everything))  # type: ignore[operator]
+            whole = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, everything)
+            try:
+                values = self.criterion(whole)  # type: ignore[operator]
+            except Exception as error:
+                raise TPVError(
+                    f"the criterion failed on {group.name} ({type(error).__name__}: {error}). Importances that need gradients or do not "
+                    "know a layer's type cannot be used: give tpv.pruning.TPVImportance()."
+                ) from error
             if not isinstance(values, Tensor) or values.numel() != len(everything):
                 raise TPVError(
                     f"the criterion gave no score for each of the {len(everything)} channels of {group.name}, but {values!r:.80}."
@@ -298,7 +306,7 @@ class _Pruning:
         return found
 
     def _metadata(self) -> dict[str, Any]:
-        moved = self.yardsticks[-1](self.model)
+        accuracy = self.yardsticks[1](self.model)[1] if self.test else None
         return {
             "target": repr(self.target),
             "criterion": repr(self.criterion) if dataclasses.is_dataclass(self.criterion) else type(self.criterion).__name__,
@@ -313,7 +321,7 @@ class _Pruning:
             "unpruned": {
                 "macs": round(self.both["macs"].total),
                 "params": round(self.both["params"].total),
-                "accuracy": None if moved[1] is None else dataclasses.asdict(moved[1]),
+                "accuracy": None if accuracy is None else dataclasses.asdict(accuracy),
                 "widths": {group.name: group.width for group in self.groups},
             },
             "versions": {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from tpv._batches import tensors
 
 _ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 
@@ -20,7 +22,7 @@ class Join:
     Attributes:
         layer: name of the convolution or linear layer.
         scale: (channels,) the slope of the BatchNorm between it and the addition, None if there is none.
-        other: the other operand.
+        other: what is kept of the other operand.
     """
 
     layer: str
@@ -44,32 +46,50 @@ class _Additions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def joins(model: nn.Module, layers: set[str]) -> Iterator[list[Join]]:
-    """A context in which forward passes leave the additions of these layers' outputs in the list, in order.
+class Readers(TorchFunctionMode):
+    """Lists the functions that make a tensor from ``watched``."""
 
-    An output counts as the layer's behind a BatchNorm in evaluation mode, dropout or nothing.
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: Tensor | None = None
+        self.functions: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and any(t is self.watched for t in tensors([args, kwargs or {}])):
+            self.functions.append(func.__name__)
+        return result
+
+
+@contextmanager
+def joins(model: nn.Module, keep: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[dict[str, Join]]:
+    """A context in which a forward pass leaves the first addition of each of some layers' outputs in the dictionary.
+
+    An output counts as the layer's behind a BatchNorm in evaluation mode, dropout or nothing, and until it is written over.
+
+    Args:
+        keep: layer → what to keep of the other operand.
     """
-    found: list[Join] = []
-    origin: dict[int, tuple[str, Tensor | None, Tensor]] = {}
+    found: dict[str, Join] = {}
+    origin: dict[int, tuple[str, Tensor | None, Tensor, int]] = {}
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if name in layers:
-                origin[id(output)] = (name, None, output)
-            elif isinstance(output, Tensor) and args and id(args[0]) in origin:
-                layer, scale, _ = origin[id(args[0])]
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and scale is None:
-                    origin[id(output)] = (layer, _slope(module), output)
-                elif isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd):
-                    origin[id(output)] = (layer, scale, output)
+            if name in keep:
+                origin[id(output)] = (name, None, output, output._version)
+            elif isinstance(output, Tensor) and args and (source := known(args[0])) and (passed := _passed(module, source[1])):
+                origin[id(output)] = (source[0], *passed, output, output._version)
 
         return hook
 
+    def known(t: Any) -> tuple[str, Tensor | None] | None:
+        layer, scale, _, version = origin.get(id(t), ("", None, None, -1))
+        return (layer, scale) if layer and t._version == version else None
+
     def tell(a: Tensor, b: Tensor) -> None:
-        if id(a) in origin:
-            layer, scale, _ = origin[id(a)]
-            found.append(Join(layer, scale, b.detach().clone()))
+        if source := known(a):
+            layer, scale = source
+            found.setdefault(layer, Join(layer, scale, keep[layer](b)))
 
     handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
     try:
@@ -79,6 +99,13 @@ def joins(model: nn.Module, layers: set[str]) -> Iterator[list[Join]]:
         origin.clear()
         for handle in handles:
             handle.remove()
+
+
+def _passed(module: nn.Module, scale: Tensor | None) -> tuple[Tensor | None] | None:
+    """The slope of a layer's output behind a module too; None where the module does more than that."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and scale is None:
+        return (_slope(module),)
+    return (scale,) if isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd) else None
 
 
 def _slope(norm: nn.modules.batchnorm._BatchNorm) -> Tensor:

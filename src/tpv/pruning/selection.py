@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,6 +17,7 @@ from tpv.pruning.elimination import Elimination, Terms
 from tpv.pruning.groups import ChannelGroup
 
 Chosen = dict[str, list[int]]
+_BLOCK = 64
 
 
 def by_ranking(
@@ -36,21 +39,53 @@ def by_ranking(
     Raises:
         TPVError: if the limit is not met with one channel left in every group; for NaN.
     """
+    left = [(i, c) for i, group in enumerate(groups) for c in _left(group, removed)]
+    now = [group.width - len(removed.get(group.name, ())) for group in groups]
+    ranking = _Ranking([i for i, _ in left], now, Elimination(torch.tensor([v for g in groups for v in _finite(g, values)]), terms))
+
+    def widths(k: int) -> list[int]:
+        """Without the first k."""
+        fewer = Counter(left[channel][0] for channel in ranking.gone[:k])
+        return [width - fewer[i] for i, width in enumerate(now)]
+
+    while costs.of(widths(len(ranking.gone))) > limit and ranking.go_on():
+        pass
+    k = bisect_left(range(len(ranking.gone)), True, key=lambda k: costs.of(widths(k)) <= limit)
+    _check(costs, widths(k), limit)
     gone = {group.name: list(removed.get(group.name, ())) for group in groups}
-    left = [(i, c) for i, group in enumerate(groups) for c in range(group.width) if c not in set(gone[group.name])]
-    ranking = Elimination(torch.cat([values[group.name] for group in groups]), terms)
-    widths = [group.width - len(gone[group.name]) for group in groups]
-    owners = torch.tensor([i for i, _ in left])
-    ranking.keep(torch.tensor([widths[i] == 1 for i, _ in left]))
-    while costs.of(widths) > limit and (found := ranking.lowest()) is not None:
-        i, channel = left[found]
-        gone[groups[i].name].append(channel)
-        widths[i] -= 1
-        ranking.remove(found)
-        if widths[i] == 1:
-            ranking.keep(owners == i)
-    _check(costs, widths, limit)
+    for channel in ranking.gone[:k]:
+        i, c = left[channel]
+        gone[groups[i].name].append(c)
     return gone
+
+
+class _Ranking:
+    """Channels in the order in which they go, a block at a time; the last of a group stays.
+
+    Args:
+        owners: the group of each channel.
+        widths: of the groups.
+        elimination: what says which is next.
+    """
+
+    def __init__(self, owners: list[int], widths: Sequence[int], elimination: Elimination) -> None:
+        self._owners, self._widths, self._elimination = torch.tensor(owners), list(widths), elimination
+        self.gone: list[int] = []
+        self._elimination.keep(torch.tensor([widths[i] == 1 for i in owners]))
+
+    def go_on(self) -> bool:
+        """Some more; False if nothing is left."""
+        for _ in range(_BLOCK):
+            channel = self._elimination.lowest()
+            if channel is None:
+                return False
+            self.gone.append(channel)
+            self._elimination.remove(channel)
+            owner = int(self._owners[channel])
+            self._widths[owner] -= 1
+            if self._widths[owner] == 1:
+                self._elimination.keep(self._owners == owner)
+        return True
 
 
 def uniformly(
@@ -71,14 +106,43 @@ def uniformly(
 
 
 def by_curves(
-    groups: Sequence[ChannelGroup], values: Mapping[str, Tensor], curves: Mapping[str, Curve], costs: Budget, limit: float
+    groups: Sequence[ChannelGroup],
+    values: Mapping[str, Tensor],
+    curves: Mapping[str, Curve],
+    removed: Mapping[str, Sequence[int]],
+    costs: Budget,
+    limit: float,
 ) -> Chosen:
-    """The widths of least summed damage, with the channels of highest value in each group.
+    """The widths of least summed damage among those measured, then one channel after the other while the limit allows.
 
     Args, Raises:
-        as :func:`by_ranking`.
+        as :func:`by_ranking`, with the values of all channels; no width is larger than what is there.
     """
-    return to_widths(groups, values, {}, allocate([curves[group.name] for group in groups], costs.costs, limit).widths)
+    most = [group.width - len(removed.get(group.name, ())) for group in groups]
+    _check(costs, [1] * len(groups), limit)
+    damages = [
+        {w: d for w, d in curves[g.name].items() if w <= m} | {m: interpolated(curves[g.name], m)}
+        for g, m in zip(groups, most, strict=True)
+    ]
+    widths = list(allocate(damages, costs.costs, limit).widths)
+
+    def gain(i: int) -> float:
+        curve = curves[groups[i].name]
+        return interpolated(curve, widths[i]) - interpolated(curve, widths[i] + 1)
+
+    def wider(i: int) -> list[int]:
+        return [width + (i == j) for j, width in enumerate(widths)]
+
+    while fits := [i for i, m in enumerate(most) if widths[i] < m and costs.of(wider(i)) <= limit]:
+        widths = wider(max(fits, key=gain))
+    return to_widths(groups, values, {}, widths)
+
+
+def interpolated(curve: Curve, width: int) -> float:
+    """A curve between its measured widths."""
+    below, above = max(w for w in curve if w <= width), min(w for w in curve if w >= width)
+    share = (width - below) / max(above - below, 1)
+    return (1 - share) * curve[below] + share * curve[above]
 
 
 def to_widths(
@@ -88,10 +152,21 @@ def to_widths(
     chosen: Chosen = {}
     for group, width in zip(groups, widths, strict=True):
         gone = list(removed.get(group.name, ()))
-        left = torch.tensor([c for c in range(group.width) if c not in set(gone)])
-        order = values[group.name].argsort(stable=True)
-        chosen[group.name] = gone + left[order[: len(left) - width]].tolist()
+        left = _left(group, removed)
+        order = torch.tensor(_finite(group, values), dtype=torch.float64).argsort(stable=True)
+        chosen[group.name] = gone + [left[i] for i in order[: len(left) - width].tolist()]
     return chosen
+
+
+def _left(group: ChannelGroup, removed: Mapping[str, Sequence[int]]) -> list[int]:
+    gone = set(removed.get(group.name, ()))
+    return [c for c in range(group.width) if c not in gone]
+
+
+def _finite(group: ChannelGroup, values: Mapping[str, Tensor]) -> list[float]:
+    if not values[group.name].isfinite().all():
+        raise TPVError(f"the scores of {group.name} are NaN or infinite.")
+    return values[group.name].tolist()
 
 
 def _check(costs: Budget, widths: Sequence[int], limit: float) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
 
 from tpv._errors import TPVError
 from tpv._options import require_number
-from tpv.linearization import Forward
 from tpv.pruning.allocation import Cost
-from tpv.pruning.budget import Budget, budget
+from tpv.pruning.budget import Budget
 from tpv.pruning.groups import ChannelGroup
 
 
@@ -58,9 +54,9 @@ class Target:
             raise TPVError(f"target {text!r} cannot be read: write the share to keep, 'macs=0.5' or 'params=0.5'.") from None
         return Target(unit.strip(), keep)
 
-    def budget(self, model: nn.Module, batch: Any, groups: Sequence[ChannelGroup], forward: Forward | None) -> Budget:
-        """The cost of a network as a function of the widths of its groups."""
+    def budget(self, groups: Sequence[ChannelGroup], known: Mapping[str, Budget]) -> Budget:
+        """The cost of a network as a function of the widths of its groups; ``known`` has MACs and parameters."""
         if self.costs is None:
-            return budget(model, batch, groups, "macs" if self.unit == "macs" else "params", forward)
+            return known[self.unit]
         total = sum(cost.of([group.width for group in groups]) for cost in self.costs)
         return Budget(self.unit, tuple(self.costs), float(total))

@@ -32,11 +32,13 @@ def verified(
     Raises:
         TPVError: for a group whose removal runs but computes something else, as Torch-Pruning's graph of padding shortcuts does.
 
-    Cost: two forward passes of the example where all is well, else two for each group.
+    Cost: four forward passes of the example where all is well, else two for each group.
     """
-    usable = [g for g in groups if g.width > 1]
     excluded = {g.name: "has a single channel" for g in groups if g.width == 1}
-    if _agrees(model, example, usable, forward) is None:
+    excluded |= {g.name: f"the weights of {tied[0]} are used by other layers too" for g in groups if (tied := _tied(model, g))}
+    usable = [g for g in groups if g.name not in excluded]
+    mixed = [g for g in usable if _is_mixed(model, g)]
+    if not any(_agrees(model, example, some, forward) for some in ([g for g in usable if g not in mixed], mixed)):
         return usable, excluded
     found = []
     for group in usable:
@@ -72,14 +74,26 @@ def _agrees(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forw
         return f"the model does not run without one of its channels ({reason[:120]})"
     if after.shape != before.shape:
         return "its channels are the model's outputs"
-    modules = dict(model.named_modules())
-    mixed = any(isinstance(modules.get(m.module), _MIXING) for group in groups for m in group.members)
-    if mixed:
+    if any(_is_mixed(model, group) for group in groups):
         return None
     with torch.no_grad():
         expected = outputs_tensor(run(silenced(model, groups, removed), example))
     scale = expected.abs().max().clamp(min=1e-30)
     return None if (after - expected).abs().max() <= 10 * tolerance(after.dtype) * scale else _WRONG
+
+
+def _is_mixed(model: nn.Module, group: ChannelGroup) -> bool:
+    modules = dict(model.named_modules())
+    return any(isinstance(modules.get(m.module), _MIXING) for m in group.members)
+
+
+def _tied(model: nn.Module, group: ChannelGroup) -> list[str]:
+    """Members whose parameters have two names; Torch-Pruning would give each a copy."""
+    names: dict[int, list[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name.rpartition(".")[0])
+    shared = {module for modules in names.values() if len(modules) > 1 for module in modules}
+    return [m.module for m in group.members if m.module in shared]
 
 
 def silenced(model: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> nn.Module:
