@@ -22,8 +22,19 @@ if TYPE_CHECKING:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+class PaddingShortcut(nn.Module):
+    """Option A of He et al.: every ``stride``-th pixel, with channels of zeros around; no parameters."""
+
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.padding = stride, (planes - inputs) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+
+
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and an option-A shortcut: every second pixel, zero-padded channels, no parameters."""
+    """Two 3×3 convolutions and a shortcut without parameters."""
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -31,12 +42,11 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.stride, self.padding = stride, (planes - inputs) // 2
+        self.shortcut = nn.Identity() if (inputs, stride) == (planes, 1) else PaddingShortcut(inputs, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
-        return F.relu(out + shortcut)
+        return F.relu(out + self.shortcut(x))
 
 
 class CifarResNet(nn.Module):

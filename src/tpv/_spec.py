@@ -1,4 +1,4 @@
-"""Perturbations and estimators written as text: known classes with literal arguments and fits, never evaluated."""
+"""Perturbations, estimators and criteria written as text: known classes with literal arguments and fits, never evaluated."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import tokenize
 from typing import Any, TypeVar
 
 import tpv
+import tpv.pruning
 from tpv._errors import TPVError, did_you_mean
 from tpv.estimators import Estimator
 from tpv.ntk.fits import Fit
 from tpv.perturbations import Perturbation
+from tpv.pruning import Criterion
 
 T = TypeVar("T")
 
@@ -54,17 +56,30 @@ def parse_estimator(text: str) -> Estimator:
     return _made(_parsed(text), text, Estimator)  # type: ignore[type-abstract]
 
 
+def parse_criterion(text: str) -> Criterion:
+    """A criterion of pruning from text such as ``TPVImportance(probes=4)``.
+
+    Raises:
+        TPVError: as :func:`parse_perturbation`.
+
+    Example:
+        >>> parse_criterion("JBR(confidence=0.5)").confidence
+        0.5
+    """
+    return _made(_parsed(text, "TPVImportance(probes=4)"), text, Criterion)  # type: ignore[type-abstract]
+
+
 def _sum(node: ast.expr, text: str) -> Perturbation:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _sum(node.left, text) + _sum(node.right, text)
     return _made(node, text, Perturbation)  # type: ignore[type-abstract]
 
 
-def _parsed(text: str) -> ast.expr:
+def _parsed(text: str, like: str = "Quantization(bits=4)") -> ast.expr:
     try:
         return ast.parse(_dotted(text.strip()), mode="eval").body
     except (SyntaxError, tokenize.TokenError, ValueError):
-        raise TPVError(f"{text!r} cannot be read: write a class with its options, such as 'Quantization(bits=4)'.") from None
+        raise TPVError(f"{text!r} cannot be read: write a class with its options, such as {like!r}.") from None
 
 
 def _dotted(text: str) -> str:
@@ -111,7 +126,7 @@ def _class(node: ast.expr, text: str, base: type[T]) -> type[T]:
 
 def _known(base: type[T]) -> dict[str, type[T]]:
     """The finished classes of that kind in the public names."""
-    public = {name: getattr(tpv, name) for name in tpv.__all__}
+    public = {name: getattr(module, name) for module in (tpv, tpv.pruning) for name in module.__all__}
     return {n: c for n, c in public.items() if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)}
 
 
@@ -123,7 +138,8 @@ def _imported(module: str, name: str, base: type[T]) -> type[T]:
     if found is None:
         raise TPVError(f"{module} defines no {name!r}.{did_you_mean(name, vars(importlib.import_module(module)))}")
     if not (inspect.isclass(found) and issubclass(found, base)) or inspect.isabstract(found):
-        raise TPVError(f"{module}:{name} is not {_article(base)}: subclass tpv.{base.__name__} and write its methods.")
+        home = "tpv" if hasattr(tpv, base.__name__) else "tpv.pruning"
+        raise TPVError(f"{module}:{name} is not {_article(base)}: subclass {home}.{base.__name__} and write its methods.")
     return found
 
 

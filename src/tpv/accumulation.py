@@ -63,6 +63,19 @@ class Run:
         }
 
 
+def as_generator(seed: Seed) -> torch.Generator:
+    """A CPU generator of a seed, or the one given.
+
+    Raises:
+        TPVError: for anything else.
+    """
+    if isinstance(seed, torch.Generator):
+        return seed
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TPVError(f"generator={seed!r}: give an int seed or a CPU torch.Generator.")
+    return torch.Generator().manual_seed(seed)
+
+
 def accumulate(lin: Linearization, data: Any, begin: Callable[[int], Procedure], chunk_size: int | None, progress: Progress | None) -> Run:
     """One pass over the data, chunk by chunk. ``begin`` gets the number of outputs per example."""
     run: Run | None = None

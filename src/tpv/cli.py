@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import torch
 import typer
 
-from tpv._errors import TPVError
+from tpv._cli import Debug, Device, Fresh, Json, Seed, TargetArgument, device_of, one_sentence, stdout_for_json
 from tpv._spec import parse_estimator, parse_perturbation
+from tpv.cli_prune import prune
 from tpv.report.contents import Report
 from tpv.report.html import page
 from tpv.report.measuring import Plan, measure
 from tpv.report.noise import NOISE_EXAMPLES
-from tpv.report.target import Target, describe, load_target, make_importable
+from tpv.report.target import Target, load_target, make_importable
 from tpv.report.terminal import console, progress_bars, show
 from tpv.report.unfinished import Unfinished, fingerprint, write
 
@@ -35,8 +34,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.command()(prune)
+
 Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error in the model.")]
 
 
 class Measured(StrEnum):
@@ -61,7 +61,7 @@ def _main(asked: Annotated[bool, typer.Option("--version", callback=_version, is
 @app.command()
 def demo(out: Out = Path("tpv-demo"), debug: Debug = False) -> None:
     """Train a small network on handwritten digits in seconds, then report on it."""
-    with _one_sentence(debug):
+    with one_sentence(debug):
         torch.set_num_threads(1)  # threads cost more than they gain on 8 × 8 pixels
         print("Training a small convolutional network on scikit-learn's digits …", file=sys.stderr)
         _produce(load_target("tpv.demo"), Plan(), out, fresh=True)
@@ -69,9 +69,7 @@ def demo(out: Out = Path("tpv-demo"), debug: Debug = False) -> None:
 
 @app.command()
 def report(
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="A Python file or module that defines model, train_data and optionally test_data.")
-    ],
+    target: TargetArgument,
     perturbation: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,27 +85,27 @@ def report(
     label_noise_examples: Annotated[
         int, typer.Option(min=2, help="How many training inputs LabelNoise is fitted on, and test inputs it is read on.")
     ] = NOISE_EXAMPLES,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Where to move model and batches, such as 'cuda'.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
     out: Out = Path("tpv-report"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of the tables.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run finished.")] = False,
+    as_json: Json = False,
+    fresh: Fresh = False,
     debug: Debug = False,
 ) -> None:
     """Report how much the predictions of TARGET's model move under perturbations of its weights."""
-    with _one_sentence(debug):
+    with one_sentence(debug):
         make_importable(target)
         plan = Plan(
             perturbations=tuple(map(parse_perturbation, perturbation)) if perturbation else None,
             estimator=None if estimator is None else parse_estimator(estimator),
             limit=limit,
             seed=seed,
-            device=None if device is None else _device(device),
+            device=device_of(device),
             output=output.value,
             layers=layers,
             label_noise_examples=label_noise_examples,
         )
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        with stdout_for_json(as_json):
             torch.manual_seed(seed)
             found = load_target(target)
             made = _produce(found, plan, out, fresh=fresh, quiet=as_json)
@@ -137,34 +135,3 @@ def _produce(target: Target, plan: Plan, out: Path, *, fresh: bool, quiet: bool 
         show(made, printed)
     printed.print(f"\nReport: {out / 'report.html'}")
     return made
-
-
-def _device(text: str) -> torch.device:
-    try:
-        found = torch.device(text)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TPVError(f"--device {text}: {str(error).splitlines()[0]}") from error
-    return found
-
-
-@contextlib.contextmanager
-def _one_sentence(debug: bool) -> Iterator[None]:
-    """Errors as one sentence and an exit code."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except TPVError as error:
-        _fail(str(error), 2)
-    except KeyboardInterrupt as stop:
-        _fail(f"interrupted: {stop}" if str(stop) else "interrupted.", 130)
-    except Exception as error:
-        if debug:
-            raise
-        _fail(f"the model or its data raised {describe(error)}; --debug shows the traceback.", 1)
-
-
-def _fail(sentence: str, code: int) -> NoReturn:
-    print(f"tpv: {sentence}", file=sys.stderr)
-    raise typer.Exit(code)

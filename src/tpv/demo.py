@@ -39,9 +39,10 @@ def train_data() -> Tensor:
     return _digits()[0][:_TRAIN]
 
 
-def test_data() -> Tensor:
-    """500 images that it did not see."""
-    return _digits()[0][_TRAIN:]
+def test_data() -> list[tuple[Tensor, Tensor]]:
+    """500 images that it did not see with their labels, in batches (images, labels)."""
+    images, labels = (part[_TRAIN:] for part in _digits())
+    return list(zip(images.split(256), labels.split(256), strict=True))
 
 
 def _network() -> nn.Sequential:

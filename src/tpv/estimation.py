@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from tpv._batches import batches, count_examples, inputs
@@ -15,7 +14,7 @@ from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv._options import require_int
 from tpv._regrouping import LargeBatches
-from tpv.accumulation import Progress, Seed, accumulate
+from tpv.accumulation import Progress, Seed, accumulate, as_generator
 from tpv.checks import check_device, check_model, check_outputs
 from tpv.crossfit import cross_fit, is_cross_fitted
 from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
@@ -104,7 +103,7 @@ def estimate(
 
         def begin(outputs: int) -> Procedure:
             chosen = estimator if estimator is not None else default_estimator(lin, perturbation, examples, outputs)
-            return chosen.begin(Setting(lin, perturbation, _generator(generator), outputs, layers))
+            return chosen.begin(Setting(lin, perturbation, as_generator(generator), outputs, layers))
 
         run = accumulate(lin, data, begin, chunk_size, progress)
     metadata = run.metadata(generator, started, perturbation=repr(perturbation))
@@ -213,7 +212,7 @@ def linearity(
     with _fixed_point(model, perturbation, forward, output) as lin:
 
         def begin(outputs: int) -> Procedure:
-            setting = Setting(lin, perturbation, _generator(generator), outputs)
+            setting = Setting(lin, perturbation, as_generator(generator), outputs)
             return DrawnProcedure(setting, draws, "linearity", ["gap", "finite", "first_order"], comparison, followed=1)
 
         run = accumulate(lin, batches(data), begin, chunk_size, progress)
@@ -258,11 +257,3 @@ def _fixed_point(
     chosen = as_output(perturbation.output if output is None else output)
     with unchanged(model):
         yield Linearization(model, forward, chosen)
-
-
-def _generator(seed: Seed) -> torch.Generator:
-    if isinstance(seed, torch.Generator):
-        return seed
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TPVError(f"generator={seed!r}: give an int seed or a CPU torch.Generator.")
-    return torch.Generator().manual_seed(seed)

@@ -72,7 +72,7 @@ class _RandomSweep(Procedure):
     def __init__(self, probes: int, layers: LayerSweep, generator: torch.Generator) -> None:
         self._probes, self._layers = probes, layers
         self._pieces = self._examples = 0
-        self._probes_of = Drawing(probes, generator)
+        self._probes_of = Probes(probes, generator)
         self.names = layers.names
         self.method = repr(Hutchinson(probes))
 
@@ -85,18 +85,10 @@ class _RandomSweep(Procedure):
             passes = 2 if paired else used
             swept = [self._layers.by_layer(squares(v[:, r].to(outputs), last=r == passes - 1)) for r in range(passes)]
         values = torch.stack(swept[:used], dim=1)
-        noise = (swept[0] - swept[1]) / math.sqrt(2) if paired else self._noise(values, k)
+        noise = (swept[0] - swept[1]) / math.sqrt(2) if paired else probe_noise(values, k)
         self._pieces += 1
         self._examples += piece.n
         return Contribution(values.mean(1), noise)
-
-    def _noise(self, values: Tensor, k: int) -> Tensor | None:
-        """Deviations (M, m) whose mean outer product is S²/R · (1 − R/K), the covariance of the mean of R of K."""
-        r = values.shape[1]
-        if r == 1 < k:
-            return None
-        scale = math.sqrt((1 - r / k) / max(r - 1, 1))  # also for independent signs, where R/K < 1/64
-        return ((values - values.mean(1, keepdim=True)) * scale).flatten(0, 1)
 
     def scratch(self, batch: Any) -> int:
         return self._layers.scratch(batch)
@@ -105,7 +97,7 @@ class _RandomSweep(Procedure):
         return self._layers.facts()
 
 
-class Drawing:
+class Probes:
     """Each example's probes, drawn in the order of the examples whatever the pieces: a batch's at once, or one's if they are long."""
 
     def __init__(self, probes: int, generator: torch.Generator) -> None:
@@ -123,6 +115,15 @@ class Drawing:
         while len(self._drawn) < piece.n:
             self._drawn += cotangents(at_once, min(self._probes, k), k, self._generator).unbind()
         return torch.stack(self._drawn[: piece.n])
+
+
+def probe_noise(values: Tensor, k: int) -> Tensor | None:
+    """Deviations (M, m) whose mean outer product is S²/R · (1 − R/K), the covariance of the mean of R of K; None for one of several."""
+    r = values.shape[1]
+    if r == 1 < k:
+        return None
+    scale = math.sqrt((1 - r / k) / max(r - 1, 1))  # also for independent signs, where R/K < 1/64
+    return ((values - values.mean(1, keepdim=True)) * scale).flatten(0, 1)
 
 
 def cotangents(n: int, probes: int, k: int, generator: torch.Generator) -> Tensor:

@@ -12,10 +12,13 @@ from tpv.accumulation import Seed
 from tpv.linearization import Forward
 from tpv.outputs import OutputSpec
 from tpv.pruning import criteria
+from tpv.pruning.cotangents import Frozen, freeze
 from tpv.pruning.criteria import Criterion, Squares
+from tpv.pruning.elimination import Elimination
 from tpv.pruning.groups import ChannelGroup, Members
 from tpv.pruning.scores import ChannelScores
-from tpv.pruning.scoring import Labels, freeze, score
+from tpv.pruning.scoring import score
+from tpv.pruning.taps import Site
 from tpv.pruning.tracing import all_groups, channel_group, trace
 
 __all__ = ["JBR", "JC", "TPVImportance", "channel_groups"]
@@ -48,16 +51,16 @@ def channel_groups(model: nn.Module, example: Any, *, forward: Forward | None = 
 class Importance:
     """A callable ``imp(group)`` for Torch-Pruning's pruners: scores of the group's root channels on the model as it is now.
 
-    All groups are scored together when the first is asked for after the weights have changed. Equal scores are told apart in
-    the last bit, because Torch-Pruning removes everything up to a threshold.
+    All groups are scored together when the first is asked for after the weights have changed. Equal scores are told apart by
+    1e-13 of the largest, because Torch-Pruning removes everything up to a threshold.
     """
 
-    def __init__(self, data: object, criterion: Criterion, forward: Forward | None, generator: Seed) -> None:
-        self.data, self.criterion, self.forward, self.generator = data, criterion, forward, generator
-        self._labels: Labels | None = None
-        self._frozen = False
+    def __init__(self, data: object, criterion: Criterion, forward: Forward | None, generator: Seed, chunk_size: int | None) -> None:
+        self.data, self.criterion, self.forward, self.generator, self.chunk_size = data, criterion, forward, generator, chunk_size
+        self._model: nn.Module | None = None
+        self._frozen: Frozen | None = None
         self._state: Any = None
-        self._found: dict[str, tuple[ChannelGroup, Tensor]] = {}
+        self._found: dict[Site, Tensor] = {}
 
     def __call__(self, group: Any) -> Tensor:
         """Scores (channels,) of a ``tp.dependency.Group``, in squared units of the outputs, on the CPU.
@@ -66,26 +69,35 @@ class Importance:
             TPVError: for a group that the criterion cannot score; for NaN.
         """
         model, graph = group._DG.model, group._DG
-        if (state := _state(model)) != self._state:
-            self._found, self._state = {}, state
-            self._score(model, all_groups(graph, self.criterion.members))
-        mine = channel_group(group)
-        if mine.name not in self._found:
-            self._score(model, [_whole(graph, group)])
-        full, values = self._found[mine.name]
-        roots = torch.tensor(group[0].idxs)
-        return values[roots % full.width]
+        if (state := _state(model)) != self._state or model is not self._model:
+            self._found, self._state = {}, None
+            self._score(model, [channel_group(each) for each in all_groups(graph, self.criterion.members)])
+            self._state = state
+        root = channel_group(group).members[0]
+        site, wanted = (root.module, root.role), torch.tensor(group[0].idxs)
+        if site not in self._found or self._found[site][wanted].isnan().any():
+            self._score(model, [channel_group(_whole(graph, group))])
+        return self._found[site][wanted]
 
-    def _score(self, model: nn.Module, graph_groups: list[Any]) -> None:
-        groups = [channel_group(group) for group in graph_groups]
+    def _score(self, model: nn.Module, groups: list[ChannelGroup]) -> None:
         if not groups:
             return
         with unchanged(model):
             model.eval()
-            if not self._frozen:
-                self._labels, self._frozen = freeze(model, self.data, self.criterion, forward=self.forward), True
-            found = score(model, self.data, groups, self.criterion, labels=self._labels, forward=self.forward, generator=self.generator)
-        self._found |= {group.name: (group, values) for group, values in zip(groups, _distinct(found), strict=True)}
+            if model is not self._model:
+                self._frozen = freeze(model, self.data, self.criterion, forward=self.forward)
+                self._model = model
+            found = score(
+                model, self.data, groups, self.criterion, frozen=self._frozen,
+                forward=self.forward, generator=self.generator, chunk_size=self.chunk_size,
+            )  # fmt: skip
+        for group, values in zip(groups, _distinct(found), strict=True):
+            for m in group.members:
+                known = self._found.get((m.module, m.role), torch.empty(0, dtype=torch.float64))
+                longer = torch.full((max(len(known), int(m.index.max()) + 1),), torch.nan, dtype=torch.float64)
+                longer[: len(known)] = known
+                longer[m.index] = values[m.channel]
+                self._found[m.module, m.role] = longer
 
 
 class TPVImportance(Importance):
@@ -93,8 +105,9 @@ class TPVImportance(Importance):
 
     Args:
         data: calibration inputs, as in :func:`tpv.estimate`.
-        members, probes, squares, output: as in :class:`tpv.pruning.TPVImportance`.
-        forward, generator: as in :func:`tpv.estimate`.
+        members, probes, squares, output, interactions: as in :class:`tpv.pruning.TPVImportance`; with interactions, the importance
+            of a channel is the damage of all channels that go before it and its own.
+        forward, generator, chunk_size: as in :func:`tpv.estimate`.
 
     Cost: of :func:`tpv.pruning.score`, once for each state of the model.
 
@@ -116,18 +129,20 @@ class TPVImportance(Importance):
         probes: int = 1,
         squares: Squares = "joint",
         output: OutputSpec = "logits",
+        interactions: bool = False,
         forward: Forward | None = None,
         generator: Seed = 0,
+        chunk_size: int | None = None,
     ) -> None:
-        super().__init__(data, criteria.TPVImportance(probes, members, squares, output), forward, generator)
+        super().__init__(data, criteria.TPVImportance(probes, members, squares, output, interactions), forward, generator, chunk_size)
 
 
 class JBR(Importance):
     """:class:`tpv.pruning.JBR` on unlabelled data; its pseudo-labels are frozen when it first meets a model.
 
     Args:
-        data, forward: as in :class:`TPVImportance`; the data must come in the same order at every reading.
-        confidence, members, squares: as in :class:`tpv.pruning.JBR`.
+        data, forward, chunk_size: as in :class:`TPVImportance`; the data must come in the same order at every reading.
+        confidence, members, squares, interactions: as in :class:`tpv.pruning.JBR`.
     """
 
     def __init__(
@@ -137,9 +152,11 @@ class JBR(Importance):
         confidence: float = 0.0,
         members: Members = "all",
         squares: Squares = "joint",
+        interactions: bool = False,
         forward: Forward | None = None,
+        chunk_size: int | None = None,
     ) -> None:
-        super().__init__(data, criteria.JBR(confidence, members, squares), forward, 0)
+        super().__init__(data, criteria.JBR(confidence, members, squares, interactions), forward, 0, chunk_size)
 
 
 class JC(Importance):
@@ -147,17 +164,26 @@ class JC(Importance):
 
     Args:
         data: batches (inputs, labels), or mappings with labels.
-        members, squares, forward: as in :class:`JBR`.
+        members, squares, interactions, forward, chunk_size: as in :class:`JBR`.
     """
 
-    def __init__(self, data: object, *, members: Members = "all", squares: Squares = "joint", forward: Forward | None = None) -> None:
-        super().__init__(data, criteria.JC(members, squares), forward, 0)
+    def __init__(
+        self,
+        data: object,
+        *,
+        members: Members = "all",
+        squares: Squares = "joint",
+        interactions: bool = False,
+        forward: Forward | None = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(data, criteria.JC(members, squares, interactions), forward, 0, chunk_size)
 
 
 def _state(model: nn.Module) -> Any:
-    """What changes with any weight or buffer."""
+    """What changes with any weight or buffer, also when it is written to through ``.data``."""
     tensors = [*model.parameters(), *model.buffers()]
-    return [(id(t), t.data_ptr(), t._version, t.shape) for t in tensors]
+    return [(id(t), t.data_ptr(), t._version, t.shape, t.detach().double().sum().item()) for t in tensors]
 
 
 def _whole(graph: Any, group: Any) -> Any:
@@ -168,12 +194,11 @@ def _whole(graph: Any, group: Any) -> Any:
 
 
 def _distinct(scores: ChannelScores) -> list[Tensor]:
-    """The scores of each group, equal ones told apart in the last bit."""
+    """The scores of each group, or the damage up to each channel, all told apart: at least 1e-13 of the largest between them."""
     values = torch.cat([group.value for group in scores.values()])
-    order = values.argsort(stable=True)
-    ranked = values[order].tolist()
-    for i in range(1, len(ranked)):
-        if ranked[i] <= ranked[i - 1]:
-            ranked[i] = torch.nextafter(torch.tensor(ranked[i - 1], dtype=torch.float64), torch.tensor(torch.inf)).item()
-    values[order] = torch.tensor(ranked, dtype=torch.float64)
+    ranked, order = values.sort(stable=True)
+    if scores.terms is not None:
+        order, ranked = Elimination(values, scores.terms).order()
+    steps = torch.arange(len(values)) * (ranked[-1] * 1e-13).clamp(min=1e-300)
+    values[order] = (ranked - steps).cummax(0).values + steps
     return list(values.split([len(group.value) for group in scores.values()]))

@@ -18,7 +18,7 @@ from tpv.pruning.groups import Members
 
 Squares = Literal["joint", "layers"]
 IGNORED = -100
-"""The label of what does not count, as in PyTorch's losses."""
+"""The label of what does not count, as in PyTorch's losses; so does every negative one."""
 
 
 class Criterion(ABC):
@@ -26,8 +26,11 @@ class Criterion(ABC):
 
     members: Members
     squares: Squares
+    interactions: bool = False
     probes: int = 1
     output: OutputSpec = "logits"
+    freezes: bool = False
+    """Whether the labels come from the unpruned model."""
 
     @abstractmethod
     def labels(self, f: Tensor, batch: Any) -> Tensor | None:
@@ -40,6 +43,8 @@ class Criterion(ABC):
     def _check(self) -> None:
         require_choice(type(self).__name__, "members", self.members, ("consumers", "all", "producers"))
         require_choice(type(self).__name__, "squares", self.squares, ("joint", "layers"))
+        if self.interactions and self.squares != "joint":
+            raise TPVError(f'{type(self).__name__}(interactions=True) needs squares="joint": sums of layers\' squares do not interact.')
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class TPVImportance(Criterion):
             included; ``"all"``.
         squares: ``"joint"``, the square of the sum over a group's layers, which is the formula; ``"layers"``, the sum of squares.
         output: what of the predictions counts, as in :func:`tpv.estimate`.
+        interactions: keep every example's terms :math:`v^\top J_g w_g`, so that channels can be removed one after the other by what
+            each adds to those that are gone, :math:`E\|J_g w_g + \sum_{h\ \mathrm{gone}} J_h w_h\|^2`; takes examples × probes ×
+            channels numbers.
 
     Raises:
         TPVError: for other values.
@@ -66,13 +74,14 @@ class TPVImportance(Criterion):
     Example:
         >>> import torch, tpv.pruning
         >>> tpv.pruning.TPVImportance(probes=4)
-        TPVImportance(probes=4, members='consumers', squares='joint', output='logits')
+        TPVImportance(probes=4, members='consumers', squares='joint', output='logits', interactions=False)
     """
 
     probes: int = 1
     members: Members = "consumers"
     squares: Squares = "joint"
     output: OutputSpec = "logits"
+    interactions: bool = False
 
     def __post_init__(self) -> None:
         require_int("TPVImportance", "probes", self.probes, 1)
@@ -96,7 +105,7 @@ class JBR(Criterion):
 
     Args:
         confidence: leave out predictions whose largest probability under the unpruned model is below this.
-        members, squares: as in :class:`TPVImportance`; a group is every parameter that goes with the channel.
+        members, squares, interactions: as in :class:`TPVImportance`; a group is every parameter that goes with the channel.
 
     Raises:
         TPVError: for other values.
@@ -114,6 +123,8 @@ class JBR(Criterion):
     confidence: float = 0.0
     members: Members = "all"
     squares: Squares = "joint"
+    interactions: bool = False
+    freezes = True
 
     def __post_init__(self) -> None:
         require_number("JBR", "confidence", self.confidence, 0, 1)
@@ -134,10 +145,11 @@ class JBR(Criterion):
 class JC(Criterion):
     r"""As :class:`JBR`, with y* the true label: :math:`E_x[(m(x)^\top J_g(x) w_g)^2]`, m = softmax(f) − onehot(y).
 
-    Batches are ``(inputs, labels)``, or mappings with ``labels``; −100 is ignored.
+    Batches are ``(inputs, labels)``, or mappings with ``labels``; negative ones are ignored. Each output is compared with the
+    label at its own position: shift those of a causal language model.
 
     Args:
-        members, squares: as in :class:`JBR`.
+        members, squares, interactions: as in :class:`JBR`.
 
     Raises:
         TPVError: for other values, or batches without labels.
@@ -154,6 +166,7 @@ class JC(Criterion):
 
     members: Members = "all"
     squares: Squares = "joint"
+    interactions: bool = False
 
     def __post_init__(self) -> None:
         self._check()
@@ -168,7 +181,9 @@ class JC(Criterion):
             raise TPVError(
                 f"JC needs integer labels of shape {tuple(shape)} in each batch, (inputs, labels) or a mapping with labels; got {got}."
             )
-        return found
+        if (found >= f.shape[class_axis(f)]).any():
+            raise TPVError(f"a label is {int(found.max())}, and there are {f.shape[class_axis(f)]} classes: count them from 0.")
+        return found.long()
 
     def directions(self, f: Tensor, labels: Tensor) -> Tensor:
         """m (N, ...)."""
@@ -178,7 +193,7 @@ class JC(Criterion):
 def residuals(f: Tensor, labels: Tensor) -> Tensor:
     """softmax(f) − onehot(labels) along the class axis, zero where a label is ``IGNORED``."""
     axis = class_axis(f)
-    counted = labels != IGNORED
+    counted = labels >= 0
     hot = F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis).to(f)
     return (f.softmax(axis) - hot) * counted.unsqueeze(axis)
 

@@ -24,14 +24,17 @@ from tpv.checks import check_model
 from tpv.linearization import Forward
 from tpv.outputs import as_output
 from tpv.pruning.budget import budget
+from tpv.pruning.checkpoint import Origin
 from tpv.pruning.compensation import compensate as refit
+from tpv.pruning.cotangents import Frozen, freeze
 from tpv.pruning.criteria import Criterion, TPVImportance
 from tpv.pruning.curves import Curve, measure_curve
+from tpv.pruning.elimination import Terms
 from tpv.pruning.groups import ChannelGroup
 from tpv.pruning.measurement import Yardstick, predict
 from tpv.pruning.recalibration import recalibrate as recalibrate_norms
 from tpv.pruning.result import PruningResult, PruningStep
-from tpv.pruning.scoring import Labels, freeze, score
+from tpv.pruning.scoring import score
 from tpv.pruning.selection import Chosen, by_curves, by_ranking, uniformly
 from tpv.pruning.store import PruningStore, fingerprint
 from tpv.pruning.surgery import Surgery, kept_outputs, remaining, remove
@@ -73,8 +76,8 @@ def prune(
         model: a trained ``nn.Module`` in evaluation mode.
         data: calibration inputs, as in :func:`tpv.estimate`, a few hundred; they are read once and kept in memory.
         target: the share to keep, ``"macs=0.5"`` or ``"params=0.5"``, or a :class:`tpv.pruning.Target`.
-        criterion: by default :class:`tpv.pruning.TPVImportance`; :class:`tpv.pruning.JBR`, :class:`tpv.pruning.JC`, or any importance
-            of Torch-Pruning, a function from a group to scores.
+        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``; :class:`tpv.pruning.JBR`,
+            :class:`tpv.pruning.JC`, or any importance of Torch-Pruning, a function from a group to scores.
         allocation: ``"global"``, one ranking of all channels; ``"uniform"``, the same share of every group; ``"curves"``, the widths of
             least damage by measured curves E‖Δf‖² of each group (:func:`tpv.pruning.allocate`), in one step by default.
         compensate: re-fit the layers behind removed channels in closed form (:func:`tpv.pruning.compensate`).
@@ -107,9 +110,10 @@ def prune(
     check_model(model)
     with unchanged(model):
         work = _Pruning(
-            model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target, criterion or TPVImportance(),
-            allocation, compensate, recalibrate, steps if steps is not None else (1 if allocation == "curves" else 9),
-            None if test is None else list(batches(test)), tuple(ignore), forward, generator, progress or (lambda *_: None),
+            model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target,
+            criterion or TPVImportance(interactions=True), allocation, compensate, recalibrate,
+            steps if steps is not None else (1 if allocation == "curves" else 9), None if test is None else list(batches(test)),
+            tuple(ignore), forward, generator, progress or (lambda *_: None),
         )  # fmt: skip
         store = PruningStore(None if out is None else Path(out), work.fingerprint(), fresh=fresh)
         result = work.run(store)
@@ -153,7 +157,17 @@ class _Pruning:
 
     def fingerprint(self) -> str:
         """Text that changes whenever a result would."""
-        asked = (self.target, self.criterion, self.allocation, self.compensate, self.recalibrate, self.steps, self.ignore, self.generator)
+        asked = (
+            self.target,
+            self.criterion,
+            self.allocation,
+            self.compensate,
+            self.recalibrate,
+            self.steps,
+            self.ignore,
+            self.generator,
+            self.forward,
+        )
         return fingerprint(self.model, self.data, self.test, asked)
 
     def run(self, store: PruningStore) -> PruningResult:
@@ -164,18 +178,23 @@ class _Pruning:
         self.costs = self.target.budget(self.groups, self.both)
         measured = as_output(self.output)
         self.yardsticks = [Yardstick(self.model, part, measured, self.forward) for part in (self.data, self.test) if part]
-        self.labels: Labels | None = None
+        self.frozen: Frozen | None = None
         if isinstance(self.criterion, Criterion):
-            self.labels = freeze(self.model, self.data, self.criterion, forward=self.forward)
+            self.frozen = freeze(self.model, self.data, self.criterion, forward=self.forward)
         curves = self._curves(store) if self.allocation == "curves" else {}
-        now = store.model(self.model, len(store.steps) - 1) if store.steps else Surgery(self.model, [])
+        now = (
+            store.model(self.model, len(store.steps) - 1, example=self.example, forward=self.forward)
+            if store.steps
+            else Surgery(self.model, [])
+        )
         for k in range(len(store.steps), self.steps):
             self.progress("pruning", k, self.steps)
             removed = store.steps[-1].removed if store.steps else {}
             step, now = self._step(k, now.model, removed, curves)
             store.add(step, now, self.example, self.model)
         self.progress("pruning", self.steps, self.steps)
-        return PruningResult(now.model, tuple(store.steps), now.history, curves, self.excluded, self._metadata())
+        origin = Origin.of(self.model, self.example)
+        return PruningResult(now.model, tuple(store.steps), now.history, curves, self.excluded, self._metadata(), origin)
 
     def _find_groups(self) -> None:
         found = [channel_group(group) for group in all_groups(trace(self.model, self.example, self.forward))]
@@ -200,7 +219,7 @@ class _Pruning:
 
     def _curves(self, store: PruningStore) -> dict[str, Curve]:
         found: dict[str, Curve] = {}
-        values = self._unpruned_values = self._values(self.model, {})
+        values = self._unpruned_values = self._scored(self.model, {})[0]
         for i, group in enumerate(self.groups):
             self.progress("measuring curves", i, len(self.groups))
             curve = store.curve(group.name)
@@ -251,16 +270,18 @@ class _Pruning:
     def _choose(self, current: nn.Module, removed: Mapping[str, Sequence[int]], curves: dict[str, Curve], limit: float) -> Chosen:
         if self.allocation == "curves":
             return by_curves(self.groups, self._unpruned_values, curves, removed, self.costs, limit)
-        choose = by_ranking if self.allocation == "global" else uniformly
-        return choose(self.groups, self._values(current, removed), removed, self.costs, limit)
+        values, terms = self._scored(current, removed)
+        if self.allocation == "uniform":
+            return uniformly(self.groups, values, removed, self.costs, limit)
+        return by_ranking(self.groups, values, removed, self.costs, limit, terms)
 
-    def _values(self, current: nn.Module, removed: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-        """Group → the values of the channels that are left."""
+    def _scored(self, current: nn.Module, removed: Mapping[str, Sequence[int]]) -> tuple[dict[str, Tensor], Terms | None]:
+        """Group → the values of the channels that are left, and the terms of criteria with interactions."""
         groups = remaining(self.groups, removed)
         if isinstance(self.criterion, Criterion):
-            found = score(current, self.data, groups, self.criterion, labels=self.labels, forward=self.forward, generator=self.generator)
-            return {name: scores.value for name, scores in found.items()}
-        return {group.name: values for group, values in zip(groups, self._importances(current, groups), strict=True)}
+            found = score(current, self.data, groups, self.criterion, frozen=self.frozen, forward=self.forward, generator=self.generator)
+            return {name: scores.value for name, scores in found.items()}, found.terms
+        return {group.name: values for group, values in zip(groups, self._importances(current, groups), strict=True)}, None
 
     def _importances(self, current: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
         """By an importance of Torch-Pruning."""
@@ -288,7 +309,7 @@ class _Pruning:
         accuracy = self.yardsticks[1](self.model)[1] if self.test else None
         return {
             "target": repr(self.target),
-            "criterion": repr(self.criterion) if isinstance(self.criterion, Criterion) else type(self.criterion).__name__,
+            "criterion": repr(self.criterion) if dataclasses.is_dataclass(self.criterion) else type(self.criterion).__name__,
             "allocation": self.allocation,
             "compensate": self.compensate,
             "recalibrate": self.recalibrate,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tpv._errors import TPVError
 
-Role = Literal["consumer", "producer", "opaque"]
+Role = Literal["consumer", "producer", "parameter", "opaque"]
 Members = Literal["consumers", "all", "producers"]
 
 
@@ -20,7 +20,8 @@ class Member:
     Attributes:
         module: its name in the model.
         role: ``"consumer"``: the module reads the channels as inputs (convolutions, linear layers); ``"producer"``: it writes
-            or passes them on (convolutions, linear layers, norms, depthwise convolutions, embeddings).
+            or passes them on (convolutions, linear layers, norms, depthwise convolutions, embeddings); ``"parameter"``: it is no
+            module but a parameter outside of one, added or multiplied elementwise; ``"opaque"``: what cannot be scored by channel.
         index: (P,) positions along the module's axis.
         channel: (P,) the group's channel that each position belongs to; a linear layer behind a flattening has several for each.
     """
@@ -58,6 +59,12 @@ class ChannelGroup:
             raise TPVError(
                 f"the channels of {self.name} go through {', '.join(opaque[:3])}, "
                 "whose weights cannot be scored by channel: leave this group out."
+            )
+        raw = [m.module for m in self.members if m.role == "parameter"]
+        if raw and members != "consumers":
+            raise TPVError(
+                f"the channels of {self.name} go through {raw[0]}, a parameter outside of a layer, which cannot be scored by channel: "
+                'use members="consumers", or leave this group out.'
             )
         found = self.members if members == "all" else tuple(m for m in self.members if m.role == members[:-1])
         if not found:

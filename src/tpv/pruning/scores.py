@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from tpv._format import table
+from tpv.pruning.elimination import Terms
+from tpv.pruning.reliability import split_half
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Sums:
     halves: Tensor
     count: int = 0
     counts: Tensor = field(default_factory=lambda: torch.zeros(2))
+    seen: int = 0
 
     @staticmethod
     def zero(channels: int) -> Sums:
@@ -30,15 +33,16 @@ class Sums:
         zeros = torch.zeros(4, channels, dtype=torch.float64)
         return Sums(zeros[0], zeros[1], zeros[2:])
 
-    def add(self, scores: Tensor, counted: Tensor, start: int) -> None:
-        """Add examples (N, channels), the first of which is the ``start``-th of its batch."""
+    def add(self, scores: Tensor, counted: Tensor) -> None:
+        """Add examples (N, channels), zero where they do not count."""
         self.total += scores.sum(0)
         self.squares += scores.square().sum(0)
         self.count += int(counted.sum())
         for half in (0, 1):
-            mine = (torch.arange(len(scores)) + start) % 2 == half
+            mine = (torch.arange(len(scores)) + self.seen) % 2 == half
             self.halves[half] += scores[mine].sum(0)
             self.counts[half] += counted[mine].sum()
+        self.seen += len(scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,27 +63,31 @@ class GroupScores:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ChannelScores(Mapping[str, GroupScores]):
-    """Scores of all groups, by name.
+    r"""Scores of all groups, by name.
 
     Attributes:
         reliability: as in :class:`GroupScores`, over all channels.
         metadata: criterion, seed, examples, versions.
+        terms: of all channels, for criteria with interactions, else None.
     """
 
     groups: dict[str, GroupScores]
     reliability: float
     metadata: dict[str, Any]
+    terms: Terms | None = None
 
     @staticmethod
-    def from_sums(names: Sequence[str], widths: Sequence[int], sums: Sums, metadata: dict[str, Any]) -> ChannelScores:
+    def from_sums(
+        names: Sequence[str], widths: Sequence[int], sums: Sums, metadata: dict[str, Any], terms: Terms | None = None
+    ) -> ChannelScores:
         """Means, standard errors and reliabilities."""
         n = sums.count
         mean = sums.total / n
         variance = (sums.squares / n - mean.square()).clamp(min=0) / (n - 1) if n > 1 else torch.full_like(mean, math.nan)
         halves = sums.halves / sums.counts.unsqueeze(1)
         parts = zip(mean.split(list(widths)), variance.sqrt().split(list(widths)), halves.split(list(widths), 1), strict=True)
-        groups = {name: GroupScores(m, s, _agreement(h)) for name, (m, s, h) in zip(names, parts, strict=True)}
-        return ChannelScores(groups, _agreement(halves), metadata)
+        groups = {name: GroupScores(m, s, split_half(*h)) for name, (m, s, h) in zip(names, parts, strict=True)}
+        return ChannelScores(groups, split_half(*halves), metadata, terms)
 
     def __getitem__(self, name: str) -> GroupScores:
         return self.groups[name]
@@ -107,23 +115,3 @@ class ChannelScores(Mapping[str, GroupScores]):
         return f"{head}\n\n{asked}; over all channels reliability {self.reliability:.3f}"
 
     __repr__ = __str__
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Correlation of ranks, with ties at their mean rank; nan where one side has no ranking."""
-    ranks = torch.stack([_ranks(a), _ranks(b)])
-    if len(a) < 2 or (ranks.std(1) == 0).any():
-        return math.nan
-    return torch.corrcoef(ranks)[0, 1].item()
-
-
-def _ranks(x: Tensor) -> Tensor:
-    _, inverse, counts = x.double().unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    ranks: Tensor = (last - (counts - 1) / 2)[inverse]
-    return ranks
-
-
-def _agreement(halves: Tensor) -> float:
-    r = spearman(*halves)
-    return 2 * r / (1 + r) if r > -1 else math.nan

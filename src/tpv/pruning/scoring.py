@@ -10,23 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, batches, ends, narrow
+from tpv._batches import batch_size, batches, ends, narrow, twice
 from tpv._errors import TPVError
-from tpv._guard import unchanged
 from tpv.accumulation import Progress, Seed, accumulate
-from tpv.checks import check_model
 from tpv.estimators.base import TOTAL, Contribution, Piece, Procedure
-from tpv.estimators.hutchinson import Drawing
-from tpv.linearization import Forward, Linearization
-from tpv.outputs import as_output
-from tpv.pruning.criteria import IGNORED, Criterion, TPVImportance
-from tpv.pruning.groups import ChannelGroup, Role
+from tpv.linearization import Forward, Linearization, masked
+from tpv.pruning.cotangents import Cotangents, Frozen, raw, ready
+from tpv.pruning.criteria import Criterion, TPVImportance
+from tpv.pruning.elimination import Terms
+from tpv.pruning.groups import ChannelGroup
 from tpv.pruning.scores import ChannelScores, Sums
-from tpv.pruning.taps import Tap, taps
+from tpv.pruning.taps import Site, Tap, taps
 from tpv.sweep.layer import tolerance
-
-Labels = Sequence[Tensor]
-"""Frozen labels, batch by batch."""
 
 
 def score(
@@ -35,7 +30,7 @@ def score(
     groups: Sequence[ChannelGroup],
     criterion: Criterion | None = None,
     *,
-    labels: Labels | None = None,
+    frozen: Frozen | None = None,
     forward: Forward | None = None,
     generator: Seed = 0,
     progress: Progress | None = None,
@@ -54,7 +49,7 @@ def score(
         data: unlabelled inputs (labelled for :class:`JC`), as in :func:`tpv.estimate`.
         groups: what can be removed; :func:`tpv.integrations.torch_pruning.channel_groups` finds it.
         criterion: by default :class:`TPVImportance`.
-        labels: from :func:`freeze`, for a model that is no longer the unpruned one; by default this model is.
+        frozen: from :func:`freeze`, for a model that is no longer the unpruned one; by default this model is.
         forward, generator, progress, chunk_size: as in :func:`tpv.estimate`.
 
     Returns:
@@ -75,158 +70,134 @@ def score(
         >>> hidden = ChannelGroup("0", 4, (Member("0", "producer", c, c), Member("2", "consumer", c, c)))
         >>> scores = score(model, torch.randn(100, 8), [hidden])
         >>> scores["0"].value.shape, scores.metadata["criterion"]
-        (torch.Size([4]), "TPVImportance(probes=1, members='consumers', squares='joint', output='logits')")
+        (torch.Size([4]), "TPVImportance(probes=1, members='consumers', squares='joint', output='logits', interactions=False)")
     """
     started = time.perf_counter()
     criterion = criterion or TPVImportance()
     if not groups:
         raise TPVError("there is no group of channels to score.")
-    with _ready(model, criterion, forward) as lin:
-        run = accumulate(lin, batches(data), lambda _: _Scoring(lin, criterion, groups, labels, generator), chunk_size, progress)
-    procedure = run.procedure
-    assert isinstance(procedure, _Scoring)
+    with ready(model, criterion, forward) as lin:
+        procedure = _Scoring(lin, criterion, groups, Cotangents(criterion, generator, frozen))
+        run = accumulate(lin, batches(data), lambda _: procedure, chunk_size, progress)
+    procedure.check_complete()
     if not procedure.sums.count:
         raise TPVError(f"no example counts for {criterion!r}: all are below the confidence or ignored.")
     metadata = run.metadata(generator, started, criterion=repr(criterion), examples=procedure.sums.count)
-    return ChannelScores.from_sums([g.name for g in groups], [g.width for g in groups], procedure.sums, metadata)
-
-
-def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: Forward | None = None) -> Labels | None:
-    """The labels of a criterion from the model as it is now, batch by batch, for scores of its pruned versions.
-
-    Args:
-        model, data, criterion, forward: as in :func:`score`; the data must come in the same order at every reading.
-
-    Returns:
-        One tensor (N, ...) for each batch; None for a criterion without labels.
-
-    Cost: one forward pass.
-
-    Example:
-        >>> import torch, tpv.pruning
-        >>> model, x = torch.nn.Linear(3, 2).eval(), torch.randn(5, 3)
-        >>> [labels] = tpv.pruning.freeze(model, x, tpv.pruning.JBR())
-        >>> bool((labels == model(x).argmax(1)).all())
-        True
-    """
-    with _ready(model, criterion, forward) as lin, torch.no_grad():
-        found = [_labels(criterion, lin, batch) for batch in batches(data)]
-    return None if any(part is None for part in found) else [part for part in found if part is not None]
-
-
-def _labels(criterion: Criterion, lin: Linearization, batch: Any) -> Tensor | None:
-    size = batch_size(batch)
-    parts = [narrow(batch, i, min(i + 64, size), size) for i in range(0, size, 64)]
-    found = [criterion.labels(lin.displaced(part, {}), part) for part in parts]
-    return None if found[0] is None else torch.cat([part for part in found if part is not None])
-
-
-@contextmanager
-def _ready(model: nn.Module, criterion: Criterion, forward: Forward | None) -> Iterator[Linearization]:
-    if not isinstance(criterion, Criterion):
-        raise TPVError(f"criterion must be one of tpv.pruning.TPVImportance(), JBR() and JC(), got {criterion!r}.")
-    check_model(model)
-    with unchanged(model):
-        yield Linearization(model, forward, as_output(criterion.output))
+    names, widths = [group.name for group in groups], [group.width for group in groups]
+    return ChannelScores.from_sums(names, widths, procedure.sums, metadata, procedure.terms())
 
 
 class _Scoring(Procedure):
     """Terms vᵀJ_g w_g of each example and channel, squared and summed."""
 
-    def __init__(self, lin: Linearization, criterion: Criterion, groups: Sequence[ChannelGroup], labels: Labels | None, seed: Seed) -> None:
-        self._lin, self._criterion, self._groups, self._labels = lin, criterion, groups, labels
+    def __init__(self, lin: Linearization, criterion: Criterion, groups: Sequence[ChannelGroup], cotangents: Cotangents) -> None:
+        self._lin, self._criterion, self._groups, self._cotangents = lin, criterion, groups, cotangents
         self.names, self.method = [TOTAL], repr(criterion)
-        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        self._probes = Drawing(criterion.probes, generator)
         self._chosen = [group.chosen(criterion.members) for group in groups]
-        self._copied: set[tuple[str, Role]] = set()
+        self._sites: set[Site] = {(m.module, m.role) for chosen in self._chosen for m in chosen}
+        self._copied: set[Site] = set()
+        self._reached: set[Site] = set()
         self._verified = False
         self.sums = Sums.zero(sum(group.width for group in groups))
+        self._kept: list[Tensor] = []
 
     def contribution(self, piece: Piece) -> Contribution:
         if not self._verified:
             self._verify(piece)
-        scores, counted = self._scores(piece)
-        self.sums.add(scores, counted, piece.start)
+        scores, counted, terms = self._scores(piece)
+        self.sums.add(scores, counted)
+        self._kept += terms
         return Contribution(scores.sum(1, keepdim=True))
 
-    def _scores(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        """(N, channels) and which examples count."""
-        with self._tapped(piece.batch) as (f, found):
+    def check_complete(self) -> None:
+        """Refuse scores that are zero because a layer was never run."""
+        if missing := sorted(name for name, _ in self._sites - self._reached):
+            raise TPVError(
+                f"{missing[0]} was not called as a module on this data, so that its weights cannot be scored: "
+                "leave its group out, or give data that reaches it."
+            )
+
+    def terms(self) -> Terms | None:
+        """Of all examples and probes, for criteria with interactions."""
+        if not self._criterion.interactions:
+            return None
+        kept = torch.cat(self._kept)
+        return Terms(kept[:, 1:], kept[:, 0])
+
+    def _scores(self, piece: Piece) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """(N, channels), which examples count, and with interactions for each probe what has moved and the terms of these."""
+        kept = []
+        with self._tapped(piece.batch) as (f, z, found):
             v, counted = self._cotangents(f.detach(), piece)
+            moved = self._cotangents.moved(self._lin, f.detach(), piece)
             total = torch.zeros(len(f), sum(group.width for group in self._groups), dtype=torch.float64, device=f.device)
             for r in range(v.shape[1]):
-                total += self._squares(self._terms(f, found, v[:, r], last=r == v.shape[1] - 1), len(f))
-        return (total / v.shape[1] * counted.unsqueeze(1)).cpu(), counted.cpu()
+                joint, squares = self._by_channel(self._terms(z, found, v[:, r], last=r == v.shape[1] - 1), len(f))
+                total += joint.square() if self._criterion.squares == "joint" else squares
+                if self._criterion.interactions:
+                    already = -(v[:, r] * moved).double().reshape(len(f), -1).sum(1, keepdim=True)
+                    kept.append(torch.cat([already, joint], 1)[counted].float().cpu())
+        return (total / v.shape[1] * counted.unsqueeze(1)).cpu(), counted.cpu(), kept
 
     @contextmanager
-    def _tapped(self, batch: Any) -> Iterator[tuple[Tensor, list[Tap]]]:
-        """Outputs with a graph, and the activations that members read or write."""
-        sites = {(m.module, m.role) for chosen in self._chosen for m in chosen}
-        with torch.enable_grad(), taps(self._lin.model, sites, self._copied) as found:
-            f = self._lin(batch)
+    def _tapped(self, batch: Any) -> Iterator[tuple[Tensor, Tensor, list[Tap]]]:
+        """Outputs f, predictions z with a graph, and the activations that members read or write.
+
+        An example that needs company is there twice, and its output is the mean of both: whichever rows are whose, sums over all are its.
+        """
+        plain = raw(self._lin)
+        with torch.enable_grad(), taps(self._lin.model, self._sites, self._copied) as found:
+            f = plain(twice(batch)).mean(0, keepdim=True) if self._lin.needs_company(batch) else plain(batch)
+            z = masked(self._lin.output.coordinates(f, f), batch)
             stale = {tap.site for tap in found if tap.stale}
+        self._reached |= {tap.site for tap in found}
         if stale:
             self._copied |= stale
             with self._tapped(batch) as again:
                 yield again
         else:
-            yield f, found
+            yield f, z, found
 
-    def _cotangents(self, f: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
-        """(N, R, ...) and which examples count."""
-        everyone = torch.ones(len(f), dtype=torch.bool, device=f.device)
-        frozen = self._labels[piece.number][piece.start : piece.start + piece.n] if self._labels is not None else None
-        labels = frozen if frozen is not None else self._criterion.labels(f, piece.batch)
-        if labels is None:
-            k = f[0].numel()
-            return self._probes(piece, k)[:, : min(self._criterion.probes, k)].to(f).reshape(len(f), -1, *f.shape[1:]), everyone
-        labels = labels.to(f.device)
-        if len(labels) != len(f):
-            raise TPVError("the data has changed since the labels were frozen: give the same batches in the same order.")
-        return self._criterion.directions(f, labels).unsqueeze(1), (labels != IGNORED).reshape(len(f), -1).any(1)
-
-    def _terms(self, f: Tensor, found: list[Tap], v: Tensor, *, last: bool) -> dict[tuple[str, Role], Tensor]:
+    def _terms(self, z: Tensor, found: list[Tap], v: Tensor, *, last: bool, absolute: bool = False) -> dict[Site, Tensor]:
         """Site → Σ over positions of activation × gradient, (N, width of the layer)."""
-        gradients = torch.autograd.grad(f, [tap.edge for tap in found], v, retain_graph=not last, allow_unused=True)
-        terms: dict[tuple[str, Role], Tensor] = {}
+        gradients = torch.autograd.grad(z, [tap.edge for tap in found], v, retain_graph=not last, allow_unused=True)
+        terms: dict[Site, Tensor] = {}
         for tap, gradient in zip(found, gradients, strict=True):
             if gradient is not None:
-                term = tap.term(gradient, len(f))
+                term = tap.term(gradient, len(z), absolute=absolute)
                 terms[tap.site] = terms[tap.site] + term if tap.site in terms else term
         return terms
 
-    def _squares(self, terms: dict[tuple[str, Role], Tensor], n: int) -> Tensor:
-        """(N, channels)."""
-        columns = []
+    def _by_channel(self, terms: dict[Site, Tensor], n: int) -> tuple[Tensor, Tensor]:
+        """Terms summed over the members of each channel, and the sums of their squares, (N, channels) each."""
+        device = next(iter(terms.values())).device if terms else torch.device("cpu")
+        joint, squares = [], []
         for group, chosen in zip(self._groups, self._chosen, strict=True):
-            joint = torch.zeros(n, group.width, dtype=torch.float64, device=next(iter(terms.values())).device if terms else "cpu")
-            squares = torch.zeros_like(joint)
+            parts = [torch.zeros(n, group.width, dtype=torch.float64, device=device)]
             for member in chosen:
                 term = terms.get((member.module, member.role))
-                if term is None:
-                    continue
-                part = torch.zeros_like(joint).index_add_(1, member.channel.to(term.device), term[:, member.index.to(term.device)])
-                joint += part
-                squares += part.square()
-            columns.append(joint.square() if self._criterion.squares == "joint" else squares)
-        return torch.cat(columns, 1)
+                if term is not None:
+                    parts.append(torch.zeros_like(parts[0]).index_add_(1, member.channel.to(device), term[:, member.index.to(device)]))
+            joint.append(torch.stack(parts).sum(0))
+            squares.append(torch.stack(parts).square().sum(0))
+        return torch.cat(joint, 1), torch.cat(squares, 1)
 
     def _verify(self, piece: Piece) -> None:
         """Refuse a model in which a layer's rows do not belong to the examples in order, by scoring two of them alone."""
         few = ends(piece.batch, piece.n)
         size = batch_size(few)
-        with self._tapped(few) as (f, found):
-            v = torch.ones_like(f)
-            together = self._terms(f, found, v, last=True)
+        with self._tapped(few) as (_, z, found):
+            v = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
+            together = self._terms(z, found, v, last=True)
         for i in range(size):
-            with self._tapped(narrow(few, i, i + 1, size)) as (f, found):
-                alone = self._terms(f, found, v[i : i + 1], last=True)
+            with self._tapped(narrow(few, i, i + 1, size)) as (_, z, found):
+                alone = self._terms(z, found, v[i : i + 1], last=False)
+                scales = self._terms(z, found, v[i : i + 1], last=True, absolute=True)
             for site, term in alone.items():
-                scale = term.abs().max().clamp(min=1e-30)
-                if not together[site][i : i + 1].sub(term).abs().max() <= 10 * tolerance(f.dtype) * scale + 1e-9:
+                apart = together[site][i : i + 1].sub(term).abs().max() if site in together else term.abs().max()
+                if not apart <= tolerance(z.dtype) * max(10 * term.abs().max(), scales[site].max() / 10):
                     raise TPVError(
                         f"the rows of {site[0]} cannot be told apart by example (positions are reordered or shared across the batch): "
                         "score with chunk_size=1."
                     )
-        self._verified = True
+        self._verified = size > 1

@@ -13,13 +13,20 @@ from tpv._errors import TPVError
 from tpv.pruning.allocation import allocate
 from tpv.pruning.budget import Budget
 from tpv.pruning.curves import Curve
+from tpv.pruning.elimination import Elimination, Terms
 from tpv.pruning.groups import ChannelGroup
 
 Chosen = dict[str, list[int]]
+_BLOCK = 64
 
 
 def by_ranking(
-    groups: Sequence[ChannelGroup], values: Mapping[str, Tensor], removed: Mapping[str, Sequence[int]], costs: Budget, limit: float
+    groups: Sequence[ChannelGroup],
+    values: Mapping[str, Tensor],
+    removed: Mapping[str, Sequence[int]],
+    costs: Budget,
+    limit: float,
+    terms: Terms | None = None,
 ) -> Chosen:
     """The channels of lowest value over all groups, one after the other until the cost is within the limit.
 
@@ -27,28 +34,58 @@ def by_ranking(
         groups: of the unpruned model.
         values: group → value of each of its channels that is still there.
         removed: those that are not.
+        terms: of the channels that are still there; a channel's value then is what it adds to those that have gone before.
 
     Raises:
         TPVError: if the limit is not met with one channel left in every group; for NaN.
     """
-    ranked: list[tuple[float, int, int]] = []
-    for i, group in enumerate(groups):
-        scored = sorted(zip(_finite(group, values), _left(group, removed), strict=True))
-        ranked += [(value, i, channel) for value, channel in scored[:-1]]
-    ranked.sort()
+    left = [(i, c) for i, group in enumerate(groups) for c in _left(group, removed)]
     now = [group.width - len(removed.get(group.name, ())) for group in groups]
+    ranking = _Ranking([i for i, _ in left], now, Elimination(torch.tensor([v for g in groups for v in _finite(g, values)]), terms))
 
     def widths(k: int) -> list[int]:
         """Without the first k."""
-        fewer = Counter(i for _, i, _ in ranked[:k])
+        fewer = Counter(left[channel][0] for channel in ranking.gone[:k])
         return [width - fewer[i] for i, width in enumerate(now)]
 
-    k = bisect_left(range(len(ranked)), True, key=lambda k: costs.of(widths(k)) <= limit)
+    while costs.of(widths(len(ranking.gone))) > limit and ranking.go_on():
+        pass
+    k = bisect_left(range(len(ranking.gone)), True, key=lambda k: costs.of(widths(k)) <= limit)
     _check(costs, widths(k), limit)
     gone = {group.name: list(removed.get(group.name, ())) for group in groups}
-    for _, i, channel in ranked[:k]:
-        gone[groups[i].name].append(channel)
+    for channel in ranking.gone[:k]:
+        i, c = left[channel]
+        gone[groups[i].name].append(c)
     return gone
+
+
+class _Ranking:
+    """Channels in the order in which they go, a block at a time; the last of a group stays.
+
+    Args:
+        owners: the group of each channel.
+        widths: of the groups.
+        elimination: what says which is next.
+    """
+
+    def __init__(self, owners: list[int], widths: Sequence[int], elimination: Elimination) -> None:
+        self._owners, self._widths, self._elimination = torch.tensor(owners), list(widths), elimination
+        self.gone: list[int] = []
+        self._elimination.keep(torch.tensor([widths[i] == 1 for i in owners]))
+
+    def go_on(self) -> bool:
+        """Some more; False if nothing is left."""
+        for _ in range(_BLOCK):
+            channel = self._elimination.lowest()
+            if channel is None:
+                return False
+            self.gone.append(channel)
+            self._elimination.remove(channel)
+            owner = int(self._owners[channel])
+            self._widths[owner] -= 1
+            if self._widths[owner] == 1:
+                self._elimination.keep(self._owners == owner)
+        return True
 
 
 def uniformly(

@@ -23,29 +23,30 @@ class Tap:
 
     Attributes:
         site: the module's name, and whether this is its input ("consumer") or output ("producer").
-        value: the activation.
-        version: of its memory when it was tapped.
+        value: the activation, of an output the part that is linear in the layer's weights.
+        watched: tensors whose memory must stay as it is, with their versions when they were tapped.
         edge: where its gradient arrives: for an input, that through this layer alone.
         axis: of the channels.
     """
 
     site: Site
     value: Tensor
-    version: int
+    watched: tuple[tuple[Tensor, int], ...]
     edge: GradientEdge
     axis: int
 
     @property
     def stale(self) -> bool:
         """Whether the activation was written to after it was tapped."""
-        return self.value._version != self.version
+        return any(tensor._version != version for tensor, version in self.watched)
 
-    def term(self, gradient: Tensor, n: int) -> Tensor:
-        """Σ over positions of activation × gradient, (N, channels) in float64.
+    def term(self, gradient: Tensor, n: int, *, absolute: bool = False) -> Tensor:
+        """Σ over positions of activation × gradient, or of its absolute value, (N, channels) in float64.
 
         Rows of a folded batch axis (N · r) belong to their example in order.
         """
         product = (self.value * gradient).movedim(self.axis, -1)
+        product = product.abs() if absolute else product
         if len(product) % n:
             raise TPVError(
                 f"{self.site[0]} sees {len(product)} rows for {n} examples, which cannot be told apart by example: score with chunk_size=1."
@@ -64,8 +65,6 @@ def taps(model: nn.Module, sites: Collection[Site], copied: Collection[Site]) ->
     """
     found: list[Tap] = []
     names = {name for name, _ in sites}
-    if raw := sorted(names - {name for name, _ in model.named_modules(remove_duplicate=False)}):
-        raise TPVError(f'{raw[0]} is a parameter outside of a layer, which cannot be scored by channel: use members="consumers".')
     handles = []
     for name, module in model.named_modules(remove_duplicate=False):
         if name not in names:
@@ -84,8 +83,9 @@ def taps(model: nn.Module, sites: Collection[Site], copied: Collection[Site]) ->
 def _reading(name: str, found: list[Tap], copied: Collection[Site]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if args else kwargs["input"]
-        alias = _alias(x)
-        found.append(_tap((name, "consumer"), alias, axis_of(module, x), copied))
+        site: Site = (name, "consumer")
+        alias = _alias(x.clone() if site in copied else x)
+        found.append(_tap(site, alias.detach(), [] if site in copied else [alias, x], alias, axis_of(module, x)))
         return ((alias, *args[1:]), kwargs) if args else (args, {**kwargs, "input": alias})
 
     return hook
@@ -97,8 +97,12 @@ def _writing(name: str, found: list[Tap], copied: Collection[Site]) -> Any:
             raise TPVError(
                 f'{name} is a {type(module).__name__}, whose output is no tensor: score with members="consumers", or leave its group out.'
             )
+        site: Site = (name, "producer")
         alias = _alias(output)
-        found.append(_tap((name, "producer"), alias, axis_of(module, alias), copied))
+        value = _weighted(module, args, alias.detach())
+        found.append(
+            _tap(site, value.clone() if site in copied else value, [] if site in copied else [alias], alias, axis_of(module, alias))
+        )
         return alias
 
     return hook
@@ -106,16 +110,24 @@ def _writing(name: str, found: list[Tap], copied: Collection[Site]) -> Any:
 
 def _alias(t: Tensor) -> Tensor:
     """The same memory as a node of its own in the graph, so that its gradient is that of what comes next alone."""
-    return torch.ops.aten._unsafe_view(t, t.shape) if t.requires_grad else t.detach().requires_grad_()
+    alias: Tensor = torch.ops.aten._unsafe_view(t if t.requires_grad else t.detach().requires_grad_(), t.shape)
+    return alias
 
 
-def _tap(site: Site, t: Tensor, axis: int, copied: Collection[Site]) -> Tap:
-    value = t.detach().clone() if site in copied else t.detach()
-    return Tap(site, value, value._version, get_gradient_edge(t), axis)
+def _tap(site: Site, value: Tensor, watched: list[Tensor], alias: Tensor, axis: int) -> Tap:
+    return Tap(site, value, tuple((t, t._version) for t in watched), get_gradient_edge(alias), axis)
+
+
+@torch.no_grad()
+def _weighted(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """The part of a layer's output that is linear in its weights."""
+    if isinstance(module, nn.PReLU):
+        return output.sub(args[0].relu())
+    return output if any(True for _ in module.parameters()) else torch.zeros_like(output)
 
 
 def axis_of(module: nn.Module, x: Tensor) -> int:
-    """Where a layer has its channels: axis 1 behind convolutions and most norms, else the last."""
+    """Where a layer has its channels: axis 1 of convolutions, most norms and PReLU, else the last."""
     convolution = isinstance(module, nn.modules.conv._ConvNd)
-    norm = isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm)
+    norm = isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU)
     return 1 if convolution or norm else -1

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tpv._batches import call_model
 from tpv._errors import TPVError
@@ -40,15 +42,11 @@ def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Any
     try:
         for p in frozen:
             p.requires_grad_()
-        with warnings.catch_warnings(), torch.enable_grad():
+        with _in_words(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(
                 model, example, forward_fn=lambda m, x: outputs_tensor((forward or call_model)(m, x)), verbose=False
             )
-    except TPVError:
-        raise
-    except Exception as error:
-        raise TPVError(f"Torch-Pruning cannot trace the model ({type(error).__name__}: {error}).") from error
     finally:
         for p in frozen:
             p.requires_grad_(False)
@@ -63,8 +61,21 @@ def all_groups(graph: Any, members: Members | None = None) -> list[Any]:
     """
     tp = torch_pruning()
     roots = tuple(tp.ops.type2class(kind) for kind in (tp.ops.OPTYPE.CONV, tp.ops.OPTYPE.LINEAR, tp.ops.OPTYPE.EMBED))
-    found = [group for group in graph.get_all_groups(root_module_types=roots) if not any(_is_output(graph, dep) for dep, _ in group)]
+    with _in_words():
+        groups = list(graph.get_all_groups(root_module_types=roots))
+    found = [group for group in groups if not any(_is_output(graph, dep) for dep, _ in group)]
     return [group for group in found if members is None or _scorable(channel_group(group), members)]
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What Torch-Pruning stumbles over, in words."""
+    try:
+        yield
+    except TPVError:
+        raise
+    except Exception as error:
+        raise TPVError(f"Torch-Pruning cannot trace the model ({type(error).__name__}: {error}).") from error
 
 
 def _scorable(group: ChannelGroup, members: Members) -> bool:
@@ -83,19 +94,35 @@ def channel_group(group: Any) -> ChannelGroup:
     """A ``tp.dependency.Group`` in our terms."""
     graph = group._DG
     names = {module: name for name, module in graph.model.named_modules()}
-    tied = math.lcm(*(_tied(graph, dep) for dep, _ in group))
+    together = _together(graph, group)
+    tied = math.lcm(len(together), *(_tied(graph, dep) for dep, _ in group))
     width = len(group[0].idxs) // tied
     position = {root: i for i, root in enumerate(group[0].idxs)}
+    regular = all((position[i] - position[together[0]]) % width == 0 for i in together)
     members = []
     for item in group:
         module = item.dep.target.module
         role = _role(graph, item.dep)
         if role is None:
             continue
-        channels = torch.tensor([position[root] for root in item.root_idxs]) % width
+        known = regular and set(item.root_idxs) <= position.keys() and max(item.idxs) < _axis(graph, item.dep)
+        channels = torch.tensor([position.get(root, 0) for root in item.root_idxs]) % width
         name = names.get(module) if isinstance(module, nn.Module) else graph._param_to_name.get(module)
-        members.append(Member(name or type(module).__name__, role, torch.tensor(item.idxs), channels))
+        members.append(Member(name or _operation(item.dep), role if known else "opaque", torch.tensor(item.idxs), channels))
     return ChannelGroup(names[group[0].dep.target.module], width, tuple(members), tied)
+
+
+def _together(graph: Any, group: Any) -> list[int]:
+    """The channels of the root that go when its first one goes, more than one where halves of an output meet (gated linear units)."""
+    root = group[0].dep
+    return sorted(graph.get_pruning_group(root.target.module, root.handler, group[0].idxs[:1])[0].idxs)
+
+
+def _axis(graph: Any, dep: Any) -> float:
+    """How many channels a module has on the side that a dependency takes them from."""
+    count = graph.get_out_channels if graph.is_out_channel_pruning_fn(dep.handler) else graph.get_in_channels
+    found = count(dep.target)
+    return math.inf if found is None else found
 
 
 def _tied(graph: Any, dep: Any) -> int:
@@ -112,15 +139,52 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 
 _PASSING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
+_PRODUCTS = ("mm", "mv", "dot", "linear", "convolution", "rnn", "lstm", "gru")
 
 
 def _role(graph: Any, dep: Any) -> Role | None:
     """How a module takes part, None for operations without weights."""
     module = dep.target.module
     if isinstance(module, nn.Parameter):
-        return "producer"
+        return "parameter"
     if type(module).__module__.startswith("torch_pruning"):
+        return "opaque" if _is_layer(dep.target) else None
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return None
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
+        return "opaque"
     if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not _is_depthwise(module):
         return "producer" if graph.is_out_channel_pruning_fn(dep.handler) else "consumer"
     return "producer" if isinstance(module, _PASSING) or _is_depthwise(module) else "opaque"
+
+
+def _is_layer(node: Any) -> bool:
+    """Whether an operation outside of a layer multiplies matrices, one of which is a parameter: ``F.linear(x, self.weight)``."""
+    name = _name(node.grad_fn)
+    if not any(kind in name for kind in _PRODUCTS):
+        return False
+    weights = [leaf for parent, _ in node.grad_fn.next_functions if (leaf := _parameter(parent)) is not None]
+    return bool(weights) and not any(weight is p for p in _owner(node) for weight in weights)
+
+
+def _parameter(fn: Any) -> Tensor | None:
+    """What ends a chain of views and transpositions, if it is a parameter."""
+    while fn is not None and len(fn.next_functions) == 1:
+        fn = fn.next_functions[0][0]
+    return fn.variable if "accumulategrad" in _name(fn) else None
+
+
+def _owner(node: Any) -> list[Tensor]:
+    """The parameters of the layer that an operation is part of, whose output is a view of the operation's."""
+    while type(node.module).__module__.startswith("torch_pruning") and len(node.outputs) == 1:
+        node = node.outputs[0]
+    return list(node.module.parameters()) if isinstance(node.module, nn.Module) else []
+
+
+def _name(fn: Any) -> str:
+    return str(fn.name()).lower() if fn is not None else ""
+
+
+def _operation(dep: Any) -> str:
+    fn = dep.target.grad_fn
+    return f"an operation outside of a layer ({fn.name()})" if fn is not None else type(dep.target.module).__name__
