@@ -49,9 +49,9 @@ def budget(model: nn.Module, batch: Any, groups: Sequence[ChannelGroup], unit: U
     uses, total = _uses(groups), sum(amounts.values())
     costs: list[Cost] = []
     for name, p in model.named_parameters() if unit == "params" else ():
-        if (name, "producer") in uses:  # a parameter outside of a layer, such as a class token, loses channels of its last axis
+        if (name, "parameter") in uses:  # a parameter outside of a layer, such as a class token, loses channels of its last axis
             amounts[name.rpartition(".")[0]] -= p.numel()
-            costs += _terms(p.numel(), [(_axis(uses[name, "producer"], p.shape[-1], groups), p.shape[-1])])
+            costs += _terms(p.numel(), [(_axis(uses[name, "parameter"], p.shape[-1], groups), p.shape[-1])])
     for name, amount in amounts.items():
         module = model.get_submodule(name)
         sides = [(_axis(uses.get((name, role), {}), full, groups), full) for role, full in _sides(module)]
