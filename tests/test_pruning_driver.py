@@ -399,10 +399,10 @@ def test_frozen_labels_are_those_of_the_unpruned_model(monkeypatch) -> None:
     model, data = make("vgg")
     given: list[Any] = []
     original = tpv.pruning.driver.score
-    monkeypatch.setattr(tpv.pruning.driver, "score", lambda *a, **k: given.append(k["labels"]) or original(*a, **k))
+    monkeypatch.setattr(tpv.pruning.driver, "score", lambda *a, **k: given.append(k["frozen"]) or original(*a, **k))
     tpv.prune(model, data, "macs=0.5", steps=3, criterion=JBR())
     assert len(given) == 3
-    assert all(torch.equal(torch.cat(list(labels)), model(data).argmax(1)) for labels in given)
+    assert all(torch.equal(torch.cat(list(frozen.labels)), model(data).argmax(1)) for frozen in given)
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,11 @@ def test_frozen_parameters_stay_frozen(tmp_path):
     assert [n for n, p in loaded.named_parameters() if not p.requires_grad] == ["0.bias", "2.weight"]
 
 
-def test_a_bias_that_was_added(tmp_path):
+def test_a_bias_that_the_unpruned_network_lacks(tmp_path):
     model, x = built(chain), randn(64, 5).float()
     groups, removed = channel_groups(model, x[:2]), {"0": [0, 1, 2], "2": [4]}
     cut = remove(model, x[:2], groups, removed)
-    cut.model[2].bias = nn.Parameter(torch.ones(len(cut.model[2].weight)))
+    cut.model[2].bias = nn.Parameter(torch.randn(5))
     tpv.pruning.save(cut.model, tmp_path, cut.history, x[:2], unpruned=model)
     assert json.loads((tmp_path / "pruning.json").read_text())["added_biases"] == ["2"]
     assert torch.equal(tpv.pruning.load(built(chain, 1), tmp_path)(x), cut.model(x))
