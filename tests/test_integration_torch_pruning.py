@@ -113,6 +113,25 @@ def test_a_part_of_a_layer_called_directly_and_any_root_of_a_group() -> None:
         assert torch.equal(imp(group), expected[[2, 6, 9]])
 
 
+def test_a_reader_of_a_concatenation_knows_the_channels_of_all() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(3, 4), nn.Linear(3, 2), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat([self.left(x), self.right(x)], 1).tanh())
+
+    torch.manual_seed(0)
+    model, imp = Joined().eval(), TPVImportance(torch.randn(9, 3))
+    graph = tp.DependencyGraph().build_dependency(model, torch.randn(2, 3))
+    both = imp(graph.get_pruning_group(model.head, tp.prune_linear_in_channels, list(range(6))))
+    parts = [imp(graph.get_pruning_group(m, tp.prune_linear_out_channels, list(range(m.out_features)))) for m in (model.left, model.right)]
+    assert torch.equal(both, torch.cat(parts))
+    alone = TPVImportance(imp.data)
+    assert torch.allclose(alone(graph.get_pruning_group(model.right, tp.prune_linear_out_channels, [1])), parts[1][1:], atol=1e-9)
+
+
 @pytest.mark.parametrize(("norm", "ratio"), [("batch", 0.25), ("batch", 0.5), ("group", 0.25)])
 def test_exactly_the_requested_number_goes_although_scores_are_equal(norm: str, ratio: float) -> None:
     model = small(norm)

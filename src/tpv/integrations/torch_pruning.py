@@ -69,7 +69,7 @@ class Importance:
             TPVError: for a group that the criterion cannot score; for NaN.
         """
         model, graph = group._DG.model, group._DG
-        if (state := _state(model)) != self._state or model is not self._model:
+        if (state := _state(model)) != self._state:
             self._found, self._state = {}, None
             with suppress(TPVError):  # for the sake of some group, which may not be asked for: then each by itself
                 self._score(model, [channel_group(each) for each in all_groups(graph, self.criterion.members)])
