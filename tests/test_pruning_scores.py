@@ -163,11 +163,12 @@ class ChannelsLast(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm = nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4)
-        self.mid, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.stem, self.norm = nn.Conv2d(2, 6, 2, stride=2, bias=False), nn.BatchNorm2d(6)
+        self.first = nn.LayerNorm(6)
+        self.mid, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.mid(self.norm(self.stem(x)).flatten(2).transpose(1, 2)))).mean(1)
+        return self.head(torch.tanh(self.mid(self.first(self.norm(self.stem(x)).flatten(2).transpose(1, 2))))).mean(1)
 
 
 def chain(*layers: nn.Module) -> nn.Module:
@@ -208,7 +209,7 @@ NETS = [
     Net("transposed", lambda: chain(nn.ConvTranspose2d(2, 4, 3), nn.Tanh(), nn.ConvTranspose2d(4, 3, 2, bias=False), nn.Tanh(), nn.Conv2d(3, 2, 3), nn.AvgPool2d(3), nn.Flatten()), lambda: image(size=3)),
     Net("convolution over folded rows", lambda: chain(nn.Flatten(0, 1), nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Conv1d(3, 2, 2), nn.Flatten(), nn.Unflatten(0, (-1, 4)), nn.Flatten()), lambda: randn(3, 4, 2, 5)),
     Net("gated", Gated, lambda: image(), 2),
-    Net("channels last", ChannelsLast, lambda: image()),
+    Net("channels last", ChannelsLast, lambda: image(2, 6)),
 ]  # fmt: skip
 BY_NAME = {net.name: net for net in NETS}
 
@@ -344,6 +345,13 @@ def test_frozen_labels_are_those_of_the_unpruned_model() -> None:
     assert freeze(model, [x], TPVImportance()).labels is None
 
 
+def test_frozen_labels_belong_to_their_examples() -> None:
+    model, x, groups = prepared("mlp")
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    found = score(model, [x[:2], x[2:]], groups, JBR(), labels=[labels[:2], labels[2:]], chunk_size=1)
+    assert_equal(flat(found), dense(model, x, groups, JBR(), labels).mean(0))
+
+
 def test_frozen_labels_refuse_other_data() -> None:
     model, x, groups = prepared("mlp")
     labels = freeze(model, [x], JBR())
@@ -422,6 +430,18 @@ def test_float32_raises_no_false_alarm(net: Net, output) -> None:
         found = score(model, x, groups, TPVImportance(99, "all", output=output), chunk_size=3)
         expected = score(copy.deepcopy(model).double(), x.double(), groups, TPVImportance(99, "all", output=output))
         assert_equal(flat(found), flat(expected), 1e-3)
+
+
+def test_terms_that_cancel_raise_no_false_alarm() -> None:
+    """Behind a norm, the sum over positions of a channel times its gradient is zero but for rounding."""
+    torch.manual_seed(0)
+    model = chain(
+        nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.Tanh(), nn.Conv2d(4, 3, 2), nn.Flatten(), nn.Linear(27, 3)
+    ).eval()
+    x = 1000 * torch.randn(5, 2, 6, 6)
+    with torch.no_grad():
+        model[0].bias.zero_()
+    assert score(model, x, channel_groups(model, x[:2]), JBR(members="producers"))["0"].value.min() > 0
 
 
 class ByHand(nn.Module):

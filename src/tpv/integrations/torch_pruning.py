@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv.accumulation import Seed
 from tpv.linearization import Forward
@@ -69,9 +71,10 @@ class Importance:
             TPVError: for a group that the criterion cannot score; for NaN.
         """
         model, graph = group._DG.model, group._DG
-        if (state := _state(model)) != self._state or model is not self._model:
+        if (state := _state(model)) != self._state:
             self._found, self._state = {}, None
-            self._score(model, [channel_group(each) for each in all_groups(graph, self.criterion.members)])
+            with suppress(TPVError):  # for the sake of some group, which may not be asked for: then each by itself
+                self._score(model, [channel_group(each) for each in all_groups(graph, self.criterion.members)])
             self._state = state
         root = channel_group(group).members[0]
         site, wanted = (root.module, root.role), torch.tensor(group[0].idxs)
