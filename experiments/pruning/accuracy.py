@@ -8,11 +8,12 @@ from pathlib import Path
 from experiments.pruning.baselines import WITHOUT_DATA
 from experiments.pruning.networks import Network
 from experiments.pruning.ours import EVERY
-from experiments.pruning.runs import Steps, run
+from experiments.pruning.runs import run
 from experiments.pruning.statistics import over_seeds, percents
 from tpv._format import table
+from tpv.pruning import PruningStep
 
-Trajectories = dict[str, list[Steps]]
+Trajectories = dict[str, list[tuple[PruningStep, ...]]]
 
 
 def trajectories(
@@ -23,7 +24,9 @@ def trajectories(
     for name in names:
         found[name] = []
         for seed in range(1 if name in WITHOUT_DATA else seeds):
-            found[name].append(run(network, f"{name} {steps}", seed, f"macs={keep}", images, test, criterion=EVERY[name], steps=steps))
+            found[name].append(
+                run(network, f"{name} {steps}", seed, f"macs={keep}", images, test, criterion=EVERY[name], steps=steps).steps
+            )
             print(network.name, name, seed, [round(step.accuracy.value, 3) for step in found[name][-1]], file=sys.stderr, flush=True)
     return found
 

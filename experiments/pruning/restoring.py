@@ -10,6 +10,7 @@ from experiments.pruning.networks import Network
 from experiments.pruning.runs import run
 from experiments.pruning.statistics import over_seeds, percents
 from tpv._format import table
+from tpv._stats import Estimate
 
 L2 = CRITERIA["L2 magnitude"]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -28,11 +29,13 @@ def restored_table(network: Network, keeps: tuple[float, ...], seeds: int, image
     """Accuracy of each variant, a column for each share of the MACs."""
     rows = []
     for name in variants:
-        cells = []
-        for keep in keeps:
-            runs = [run(network, name, seed, f"macs={keep}", images, test, **VARIANTS[name]) for seed in range(seeds)]
-            last = [steps[-1] for steps in runs]
-            print(network.name, name, keep, [s.accuracy.value for s in last], [s.seconds for s in last], file=sys.stderr, flush=True)
-            cells.append(over_seeds([s.accuracy for s in last]))
-        rows.append((name, *map(percents, cells)))
+        cells: list[list[Estimate]] = [[] for _ in keeps]
+        for seed in range(seeds):
+            curves = None
+            for keep, cell in zip(keeps, cells, strict=True):
+                result = run(network, name, seed, f"macs={keep}", images, test, curves=curves, **VARIANTS[name])
+                curves, last = result.curves or None, result.steps[-1]
+                print(network.name, name, seed, keep, round(last.accuracy.value, 3), last.seconds, file=sys.stderr, flush=True)
+                cell.append(last.accuracy)
+        rows.append((name, *(percents(over_seeds(cell)) for cell in cells)))
     return table(("accuracy at MACs of", *(f"{keep:.0%}" for keep in keeps)), rows)

@@ -13,9 +13,7 @@ import tpv
 from experiments.pruning.calibration import Criterion
 from experiments.pruning.networks import Network
 from experiments.pruning.ranks import calibration
-from tpv.pruning import PruningStep
-
-Steps = tuple[PruningStep, ...]
+from tpv.pruning import PruningResult
 
 
 class Following:
@@ -31,8 +29,8 @@ class Following:
         return self._criterion(group)
 
 
-def run(network: Network, name: str, seed: int, target: str, images: int = 512, test: int | None = None, **options: Any) -> Steps:
-    """The steps of a pruned network, on random training images.
+def run(network: Network, name: str, seed: int, target: str, images: int = 512, test: int | None = None, **options: Any) -> PruningResult:
+    """A network pruned on random training images.
 
     Args:
         name: of the run, for the cache; it must tell all options apart.
@@ -45,7 +43,7 @@ def run(network: Network, name: str, seed: int, target: str, images: int = 512, 
         options["criterion"] = Following(make(model, data))
     x, y = network.images("test", slice(test))
     folder = cache_folder("pruning") / network.name / re.sub(r"\W+", "-", f"{name} {target} {images} {test} {seed}")
-    return tpv.prune(model, data.images, target, test=_batches(x, y), generator=seed, out=folder, **options).steps
+    return tpv.prune(model, data.images, target, test=_batches(x, y), generator=seed, out=folder, **options)
 
 
 def _batches(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:

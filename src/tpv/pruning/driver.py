@@ -60,6 +60,7 @@ def prune(
     steps: int | None = None,
     test: object = None,
     ignore: Collection[str] = (),
+    curves: Mapping[str, Curve] | None = None,
     out: str | Path | None = None,
     fresh: bool = False,
     forward: Forward | None = None,
@@ -85,6 +86,7 @@ def prune(
         steps: by default 9, or 1 for ``"curves"``.
         test: inputs that take no part, labelled for the accuracy, ``(inputs, labels)`` or mappings with labels.
         ignore: glob patterns of groups to leave alone, by the name of the layer that makes the channels.
+        curves: those of an earlier result, so that another target needs no new measurement.
         out: a folder for the pruned network, the log and what is needed to resume.
         fresh: forget what an interrupted run left in ``out``.
         forward, generator: as in :func:`tpv.estimate`.
@@ -113,7 +115,7 @@ def prune(
             model, list(batches(data)), Target.parse(target) if isinstance(target, str) else target,
             criterion or TPVImportance(interactions=True), allocation, compensate, recalibrate,
             steps if steps is not None else (1 if allocation == "curves" else 9), None if test is None else list(batches(test)),
-            tuple(ignore), forward, generator, progress or (lambda *_: None),
+            tuple(ignore), curves or {}, forward, generator, progress or (lambda *_: None),
         )  # fmt: skip
         store = PruningStore(None if out is None else Path(out), work.fingerprint(), fresh=fresh)
         result = work.run(store)
@@ -135,6 +137,7 @@ class _Pruning:
     steps: int
     test: list[Any] | None
     ignore: tuple[str, ...]
+    known_curves: Mapping[str, Curve]
     forward: Forward | None
     generator: int
     progress: Tell
@@ -165,6 +168,7 @@ class _Pruning:
             self.recalibrate,
             self.steps,
             self.ignore,
+            dict(self.known_curves),
             self.generator,
             self.forward,
         )
@@ -222,7 +226,7 @@ class _Pruning:
         values = self._unpruned_values = self._scored(self.model, {})[0]
         for i, group in enumerate(self.groups):
             self.progress("measuring curves", i, len(self.groups))
-            curve = store.curve(group.name)
+            curve = self.known_curves.get(group.name) or store.curve(group.name)
             if curve is None:
                 order = values[group.name].argsort(stable=True)
                 curve = measure_curve(
