@@ -18,7 +18,7 @@ from tpv import TPVError
 from tpv.integrations.torch_pruning import channel_groups
 from tpv.linearization import Linearization
 from tpv.outputs import as_output, class_axis
-from tpv.pruning import JBR, JC, ChannelGroup, Member, TPVImportance, freeze, score
+from tpv.pruning import JBR, JC, ChannelGroup, Frozen, Member, TPVImportance, freeze, score
 from tpv.pruning.criteria import Criterion
 from tpv.testing import assert_unchanged, dense_jacobian
 
@@ -348,7 +348,7 @@ def test_frozen_labels_are_those_of_the_unpruned_model() -> None:
 def test_frozen_labels_belong_to_their_examples() -> None:
     model, x, groups = prepared("mlp")
     labels = torch.tensor([0, 1, 2, 0, 1])
-    found = score(model, [x[:2], x[2:]], groups, JBR(), labels=[labels[:2], labels[2:]], chunk_size=1)
+    found = score(model, [x[:2], x[2:]], groups, JBR(), frozen=Frozen([labels[:2], labels[2:]], None), chunk_size=1)
     assert_equal(flat(found), dense(model, x, groups, JBR(), labels).mean(0))
 
 
