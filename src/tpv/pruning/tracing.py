@@ -115,7 +115,8 @@ def channel_group(group: Any) -> ChannelGroup:
 def _together(graph: Any, group: Any) -> list[int]:
     """The channels of the root that go when its first one goes, more than one where halves of an output meet (gated linear units)."""
     root = group[0].dep
-    return sorted(graph.get_pruning_group(root.target.module, root.handler, group[0].idxs[:1])[0].idxs)
+    with _in_words():
+        return sorted(graph.get_pruning_group(root.target.module, root.handler, group[0].idxs[:1])[0].idxs)
 
 
 def _axis(graph: Any, dep: Any) -> float:
