@@ -105,17 +105,19 @@ def channel_group(group: Any) -> ChannelGroup:
         role = _role(graph, item.dep)
         if role is None:
             continue
-        known = regular and set(item.root_idxs) <= position.keys() and max(item.idxs) < _axis(graph, item.dep)
+        known = regular and set(item.root_idxs) <= position.keys() and 0 <= min(item.idxs) <= max(item.idxs) < _axis(graph, item.dep)
         channels = torch.tensor([position.get(root, 0) for root in item.root_idxs]) % width
         name = names.get(module) if isinstance(module, nn.Module) else graph._param_to_name.get(module)
-        members.append(Member(name or _operation(item.dep), role if known else "opaque", torch.tensor(item.idxs), channels))
+        index = torch.tensor(item.idxs if known else [0] * len(channels))
+        members.append(Member(name or _operation(item.dep), role if known else "opaque", index, channels))
     return ChannelGroup(names[group[0].dep.target.module], width, tuple(members), tied)
 
 
 def _together(graph: Any, group: Any) -> list[int]:
     """The channels of the root that go when its first one goes, more than one where halves of an output meet (gated linear units)."""
     root = group[0].dep
-    return sorted(graph.get_pruning_group(root.target.module, root.handler, group[0].idxs[:1])[0].idxs)
+    with _in_words():
+        return sorted(graph.get_pruning_group(root.target.module, root.handler, group[0].idxs[:1])[0].idxs)
 
 
 def _axis(graph: Any, dep: Any) -> float:
