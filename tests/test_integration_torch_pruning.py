@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from cifar10_resnet20 import BasicBlock, CifarResNet
+from cifar10_resnet20 import CifarResNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import hugging
@@ -16,6 +16,7 @@ from zoo import hugging
 import tpv.pruning
 from tpv import TPVError
 from tpv.integrations.torch_pruning import JBR, JC, TPVImportance, channel_groups
+from tpv.pruning import replace_padding_shortcuts
 from tpv.testing import assert_unchanged
 
 WIDTH = 12
@@ -295,29 +296,12 @@ def test_a_group_that_cannot_be_scored_is_named() -> None:
         imp(graph.get_pruning_group(model[0], tp.prune_linear_out_channels, [0]))
 
 
-class Convolved(nn.Module):
-    """An option-A shortcut as a fixed 0/1 convolution."""
-
-    def __init__(self, block: BasicBlock) -> None:
-        super().__init__()
-        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
-        inputs, planes = block.conv1.in_channels, block.conv1.out_channels
-        self.shortcut = nn.Conv2d(inputs, planes, 1, block.stride, bias=False)
-        with torch.no_grad():
-            self.shortcut.weight.zero_()[torch.arange(inputs) + block.padding, torch.arange(inputs)] = 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + self.shortcut(x))
-
-
 def test_resnet20_in_steps() -> None:
     torch.manual_seed(0)
     model, x = CifarResNet().eval(), torch.randn(8, 3, 16, 16)
     expected = model(x)
-    for stage in (model.layer2, model.layer3):
-        stage[0] = Convolved(stage[0])
-    assert torch.allclose(model(x), expected, atol=1e-5)
+    replace_padding_shortcuts(model, x)
+    assert torch.equal(model(x), expected)
     channels = sum(widths(model)[name] for name in widths(model) if name.endswith("conv1") or "shortcut" in name)
     importance = JBR(x)
     run = tp.pruner.BasePruner(
@@ -336,8 +320,7 @@ def test_resnet20_in_steps() -> None:
         assert channels - left == channels - int(channels * (1 - 0.1 * k))
     assert model(x).isfinite().all()
     again = CifarResNet().eval()
-    for stage in (again.layer2, again.layer3):
-        stage[0] = Convolved(stage[0])
+    replace_padding_shortcuts(again, x)
     tp.DependencyGraph().build_dependency(again, x[:1]).load_pruning_history(run.pruning_history())
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(x), model(x))
