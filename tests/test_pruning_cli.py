@@ -244,9 +244,7 @@ def test_criteria_as_text():
 
 
 def test_an_interrupted_run_resumes(monkeypatch):
-    from tpv.pruning import driver
-
-    real, calls = driver.remove, []
+    real, calls = tpv.pruning.run.remove, []
 
     def remove(*arguments, **options):
         calls.append(arguments)
@@ -254,7 +252,7 @@ def test_an_interrupted_run_resumes(monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(driver, "remove", remove)
+    monkeypatch.setattr(tpv.pruning.run, "remove", remove)
     stop_at = 2
     assert refused("target.py", *QUICK, code=130) == "tpv: interrupted: 1 of 2 steps are finished; the same command resumes."
     assert not Path("tpv-pruned/model.safetensors").exists()

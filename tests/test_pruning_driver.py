@@ -398,8 +398,8 @@ def test_loaders_labels_and_accuracy() -> None:
 def test_frozen_labels_are_those_of_the_unpruned_model(monkeypatch) -> None:
     model, data = make("vgg")
     given: list[Any] = []
-    original = tpv.pruning.driver.score
-    monkeypatch.setattr(tpv.pruning.driver, "score", lambda *a, **k: given.append(k["frozen"]) or original(*a, **k))
+    original = tpv.pruning.judgement.score
+    monkeypatch.setattr(tpv.pruning.judgement, "score", lambda *a, **k: given.append(k["frozen"]) or original(*a, **k))
     tpv.prune(model, data, "macs=0.5", steps=3, criterion=JBR())
     assert len(given) == 3
     assert all(torch.equal(torch.cat(list(frozen.labels)), model(data).argmax(1)) for frozen in given)

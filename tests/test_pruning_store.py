@@ -15,7 +15,8 @@ from torch import nn
 import tpv.pruning
 from tpv import Estimate, TPVError
 from tpv.integrations.torch_pruning import channel_groups
-from tpv.pruning import PruningStep, driver
+from tpv.pruning import PruningStep
+from tpv.pruning import run as steps
 from tpv.pruning.arguments import told
 from tpv.pruning.store import PruningStore
 from tpv.pruning.surgery import remove
@@ -425,8 +426,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(options, tmp_path):
 
 def test_an_interrupted_measurement_of_curves_resumes(tmp_path, monkeypatch):
     asked = {"allocation": "curves", "steps": 1}
-    measured, real = [], driver.measure_curve
-    monkeypatch.setattr(driver, "measure_curve", lambda model, group, *a, **k: measured.append(group.name) or real(model, group, *a, **k))
+    measured, real = [], steps.measure_curve
+    monkeypatch.setattr(steps, "measure_curve", lambda model, group, *a, **k: measured.append(group.name) or real(model, group, *a, **k))
     with pytest.raises(KeyboardInterrupt):
         tpv.prune(**arguments(**asked), out=tmp_path, progress=Stops(1, "measuring curves"))
     resumed = tpv.prune(**arguments(**asked), out=tmp_path)

@@ -1,0 +1,43 @@
+"""The groups of channels that a pruning may touch."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from tpv._errors import TPVError
+from tpv.pruning.groups import ChannelGroup
+from tpv.pruning.plan import Plan
+from tpv.pruning.tracing import all_groups, channel_group, trace
+from tpv.pruning.verification import verified
+
+
+def candidates(plan: Plan) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Groups that can be scored and removed, and why the others are left alone.
+
+    Raises:
+        TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is traced wrongly.
+    """
+    found = [channel_group(group) for group in all_groups(trace(plan.model, plan.example, plan.forward))]
+    for glob in plan.ignore:
+        if not any(fnmatchcase(group.name, glob) for group in found):
+            raise TPVError(f"ignore={glob!r} matches no group of channels: there are {', '.join(group.name for group in found)}.")
+    excluded: dict[str, str] = {}
+    for group in found:
+        if (reason := _unfit(group, plan)) is not None:
+            excluded[group.name] = reason
+    groups, wrong = verified(plan.model, plan.example, [group for group in found if group.name not in excluded], plan.forward)
+    excluded |= wrong
+    if not groups:
+        reasons = "; ".join(f"{name}: {why}" for name, why in excluded.items()) or "it has no hidden convolution or linear layer"
+        raise TPVError(f"no channel of the model can be removed ({reasons}).")
+    return groups, excluded
+
+
+def _unfit(group: ChannelGroup, plan: Plan) -> str | None:
+    if any(fnmatchcase(group.name, glob) for glob in plan.ignore):
+        return "ignored"
+    try:
+        group.chosen(plan.members)
+    except TPVError as error:
+        return str(error)
+    return None
