@@ -39,8 +39,7 @@ class Task:
 
 def digits() -> Task:
     """The network of ``tpv demo``."""
-    x, y = tpv.demo._digits()
-    train, test = (TensorDataset(x[part], y[part]) for part in (slice(1297), slice(1297, None)))
+    train, test = (TensorDataset(*tpv.demo.digits(split)) for split in ("train", "test"))
     return Task(tpv.demo.model, train, test, epochs=10, lr=0.02)
 
 
