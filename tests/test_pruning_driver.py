@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tpv
 from tpv._errors import TPVError
+from tpv.integrations.torch_pruning import channel_groups
 from tpv.outputs import as_output
 from tpv.pruning import JBR, JC, Cost, PruningResult, Target, TPVImportance, module_macs
 from tpv.pruning.budget import Budget
@@ -499,6 +500,20 @@ def test_own_costs() -> None:
     widths = [width - len(result.steps[-1].removed[g]) for g, width in result.metadata["unpruned"]["widths"].items()]
     full = list(result.metadata["unpruned"]["widths"].values())
     assert widths[0] + 2 * widths[1] + 0.5 * widths[2] <= 0.5 * (full[0] + 2 * full[1] + 0.5 * full[2])
+
+
+def test_own_costs_count_the_groups_that_are_left_alone_too() -> None:
+    model, data = make("vgg")
+    groups = channel_groups(model, data[:2])
+    milliseconds = {(w, v): 0.5 * w + v for w in range(1, groups[0].width + 1) for v in range(1, groups[1].width + 1)}
+    target = Target("ms", 0.6, [Cost((0, 1), milliseconds), Cost((2,), 2.0), Cost((0,), 1.0)])
+    result = tpv.prune(model, data, target, steps=1, ignore=[groups[0].name])
+    w = [g.width - len(result.steps[-1].removed.get(g.name, ())) for g in groups]
+    full = [g.width for g in groups]
+    assert w[0] == full[0]
+    assert 1.5 * w[0] + w[1] + 2 * w[2] <= 0.6 * (1.5 * full[0] + full[1] + 2 * full[2]) < 1.5 * w[0] + w[1] + 2 * w[2] + 2.5
+    with pytest.raises(TPVError, match="has a cost of group 9, and the network has 3"):
+        tpv.prune(model, data, Target("ms", 0.6, [Cost((9,), 1.0)]), steps=1)
 
 
 # what is refused or left out
