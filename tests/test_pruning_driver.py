@@ -552,18 +552,36 @@ def test_ignored_groups_stay() -> None:
     assert (result.model[4].out_channels, result.model[8].out_features) == (12, 16)
 
 
+class PadsByHand(nn.Module):
+    """A block whose shortcut is no module of its own."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
+        self.pad = block.shortcut.forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + self.pad(x)).relu()
+
+
+def padded_by_hand() -> nn.Module:
+    model = CifarResNet(8)
+    model.layer2[0], model.layer3[0] = PadsByHand(model.layer2[0]), PadsByHand(model.layer3[0])
+    return model
+
+
 class Beside(nn.Module):
     """A wrongly traced network beside one whose norm mixes channels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.padded, self.mixed = CifarResNet(8), group_norm()
+        self.padded, self.mixed = padded_by_hand(), group_norm()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.padded(x)[:, :5] + self.mixed(x)
 
 
-@pytest.mark.parametrize("build", [CifarResNet, Beside])
+@pytest.mark.parametrize("build", [padded_by_hand, Beside])
 def test_wrong_traces_are_refused(build) -> None:
     torch.manual_seed(0)
     model = settled(build()).float()
@@ -573,6 +591,18 @@ def test_wrong_traces_are_refused(build) -> None:
         pytest.raises(TPVError, match=r"traced graph is wrong at (padded\.)?conv1: .*\.replace_padding_shortcuts"),
     ):
         tpv.prune(model, x, "macs=0.8", steps=1)
+
+
+def test_padding_shortcuts_become_convolutions(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = settled(CifarResNet(8)).float(), torch.randn(4, 3, 32, 32)
+    with assert_unchanged(model):
+        result = tpv.prune(model, x, "macs=0.8", steps=1)
+    assert result.metadata["replaced_shortcuts"] == ["layer2.0.shortcut", "layer3.0.shortcut"]
+    assert not result.excluded
+    assert not result.model.layer2[0].shortcut.weight.requires_grad
+    result.save(tmp_path)
+    assert torch.equal(tpv.pruning.load(CifarResNet(8), tmp_path)(x), result.model(x))
 
 
 class TiedHead(nn.Module):

@@ -145,6 +145,7 @@ class Run:
             "compensate": plan.compensate,
             "recalibrate": plan.recalibrate,
             "seed": plan.generator,
+            **({"replaced_shortcuts": list(plan.replaced)} if plan.replaced else {}),
             "output": as_output(plan.output).name,
             "unit": as_output(plan.output).unit,
             "examples": sum(map(batch_size, plan.data)),
