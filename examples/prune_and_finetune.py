@@ -44,15 +44,9 @@ def digits() -> Task:
 
 
 def cifar10() -> Task:
-    """ResNet-20, its padding shortcuts replaced by convolutions that Torch-Pruning can follow."""
-
-    def network() -> nn.Module:
-        model = cifar10_resnet20.model()
-        tpv.pruning.replace_padding_shortcuts(model, torch.zeros(1, 3, 32, 32))
-        return model
-
+    """ResNet-20."""
     train, test = (TensorDataset(*cifar10_resnet20.labelled(split)) for split in ("train", "test"))
-    return Task(network, train, test, epochs=10, lr=0.01, augment=flipped_and_shifted)
+    return Task(cifar10_resnet20.model, train, test, epochs=10, lr=0.01, augment=flipped_and_shifted)
 
 
 def flipped_and_shifted(x: Tensor) -> Tensor:
