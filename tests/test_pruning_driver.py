@@ -571,6 +571,21 @@ class TiedHead(nn.Module):
         return self.head(self.b(torch.tanh(self.a(self.embedding(tokens))))).mean(1)
 
 
+def test_the_search_for_groups_ends_where_channels_are_rotated() -> None:
+    """Torch-Pruning follows the concatenations of rotary embeddings for ever; layers beside them are pruned all the same."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    settings = {"vocab_size": 13, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 16}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings, num_hidden_layers=2)).eval()
+    result = tpv.prune(model, [{"input_ids": torch.arange(30).reshape(6, 5) % 13}], "params=0.9", steps=1)
+    assert {name for name in result.metadata["unpruned"]["widths"] if "up_proj" in name} == {
+        f"model.layers.{i}.mlp.up_proj" for i in (0, 1)
+    }
+    assert result.steps[0].params == sum(p.numel() for p in result.model.parameters()) <= 0.9 * sum(p.numel() for p in model.parameters())
+    assert set(result.excluded) == {f"model.layers.{i}.self_attn.v_proj" for i in (0, 1)}
+    assert all("rotary" in why for why in result.excluded.values())
+
+
 def test_tied_weights_stay_tied() -> None:
     torch.manual_seed(0)
     model, tokens = TiedHead().eval(), torch.randint(0, 12, (20, 5))
