@@ -1,10 +1,12 @@
 """Pruned networks on disk: the same numbers afterwards, every mismatch told, nothing of another run taken for this one's."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
 import sys
+import types
 
 import pytest
 import torch
@@ -470,12 +472,28 @@ def test_what_would_change_a_number_does_not_resume(change, tmp_path):
     assert len(list(tmp_path.glob("unfinished-*"))) == 1, "the other run is lost"
 
 
+def scaled(by):
+    return lambda out: out * by
+
+
+def test_functions_that_no_file_defines(monkeypatch):
+    names = {"__name__": "typed"}
+    exec("f = lambda out: out\ng = lambda out: -out", names)
+    module = types.ModuleType("typed")
+    module.__file__ = "<stdin>"
+    monkeypatch.setitem(sys.modules, "typed", module)
+    assert told(names["f"]) == told(names["f"]) != told(names["g"])
+
+
 def test_arguments_as_text_are_the_same_in_every_process():
     tp = pytest.importorskip("torch_pruning")
     for make in (lambda: tp.importance.MagnitudeImportance(p=1), lambda: tpv.pruning.JBR(), lambda: {"a": [randn(3), (None, 1.5)]}):
         assert told(make()) == told(make())
         assert " at 0x" not in told(make())
     assert told(tp.importance.MagnitudeImportance(p=1)) != told(tp.importance.MagnitudeImportance(p=2))
+    assert told(scaled(1)) == told(scaled(1)) != told(scaled(2))
+    assert len({told(f) for f in (lambda out: out[0], lambda out: out[1], lambda out, i=1: out[i], lambda out, i=2: out[i])}) == 4
+    assert told(functools.partial(pow, 2)) != told(functools.partial(pow, 3))
     loop = [1]
     loop.append(loop)
     assert told(loop) == "(1, …)"
