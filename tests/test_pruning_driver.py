@@ -519,6 +519,10 @@ def test_own_costs() -> None:
         ({"criterion": lambda group: None}, "no score for each"),
         ({"allocation": "global "}, "allocation"),
         ({"steps": 0}, "steps"),
+        ({"target": 0.5}, "target=0.5: give the share to keep"),
+        ({"curves": {"0": {1: 2.0, 8: 0.0}}}, "curves= are for allocation='curves'"),
+        ({"allocation": "curves", "curves": {"0": {1: 2.0, 4: 0.0}}}, r"curves= have widths \[1, 4\] for 0, which has 8 channels"),
+        ({"allocation": "curves", "curves": {"0": {"1": 2.0, "8": 0.0}}}, "curves= have widths \\['1', '8'\\] for 0"),
     ],
 )
 def test_refused(options, sentence) -> None:
@@ -531,6 +535,7 @@ def test_refused(options, sentence) -> None:
 
 def test_ignored_groups_stay() -> None:
     model, data = make("vgg")
+    assert tpv.prune(model, data, "macs=0.7", steps=1, ignore="8").excluded == {"8": "ignored"}
     result = tpv.prune(model, data, "macs=0.7", steps=1, ignore=["[48]"])
     assert result.excluded == {"4": "ignored", "8": "ignored"}
     assert list(result.steps[-1].removed) == ["0"]

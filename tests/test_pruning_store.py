@@ -449,7 +449,12 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     assert ("pruning", 0) in seen.seen
 
 
+STRIDED = a_network()
+STRIDED[0].lengths = (1, 2)  # as a convolution's stride, in no weight
+
+
 CHANGES = {
+    "settings": {"model": STRIDED},
     "seed": {"generator": 1},
     "target": {"target": "params=0.3"},
     "costs": {"target": tpv.pruning.Target("params", 0.4, costs=[tpv.pruning.Cost((0, 1), 1.0)])},

@@ -58,7 +58,7 @@ def prune(
         steps: by default 9, or 1 for ``"curves"``.
         test: inputs that take no part, labelled for the accuracy, ``(inputs, labels)`` or mappings with labels.
         ignore: glob patterns of groups to leave alone, by the name of the layer that makes the channels.
-        curves: those of an earlier result, so that another target needs no new measurement.
+        curves: those of an earlier result (:attr:`PruningResult.curves`), so that another target needs no new measurement.
         out: a folder for the pruned network, the log and what is needed to resume.
         fresh: forget what an interrupted run left in ``out``.
         forward, generator: as in :func:`tpv.estimate`.
@@ -93,7 +93,7 @@ def prune(
             compensate=compensate,
             recalibrate=recalibrate,
             steps=steps if steps is not None else (1 if allocation == "curves" else 9),
-            ignore=tuple(ignore),
+            ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
             curves=curves or {},
             forward=forward,
             generator=generator,
