@@ -49,8 +49,8 @@ def prune(
         model: a trained ``nn.Module`` in evaluation mode.
         data: calibration inputs, as in :func:`tpv.estimate`, a few hundred; they are read once and kept in memory.
         target: the share to keep, ``"macs=0.5"`` or ``"params=0.5"``, or a :class:`tpv.pruning.Target`.
-        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``; :class:`tpv.pruning.JBR`,
-            :class:`tpv.pruning.JC`, or any importance of Torch-Pruning, a function from a group to scores.
+        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``, which count in the one ranking of ``"global"``
+            only; :class:`tpv.pruning.JBR`, :class:`tpv.pruning.JC`, or any importance of Torch-Pruning, a function from a group to scores.
         allocation: ``"global"``, one ranking of all channels; ``"uniform"``, the same share of every group; ``"curves"``, the widths of
             least damage by measured curves E‖Δf‖² of each group (:func:`tpv.pruning.allocate`), in one step by default.
         compensate: re-fit the layers behind removed channels in closed form (:func:`tpv.pruning.compensate`).
