@@ -1,10 +1,13 @@
 """Pruned networks on disk: the same numbers afterwards, every mismatch told, nothing of another run taken for this one's."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
+import os
 import re
+import shutil
 import sys
 import types
 
@@ -447,6 +450,31 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     seen = Stops(99)
     tpv.prune(**arguments(), out=tmp_path, progress=seen, fresh=True)
     assert ("pruning", 0) in seen.seen
+
+
+@pytest.mark.parametrize(("module", "name"), [(os, "replace"), (shutil, "copyfile"), (shutil, "rmtree")])
+def test_an_interrupt_between_any_two_files_loses_nothing(module, name, tmp_path, monkeypatch):
+    asked, real = arguments(steps=2, compensate=False), getattr(module, name)
+    whole = tpv.prune(**asked)
+    for k in range(100):
+        left = list(range(k))
+
+        def stops(*args, left=left, **kwargs):
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            return real(*args, **kwargs)
+
+        folder = tmp_path / str(k)
+        tpv.prune(**asked | {"generator": 1}, out=folder)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, stops)
+            with contextlib.suppress(KeyboardInterrupt):
+                tpv.prune(**asked, out=folder)
+                assert k > 0
+                break
+        same(tpv.prune(**asked, out=folder), whole)
+        assert sorted(p.name for p in folder.iterdir()) == ["log.json", "model.safetensors", "pruning.json", "steps"]
 
 
 STRIDED = a_network()
