@@ -1,6 +1,7 @@
-"""A target for ``tpv report``: ResNet-20 on CIFAR-10.
+"""A target for ``tpv report`` and ``tpv prune``: ResNet-20 on CIFAR-10.
 
     TPV_DATA_DIR=... tpv report examples/cifar10_resnet20.py
+    TPV_DATA_DIR=... tpv prune examples/cifar10_resnet20.py --target macs=0.5 --allocation curves --compensate
 
 ``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``uoft-cs/cifar10`` and
 ``weights/cifar10_resnet20.safetensors`` (github.com/akamaster/pytorch_resnet_cifar10, BSD-2-Clause).
@@ -97,9 +98,15 @@ def normalised(x: Tensor) -> Tensor:
 
 def images(split: str) -> Tensor:
     """Normalised images (N, 3, 32, 32) of the split "train" or "test"."""
+    return labelled(split)[0]
+
+
+def labelled(split: str) -> tuple[Tensor, Tensor]:
+    """Normalised images (N, 3, 32, 32) and their classes (N,)."""
     from datasets import load_dataset
 
-    return normalised(pixels(load_dataset(str(data_root() / "uoft-cs" / "cifar10"), split=split)))
+    table = load_dataset(str(data_root() / "uoft-cs" / "cifar10"), split=split)
+    return normalised(pixels(table)), torch.tensor(table["label"])
 
 
 def model(depth: int = 20) -> nn.Module:
@@ -116,6 +123,6 @@ def train_data() -> Tensor:
     return images("train")
 
 
-def test_data() -> Tensor:
-    """1,000 test images."""
-    return images("test")
+def test_data() -> list[tuple[Tensor, Tensor]]:
+    """1,000 test images in batches with their labels, which only accuracy looks at."""
+    return list(zip(*(part.split(250) for part in labelled("test")), strict=True))

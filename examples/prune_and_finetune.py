@@ -39,25 +39,14 @@ class Task:
 
 def digits() -> Task:
     """The network of ``tpv demo``."""
-    x, y = tpv.demo._digits()
-    train, test = (TensorDataset(x[part], y[part]) for part in (slice(1297), slice(1297, None)))
+    train, test = (TensorDataset(*tpv.demo.digits(split)) for split in ("train", "test"))
     return Task(tpv.demo.model, train, test, epochs=10, lr=0.02)
 
 
 def cifar10() -> Task:
-    """ResNet-20, its padding shortcuts replaced by convolutions that Torch-Pruning can follow."""
-    from datasets import load_dataset
-
-    def network() -> nn.Module:
-        model = cifar10_resnet20.model()
-        tpv.pruning.replace_padding_shortcuts(model, torch.zeros(1, 3, 32, 32))
-        return model
-
-    def labelled(split: str) -> TensorDataset:
-        table = load_dataset(str(cifar10_resnet20.data_root() / "uoft-cs" / "cifar10"), split=split)
-        return TensorDataset(cifar10_resnet20.normalised(cifar10_resnet20.pixels(table)), torch.tensor(table["label"]))
-
-    return Task(network, labelled("train"), labelled("test"), epochs=10, lr=0.01, augment=flipped_and_shifted)
+    """ResNet-20."""
+    train, test = (TensorDataset(*cifar10_resnet20.labelled(split)) for split in ("train", "test"))
+    return Task(cifar10_resnet20.model, train, test, epochs=10, lr=0.01, augment=flipped_and_shifted)
 
 
 def flipped_and_shifted(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import cifar10_vit
 import gpt2_small
+import prune_and_finetune
 import pytest
 import torch
 import torch.nn.functional as F
@@ -132,3 +133,22 @@ def test_without_data_the_example_names_what_to_download(target: ModuleType, nee
     monkeypatch.delenv("TPV_DATA_DIR", raising=False)
     with pytest.raises(SystemExit, match=needed):
         target.test_data()
+
+
+def test_prune_fine_tune_save_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    loaded = prune_and_finetune.main(prune_and_finetune.digits(), str(tmp_path), calibration=256)
+    accuracies = {line[:20].strip(): line[20:25] for line in capsys.readouterr().out.splitlines()}
+    assert list(accuracies) == ["unpruned", "pruned, re-fitted", "fine-tuned", "saved and loaded"]
+    assert accuracies["saved and loaded"] == accuracies["fine-tuned"]
+    assert all(float(value) > 0.95 for value in accuracies.values())
+    assert sum(p.numel() for p in loaded.parameters()) < 0.6 * sum(p.numel() for p in prune_and_finetune.digits().network().parameters())
+
+
+@real
+def test_cifar10_for_fine_tuning() -> None:
+    task = prune_and_finetune.cifar10()
+    x, y = task.train[0]
+    assert (len(task.train), len(task.test), x.shape, y.shape) == (4000, 1000, (3, 32, 32), ())
+    assert prune_and_finetune.accuracy(task.network(), task.test) == 0.915
+    assert prune_and_finetune.flipped_and_shifted(torch.stack([x, x])).shape == (2, 3, 32, 32)

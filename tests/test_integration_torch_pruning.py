@@ -324,3 +324,16 @@ def test_resnet20_in_steps() -> None:
     tp.DependencyGraph().build_dependency(again, x[:1]).load_pruning_history(run.pruning_history())
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(x), model(x))
+
+
+def test_padding_shortcuts_are_traced_wrongly_and_that_is_told() -> None:
+    torch.manual_seed(0)
+    model, x = CifarResNet(8).eval(), torch.randn(8, 3, 16, 16)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    run = tp.pruner.BasePruner(model, x[:1], TPVImportance(x), global_pruning=True, pruning_ratio=0.3, ignored_layers=[model.linear])
+    with pytest.raises(TPVError, match=r"the traced graph is wrong at conv1.*replace_padding_shortcuts.*ignored_layers"):
+        run.step()
+    unchecked = TPVImportance(x)
+    unchecked.verify = False
+    tp.pruner.BasePruner(model, x[:1], unchecked, global_pruning=True, pruning_ratio=0.3, ignored_layers=[model.linear]).step()

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tpv
 from tpv._errors import TPVError
+from tpv.integrations.torch_pruning import channel_groups
 from tpv.outputs import as_output
 from tpv.pruning import JBR, JC, Cost, PruningResult, Target, TPVImportance, module_macs
 from tpv.pruning.budget import Budget
@@ -501,6 +502,20 @@ def test_own_costs() -> None:
     assert widths[0] + 2 * widths[1] + 0.5 * widths[2] <= 0.5 * (full[0] + 2 * full[1] + 0.5 * full[2])
 
 
+def test_own_costs_count_the_groups_that_are_left_alone_too() -> None:
+    model, data = make("vgg")
+    groups = channel_groups(model, data[:2])
+    milliseconds = {(w, v): 0.5 * w + v for w in range(1, groups[0].width + 1) for v in range(1, groups[1].width + 1)}
+    target = Target("ms", 0.6, [Cost((0, 1), milliseconds), Cost((2,), 2.0), Cost((0,), 1.0)])
+    result = tpv.prune(model, data, target, steps=1, ignore=[groups[0].name])
+    w = [g.width - len(result.steps[-1].removed.get(g.name, ())) for g in groups]
+    full = [g.width for g in groups]
+    assert w[0] == full[0]
+    assert 1.5 * w[0] + w[1] + 2 * w[2] <= 0.6 * (1.5 * full[0] + full[1] + 2 * full[2]) < 1.5 * w[0] + w[1] + 2 * w[2] + 2.5
+    with pytest.raises(TPVError, match="has a cost of group 9, and the network has 3"):
+        tpv.prune(model, data, Target("ms", 0.6, [Cost((9,), 1.0)]), steps=1)
+
+
 # what is refused or left out
 
 
@@ -542,18 +557,36 @@ def test_ignored_groups_stay() -> None:
     assert (result.model[4].out_channels, result.model[8].out_features) == (12, 16)
 
 
+class PadsByHand(nn.Module):
+    """A block whose shortcut is no module of its own."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
+        self.pad = block.shortcut.forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + self.pad(x)).relu()
+
+
+def padded_by_hand() -> nn.Module:
+    model = CifarResNet(8)
+    model.layer2[0], model.layer3[0] = PadsByHand(model.layer2[0]), PadsByHand(model.layer3[0])
+    return model
+
+
 class Beside(nn.Module):
     """A wrongly traced network beside one whose norm mixes channels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.padded, self.mixed = CifarResNet(8), group_norm()
+        self.padded, self.mixed = padded_by_hand(), group_norm()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.padded(x)[:, :5] + self.mixed(x)
 
 
-@pytest.mark.parametrize("build", [CifarResNet, Beside])
+@pytest.mark.parametrize("build", [padded_by_hand, Beside])
 def test_wrong_traces_are_refused(build) -> None:
     torch.manual_seed(0)
     model = settled(build()).float()
@@ -563,6 +596,18 @@ def test_wrong_traces_are_refused(build) -> None:
         pytest.raises(TPVError, match=r"traced graph is wrong at (padded\.)?conv1: .*\.replace_padding_shortcuts"),
     ):
         tpv.prune(model, x, "macs=0.8", steps=1)
+
+
+def test_padding_shortcuts_become_convolutions(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = settled(CifarResNet(8)).float(), torch.randn(4, 3, 32, 32)
+    with assert_unchanged(model):
+        result = tpv.prune(model, x, "macs=0.8", steps=1)
+    assert result.metadata["replaced_shortcuts"] == ["layer2.0.shortcut", "layer3.0.shortcut"]
+    assert not result.excluded
+    assert not result.model.layer2[0].shortcut.weight.requires_grad
+    result.save(tmp_path)
+    assert torch.equal(tpv.pruning.load(CifarResNet(8), tmp_path)(x), result.model(x))
 
 
 class TiedHead(nn.Module):

@@ -19,7 +19,7 @@ _TRAIN, _EPOCHS, _BATCH = 1297, 12, 64
 
 def model() -> nn.Module:
     """The network after a few seconds of training, in evaluation mode; the same at every call."""
-    x, y = (part[:_TRAIN] for part in _digits())
+    x, y = digits("train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = _network()
@@ -36,13 +36,20 @@ def model() -> nn.Module:
 
 def train_data() -> Tensor:
     """1,297 images (N, 1, 8, 8) that the network saw."""
-    return _digits()[0][:_TRAIN]
+    return digits("train")[0]
 
 
 def test_data() -> list[tuple[Tensor, Tensor]]:
     """500 images that it did not see with their labels, in batches (images, labels)."""
-    images, labels = (part[_TRAIN:] for part in _digits())
+    images, labels = digits("test")
     return list(zip(images.split(256), labels.split(256), strict=True))
+
+
+def digits(split: str) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 8, 8) in [0, 1] and labels (N,) of the split "train" or "test"."""
+    chosen = slice(_TRAIN) if split == "train" else slice(_TRAIN, None)
+    images, labels = _digits()
+    return images[chosen], labels[chosen]
 
 
 def _network() -> nn.Sequential:

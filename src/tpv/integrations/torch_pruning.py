@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpv._batches import batch_size, batches, ends
 from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv.accumulation import Seed
@@ -22,6 +23,7 @@ from tpv.pruning.scores import ChannelScores
 from tpv.pruning.scoring import score
 from tpv.pruning.taps import Site
 from tpv.pruning.tracing import all_groups, channel_group, trace
+from tpv.pruning.verification import WRONG, problems, wrongly_traced
 
 __all__ = ["JBR", "JC", "TPVImportance", "channel_groups"]
 
@@ -55,7 +57,13 @@ class Importance:
 
     All groups are scored together when the first is asked for after the weights have changed. Equal scores are told apart by
     1e-13 of the largest, because Torch-Pruning removes everything up to a threshold.
+
+    Attributes:
+        verify: whether to prove, when a model is first met, that the network without a channel computes what it does with zeros
+            in its place; Torch-Pruning's graph of shortcuts that pad with channels of zeros is wrong.
     """
+
+    verify: bool = True
 
     def __init__(self, data: object, criterion: Criterion, forward: Forward | None, generator: Seed, chunk_size: int | None) -> None:
         self.data, self.criterion, self.forward, self.generator, self.chunk_size = data, criterion, forward, generator, chunk_size
@@ -63,12 +71,13 @@ class Importance:
         self._frozen: Frozen | None = None
         self._state: Any = None
         self._found: dict[Site, Tensor] = {}
+        self._wrong: list[str] = []
 
     def __call__(self, group: Any) -> Tensor:
         """Scores (channels,) of a ``tp.dependency.Group``, in squared units of the outputs, on the CPU.
 
         Raises:
-            TPVError: for a group that the criterion cannot score; for NaN.
+            TPVError: for a group that the criterion cannot score or that is traced wrongly; for NaN.
         """
         model, graph = group._DG.model, group._DG
         if (state := _state(model)) != self._state:
@@ -76,6 +85,8 @@ class Importance:
             with suppress(TPVError):  # for the sake of some group, which may not be asked for: then each by itself
                 self._score(model, [channel_group(each) for each in all_groups(graph, self.criterion.members)])
             self._state = state
+        if (name := channel_group(group).name) in self._wrong:
+            raise TPVError(wrongly_traced(name, "put its layer in ignored_layers"))
         root = channel_group(group).members[0]
         site, wanted = (root.module, root.role), torch.tensor(group[0].idxs)
         if site not in self._found or self._found[site][wanted].isnan().any():
@@ -88,8 +99,7 @@ class Importance:
         with unchanged(model):
             model.eval()
             if model is not self._model:
-                self._frozen = freeze(model, self.data, self.criterion, forward=self.forward)
-                self._model = model
+                self._meet(model, groups)
             found = score(
                 model, self.data, groups, self.criterion, frozen=self._frozen,
                 forward=self.forward, generator=self.generator, chunk_size=self.chunk_size,
@@ -101,6 +111,16 @@ class Importance:
                 longer[: len(known)] = known
                 longer[m.index] = values[m.channel]
                 self._found[m.module, m.role] = longer
+
+    def _meet(self, model: nn.Module, groups: list[ChannelGroup]) -> None:
+        """Remember what the criterion wants of a new model, and find the groups that are traced wrongly."""
+        self._frozen = freeze(model, self.data, self.criterion, forward=self.forward)
+        self._model, self._wrong = model, []
+        if self.verify:
+            first = next(iter(batches(self.data)))
+            read = [group for group in groups if any(m.role == "consumer" for m in group.members)]
+            found = problems(model, ends(first, batch_size(first)), read, self.forward)
+            self._wrong = [name for name, problem in found.items() if problem == WRONG]
 
 
 class TPVImportance(Importance):

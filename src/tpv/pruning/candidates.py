@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from tpv._errors import TPVError
@@ -11,8 +12,17 @@ from tpv.pruning.tracing import all_groups, channel_group, trace
 from tpv.pruning.verification import verified
 
 
-def candidates(plan: Plan) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Groups that can be scored and removed, and why the others are left alone.
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Groups that can be scored and removed, all groups, and why the others are left alone."""
+
+    groups: list[ChannelGroup]
+    everything: list[ChannelGroup]
+    excluded: dict[str, str]
+
+
+def candidates(plan: Plan) -> Candidates:
+    """What the plan may touch.
 
     Raises:
         TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is traced wrongly.
@@ -30,7 +40,7 @@ def candidates(plan: Plan) -> tuple[list[ChannelGroup], dict[str, str]]:
     if not groups:
         reasons = "; ".join(f"{name}: {why}" for name, why in excluded.items()) or "it has no hidden convolution or linear layer"
         raise TPVError(f"no channel of the model can be removed ({reasons}).")
-    return groups, excluded
+    return Candidates(groups, found, excluded)
 
 
 def _unfit(group: ChannelGroup, plan: Plan) -> str | None:

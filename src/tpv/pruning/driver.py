@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from tpv._batches import batches
+from tpv._batches import batch_size, batches, ends
 from tpv._guard import unchanged
 from tpv.checks import check_model
 from tpv.linearization import Forward
@@ -16,6 +18,7 @@ from tpv.pruning.curves import Curve
 from tpv.pruning.plan import Allocation, Importance, Plan
 from tpv.pruning.result import PruningResult
 from tpv.pruning.run import Run, Tell
+from tpv.pruning.shortcuts import replace_padding_shortcuts
 from tpv.pruning.store import PruningStore
 from tpv.pruning.target import Target
 
@@ -43,7 +46,8 @@ def prune(
 
     Channels are scored, chosen until the target is met (at least one stays in every layer), and removed with everything that
     goes with them, in ``steps`` even steps of cost; each step starts from the unpruned network with the channels that the last
-    one left. The model itself is left bit for bit as it was.
+    one left. Padding shortcuts, which Torch-Pruning cannot follow, become the convolutions that compute the same
+    (:func:`tpv.pruning.replace_padding_shortcuts`). The model itself is left bit for bit as it was.
 
     Args:
         model: a trained ``nn.Module`` in evaluation mode.
@@ -83,9 +87,11 @@ def prune(
     """
     check_model(model)
     with unchanged(model):
+        parts = list(batches(data))
+        traceable, replaced = _traceable(model, parts, forward)
         plan = Plan(
-            model=model,
-            data=list(batches(data)),
+            model=traceable,
+            data=parts,
             test=None if test is None else list(batches(test)),
             target=Target.parse(target) if isinstance(target, str) else target,
             criterion=criterion or TPVImportance(interactions=True),
@@ -97,8 +103,18 @@ def prune(
             curves=curves or {},
             forward=forward,
             generator=generator,
+            replaced=replaced,
         )
         store = PruningStore(None if out is None else Path(out), plan.fingerprint(), fresh=fresh)
         result = Run(plan, store, progress or (lambda *_: None)).result()
         store.finish(result)
     return result
+
+
+def _traceable(model: nn.Module, data: list[Any], forward: Forward | None) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model, or a copy with convolutions for its padding shortcuts, and the names of these."""
+    if not data:
+        return model, ()
+    copied = copy.deepcopy(model)
+    replaced = replace_padding_shortcuts(copied, ends(data[0], batch_size(data[0])), forward=forward)
+    return (copied, tuple(replaced)) if replaced else (model, ())

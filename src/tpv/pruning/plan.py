@@ -30,6 +30,7 @@ class Plan:
     """The arguments of :func:`tpv.prune`, checked, with the batches in memory.
 
     Attributes:
+        replaced: padding shortcuts that are convolutions in ``model``.
         example: the first and the last example of the first batch, to trace the network with.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     curves: Mapping[str, Curve]
     forward: Forward | None
     generator: int
+    replaced: tuple[str, ...]
     example: Any = field(init=False)
 
     def __post_init__(self) -> None:

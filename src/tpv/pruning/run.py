@@ -47,9 +47,10 @@ class Run:
     def __init__(self, plan: Plan, store: PruningStore, tell: Tell) -> None:
         self._plan, self._store, self._tell = plan, store, tell
         tell("tracing", 0, plan.steps)
-        self._groups, self._excluded = candidates(plan)
+        found = candidates(plan)
+        self._groups, self._excluded = found.groups, found.excluded
         self._both = {unit: budget(plan.model, plan.example, self._groups, unit, plan.forward) for unit in ("macs", "params")}
-        self._costs = plan.target.budget(self._groups, self._both)
+        self._costs = plan.target.budget(self._groups, self._both, found.everything)
         output = as_output(plan.output)
         self._calibration = Yardstick(plan.model, plan.data, output, plan.forward)
         self._test = Yardstick(plan.model, plan.test, output, plan.forward) if plan.test else None
@@ -152,6 +153,7 @@ class Run:
             "compensate": plan.compensate,
             "recalibrate": plan.recalibrate,
             "seed": plan.generator,
+            **({"replaced_shortcuts": list(plan.replaced)} if plan.replaced else {}),
             "output": as_output(plan.output).name,
             "unit": as_output(plan.output).unit,
             "examples": sum(map(batch_size, plan.data)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,9 +55,34 @@ class Target:
             raise TPVError(f"target {text!r} cannot be read: write the share to keep, 'macs=0.5' or 'params=0.5'.") from None
         return Target(unit.strip(), keep)
 
-    def budget(self, groups: Sequence[ChannelGroup], known: Mapping[str, Budget]) -> Budget:
-        """The cost of a network as a function of the widths of its groups; ``known`` has MACs and parameters."""
+    def budget(self, groups: Sequence[ChannelGroup], known: Mapping[str, Budget], everything: Sequence[ChannelGroup]) -> Budget:
+        """The cost of a network as a function of the widths of some of its groups; the others keep theirs.
+
+        Args:
+            groups: those that may lose channels.
+            known: the budgets of MACs and parameters.
+            everything: all groups, which ``costs`` count.
+
+        Raises:
+            TPVError: for costs of groups that there are not.
+        """
         if self.costs is None:
             return known[self.unit]
-        total = sum(cost.of([group.width for group in groups]) for cost in self.costs)
-        return Budget(self.unit, tuple(self.costs), float(total))
+        names = [group.name for group in groups]
+        full = [group.width for group in everything]
+        if unknown := [g for cost in self.costs for g in cost.groups if g >= len(full)]:
+            raise TPVError(f"Target(costs=...) has a cost of group {unknown[0]}, and the network has {len(full)}, counted from 0.")
+        place = {i: names.index(group.name) for i, group in enumerate(everything) if group.name in names}
+        total = sum(cost.of(full) for cost in self.costs)
+        return Budget(self.unit, tuple(_among(cost, place, full) for cost in self.costs), float(total))
+
+
+def _among(cost: Cost, place: Mapping[int, int], full: Sequence[int]) -> Cost:
+    """The cost in terms of the groups that have a place, the others at their full widths."""
+    kept = tuple(place[g] for g in cost.groups if g in place)
+    fixed = [g for g in cost.groups if g not in place]
+    if not isinstance(cost.amount, Mapping):
+        return Cost(kept, cost.amount * math.prod(full[g] for g in fixed))
+    rows = [(dict(zip(cost.groups, widths, strict=True)), amount) for widths, amount in cost.amount.items()]
+    fitting = [(widths, amount) for widths, amount in rows if all(widths[g] == full[g] for g in fixed)]
+    return Cost(kept, {tuple(widths[g] for g in cost.groups if g in place): amount for widths, amount in fitting})

@@ -37,26 +37,30 @@ def verified(
     excluded = {g.name: "has a single channel" for g in groups if g.width == 1}
     excluded |= {g.name: f"the weights of {tied[0]} are used by other layers too" for g in groups if (tied := _tied(model, g))}
     usable = [g for g in groups if g.name not in excluded]
-    mixed = [g for g in usable if _is_mixed(model, g)]
-    if not any(_agrees(model, example, some, forward) for some in ([g for g in usable if g not in mixed], mixed)):
-        return usable, excluded
-    found = []
-    for group in usable:
-        problem = _agrees(model, example, [group], forward)
-        if problem is None:
-            found.append(group)
-        elif problem == _WRONG:
-            raise TPVError(
-                f"the traced graph is wrong at {group.name}: without one of its channels the network computes something else than with "
-                "zeros in its place. For shortcuts that pad with zero channels call tpv.pruning.replace_padding_shortcuts(model, example) "
-                f"first (they must be modules of their own); or leave the group out with ignore={[group.name]!r}."
-            )
-        else:
-            excluded[group.name] = problem
-    return found, excluded
+    found = problems(model, example, usable, forward)
+    if wrong := [name for name, problem in found.items() if problem == WRONG]:
+        raise TPVError(wrongly_traced(wrong[0], f"leave the group out with ignore={[wrong[0]]!r}"))
+    return [g for g in usable if g.name not in found], excluded | found
 
 
-_WRONG = "computes something else"
+WRONG = "computes something else"
+
+
+def wrongly_traced(name: str, otherwise: str) -> str:
+    """The sentence for a group that is ``WRONG``."""
+    return (
+        f"the traced graph is wrong at {name}: without one of its channels the network computes something else than with "
+        "zeros in its place. For shortcuts that pad with zero channels call tpv.pruning.replace_padding_shortcuts(model, example) "
+        f"first (they must be modules of their own); or {otherwise}."
+    )
+
+
+def problems(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forward: Forward | None = None) -> dict[str, str]:
+    """Group → what happens when a channel goes, for groups where something is amiss."""
+    mixed = [g for g in groups if _is_mixed(model, g)]
+    if not any(_agrees(model, example, some, forward) for some in ([g for g in groups if g not in mixed], mixed)):
+        return {}
+    return {group.name: problem for group in groups if (problem := _agrees(model, example, [group], forward)) is not None}
 
 
 def _agrees(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forward: Forward | None) -> str | None:
@@ -79,7 +83,7 @@ def _agrees(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forw
     with torch.no_grad():
         expected = outputs_tensor(run(silenced(model, groups, removed), example))
     scale = expected.abs().max().clamp(min=1e-30)
-    return None if (after - expected).abs().max() <= 10 * tolerance(after.dtype) * scale else _WRONG
+    return None if (after - expected).abs().max() <= 10 * tolerance(after.dtype) * scale else WRONG
 
 
 def _is_mixed(model: nn.Module, group: ChannelGroup) -> bool:
