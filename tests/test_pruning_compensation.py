@@ -437,6 +437,31 @@ def test_layers_left_alone() -> None:
     assert moved(pruned, model, x) < before
 
 
+class Sometimes(nn.Module):
+    """Skips a layer for short inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.extra, self.down = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x).tanh()
+        return self.down(h + self.extra(h) if x.shape[1] > 2 else h)
+
+
+def test_batches_that_skip_a_layer_do_not_count_for_it() -> None:
+    torch.manual_seed(0)
+    model, long, short = Sometimes().double().eval(), randn(20, 3, 4), randn(20, 2, 4)
+    groups = [channel_group(group) for group in all_groups(trace(model, long[:2]))]
+    removed = {groups[0].name: [1, 2]}
+    alone, both = (remove(model, long[:2], groups, removed) for _ in range(2))
+    kept = kept_outputs(groups, removed)
+    compensate(alone.model, model, [long], kept)
+    assert [line.layer for line in compensate(both.model, model, [long, short], kept)] == ["extra", "down"]
+    assert torch.equal(both.model.extra.weight, alone.model.extra.weight)
+    assert not torch.equal(both.model.down.weight, alone.model.down.weight)
+
+
 def test_padded_positions_do_not_count() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:

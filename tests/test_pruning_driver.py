@@ -534,6 +534,10 @@ def test_own_costs_count_the_groups_that_are_left_alone_too() -> None:
         ({"criterion": lambda group: None}, "no score for each"),
         ({"allocation": "global "}, "allocation"),
         ({"steps": 0}, "steps"),
+        ({"target": 0.5}, "target=0.5: give the share to keep"),
+        ({"curves": {"0": {1: 2.0, 8: 0.0}}}, "curves= are for allocation='curves'"),
+        ({"allocation": "curves", "curves": {"0": {1: 2.0, 4: 0.0}}}, r"curves= have widths \[1, 4\] for 0, which has 8 channels"),
+        ({"allocation": "curves", "curves": {"0": {"1": 2.0, "8": 0.0}}}, "curves= have widths \\['1', '8'\\] for 0"),
     ],
 )
 def test_refused(options, sentence) -> None:
@@ -546,6 +550,7 @@ def test_refused(options, sentence) -> None:
 
 def test_ignored_groups_stay() -> None:
     model, data = make("vgg")
+    assert tpv.prune(model, data, "macs=0.7", steps=1, ignore="8").excluded == {"8": "ignored"}
     result = tpv.prune(model, data, "macs=0.7", steps=1, ignore=["[48]"])
     assert result.excluded == {"4": "ignored", "8": "ignored"}
     assert list(result.steps[-1].removed) == ["0"]
@@ -614,6 +619,21 @@ class TiedHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.b(torch.tanh(self.a(self.embedding(tokens))))).mean(1)
+
+
+def test_the_search_for_groups_ends_where_channels_are_rotated() -> None:
+    """Torch-Pruning follows the concatenations of rotary embeddings for ever; layers beside them are pruned all the same."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    settings = {"vocab_size": 13, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 16}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings, num_hidden_layers=2)).eval()
+    result = tpv.prune(model, [{"input_ids": torch.arange(30).reshape(6, 5) % 13}], "params=0.9", steps=1)
+    assert {name for name in result.metadata["unpruned"]["widths"] if "up_proj" in name} == {
+        f"model.layers.{i}.mlp.up_proj" for i in (0, 1)
+    }
+    assert result.steps[0].params == sum(p.numel() for p in result.model.parameters()) <= 0.9 * sum(p.numel() for p in model.parameters())
+    assert set(result.excluded) == {f"model.layers.{i}.self_attn.v_proj" for i in (0, 1)}
+    assert all("rotary" in why for why in result.excluded.values())
 
 
 def test_tied_weights_stay_tied() -> None:

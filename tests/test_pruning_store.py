@@ -1,10 +1,15 @@
 """Pruned networks on disk: the same numbers afterwards, every mismatch told, nothing of another run taken for this one's."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
+import os
 import re
+import shutil
 import sys
+import types
 
 import pytest
 import torch
@@ -447,7 +452,37 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     assert ("pruning", 0) in seen.seen
 
 
+@pytest.mark.parametrize(("module", "name"), [(os, "replace"), (shutil, "copyfile"), (shutil, "rmtree")])
+def test_an_interrupt_between_any_two_files_loses_nothing(module, name, tmp_path, monkeypatch):
+    asked, real = arguments(steps=2, compensate=False), getattr(module, name)
+    whole = tpv.prune(**asked)
+    for k in range(100):
+        left = list(range(k))
+
+        def stops(*args, left=left, **kwargs):
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            return real(*args, **kwargs)
+
+        folder = tmp_path / str(k)
+        tpv.prune(**asked | {"generator": 1}, out=folder)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, stops)
+            with contextlib.suppress(KeyboardInterrupt):
+                tpv.prune(**asked, out=folder)
+                assert k > 0
+                break
+        same(tpv.prune(**asked, out=folder), whole)
+        assert sorted(p.name for p in folder.iterdir()) == ["log.json", "model.safetensors", "pruning.json", "steps"]
+
+
+STRIDED = a_network()
+STRIDED[0].lengths = (1, 2)  # as a convolution's stride, in no weight
+
+
 CHANGES = {
+    "settings": {"model": STRIDED},
     "seed": {"generator": 1},
     "target": {"target": "params=0.3"},
     "costs": {"target": tpv.pruning.Target("params", 0.4, costs=[tpv.pruning.Cost((0, 1), 1.0)])},
@@ -470,12 +505,28 @@ def test_what_would_change_a_number_does_not_resume(change, tmp_path):
     assert len(list(tmp_path.glob("unfinished-*"))) == 1, "the other run is lost"
 
 
+def scaled(by):
+    return lambda out: out * by
+
+
+def test_functions_that_no_file_defines(monkeypatch):
+    names = {"__name__": "typed"}
+    exec("f = lambda out: out\ng = lambda out: -out", names)
+    module = types.ModuleType("typed")
+    module.__file__ = "<stdin>"
+    monkeypatch.setitem(sys.modules, "typed", module)
+    assert told(names["f"]) == told(names["f"]) != told(names["g"])
+
+
 def test_arguments_as_text_are_the_same_in_every_process():
     tp = pytest.importorskip("torch_pruning")
     for make in (lambda: tp.importance.MagnitudeImportance(p=1), lambda: tpv.pruning.JBR(), lambda: {"a": [randn(3), (None, 1.5)]}):
         assert told(make()) == told(make())
         assert " at 0x" not in told(make())
     assert told(tp.importance.MagnitudeImportance(p=1)) != told(tp.importance.MagnitudeImportance(p=2))
+    assert told(scaled(1)) == told(scaled(1)) != told(scaled(2))
+    assert len({told(f) for f in (lambda out: out[0], lambda out: out[1], lambda out, i=1: out[i], lambda out, i=2: out[i])}) == 4
+    assert told(functools.partial(pow, 2)) != told(functools.partial(pow, 3))
     loop = [1]
     loop.append(loop)
     assert told(loop) == "(1, …)"

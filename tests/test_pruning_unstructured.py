@@ -255,6 +255,10 @@ def test_reliability_is_the_rank_correlation_of_halves() -> None:
     assert found.layer_reliability == pytest.approx({n.removesuffix(".weight"): expected([n]) for n in even}, abs=1e-12)
     pieces = weight_scores(model, [x[:3], x[3:]], TPVImportance(3), chunk_size=2)
     assert pieces.reliability == pytest.approx(found.reliability, abs=1e-9)
+    top = model(x).softmax(1).max(1).values
+    sure = JBR(confidence=top.quantile(0.3).item())
+    assert weight_scores(model, x, sure).n_examples < 11
+    assert weight_scores(model, x, sure, chunk_size=1).reliability == pytest.approx(weight_scores(model, x, sure).reliability, abs=1e-9)
 
 
 def test_rank_correlations() -> None:

@@ -19,7 +19,7 @@ def _settings(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         yield f"{name}: {type(module).__qualname__}"
         for key, value in vars(module).items():
-            if isinstance(value, bool | int | float | str):
+            if all(isinstance(part, bool | int | float | str) for part in (value if isinstance(value, tuple) else [value])):
                 yield f"{name}.{key}={value!r}"
 
 

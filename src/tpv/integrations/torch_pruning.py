@@ -222,6 +222,6 @@ def _distinct(scores: ChannelScores) -> list[Tensor]:
     ranked, order = values.sort(stable=True)
     if scores.terms is not None:
         order, ranked = Elimination(values, scores.terms).order()
-    steps = torch.arange(len(values)) * (ranked[-1] * 1e-13).clamp(min=1e-300)
+    steps = torch.arange(len(values)) * (ranked.abs().max() * 1e-13).clamp(min=1e-300)
     values[order] = (ranked - steps).cummax(0).values + steps
     return list(values.split([len(group.value) for group in scores.values()]))

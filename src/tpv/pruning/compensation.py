@@ -54,7 +54,8 @@ def compensate(
     with x' the layer's inputs in the *already pruned and re-fitted* network, y its outputs in the unpruned one, and, where y is
     added to a residual stream (directly or behind a BatchNorm), e the error that is already in the stream. λ is chosen on every
     fourth image. Where the layer has no bias, b goes into the running mean of the BatchNorm behind it; without either, b = 0.
-    Layers that are frozen, tied, called twice or have hooks stay as they are, and padded positions do not count.
+    Layers that are frozen, tied, called twice or have hooks stay as they are; batches that skip a layer and padded positions do not
+    count for it.
 
     Args:
         pruned: the pruned model.
@@ -80,9 +81,9 @@ def compensate(
         names = todo[start : start + _LAYERS_AT_ONCE]
         targets = [_watch(reference, names, part, forward, todo[start + _LAYERS_AT_ONCE :], kept) for part in parts]
         for i, name in enumerate(names, start + 1):
-            found.append(
-                _refit(name, pruned, [t.pop(name) for t in targets], parts, _bias_of(pruned, name, example, forward), todo[i:], forward)
-            )
+            bias = _bias_of(pruned, name, example, forward)
+            refit = _refit(name, pruned, [t.pop(name, None) for t in targets], parts, bias, todo[i:], forward)
+            found += [refit] if refit else []
             if progress is not None:
                 progress(i, len(todo))
     return found
@@ -129,19 +130,23 @@ class _Seen:
 def _refit(
     name: str,
     pruned: nn.Module,
-    targets: Sequence[_Seen],
+    targets: Sequence[_Seen | None],
     parts: Sequence[Any],
     put: Callable[[Tensor], object] | None,
     later: Sequence[str],
     forward: Forward | None,
-) -> Refit:
+) -> Refit | None:
+    """On the batches in which both networks run the layer; None if there is none."""
     layer = fittable(pruned)[name]
     sums = Sums(layer)
     for target, batch in zip(targets, parts, strict=True):
         x: list[Tensor] = []
         handle = layer.register_forward_pre_hook(lambda module, args, x=x: x.append(args[0].clone()))
-        now = _watch(pruned, [name], batch, forward, later, {}, [handle])[name]
-        sums.add(x[0], target.output + _correction(target, now), batch_size(batch), counted_rows(layer, batch, x[0]))
+        now = _watch(pruned, [name], batch, forward, later, {}, [handle]).get(name)
+        if target and now:
+            sums.add(x[0], target.output + _correction(target, now), batch_size(batch), counted_rows(layer, batch, x[0]))
+    if not sums.fitted.rows + sums.held_out.rows:
+        return None
     fitted, held_out = (m if put is not None else m.uncentered() for m in (sums.fitted, sums.held_out))
     w0 = layer.weight.detach().double().reshape(groups_of(layer), -1, layer.weight[0].numel())
     ridge = best_ridge(fitted, held_out, w0)

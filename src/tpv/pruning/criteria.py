@@ -64,7 +64,7 @@ class TPVImportance(Criterion):
         output: what of the predictions counts, as in :func:`tpv.estimate`.
         interactions: keep every example's terms :math:`v^\top J_g w_g`, so that channels can be removed one after the other by what
             each adds to those that are gone, :math:`E\|J_g w_g + \sum_{h\ \mathrm{gone}} J_h w_h\|^2`; takes examples × probes ×
-            channels numbers.
+            channels numbers. In later steps what has moved already counts too, in whose units only ``members="consumers"`` are.
 
     Raises:
         TPVError: for other values.

@@ -53,8 +53,8 @@ def prune(
         model: a trained ``nn.Module`` in evaluation mode.
         data: calibration inputs, as in :func:`tpv.estimate`, a few hundred; they are read once and kept in memory.
         target: the share to keep, ``"macs=0.5"`` or ``"params=0.5"``, or a :class:`tpv.pruning.Target`.
-        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``; :class:`tpv.pruning.JBR`,
-            :class:`tpv.pruning.JC`, or any importance of Torch-Pruning, a function from a group to scores.
+        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``, which count in the one ranking of ``"global"``
+            only; :class:`tpv.pruning.JBR`, :class:`tpv.pruning.JC`, or any importance of Torch-Pruning, a function from a group to scores.
         allocation: ``"global"``, one ranking of all channels; ``"uniform"``, the same share of every group; ``"curves"``, the widths of
             least damage by measured curves E‖Δf‖² of each group (:func:`tpv.pruning.allocate`), in one step by default.
         compensate: re-fit the layers behind removed channels in closed form (:func:`tpv.pruning.compensate`).
@@ -62,7 +62,7 @@ def prune(
         steps: by default 9, or 1 for ``"curves"``.
         test: inputs that take no part, labelled for the accuracy, ``(inputs, labels)`` or mappings with labels.
         ignore: glob patterns of groups to leave alone, by the name of the layer that makes the channels.
-        curves: those of an earlier result, so that another target needs no new measurement.
+        curves: those of an earlier result (:attr:`PruningResult.curves`), so that another target needs no new measurement.
         out: a folder for the pruned network, the log and what is needed to resume.
         fresh: forget what an interrupted run left in ``out``.
         forward, generator: as in :func:`tpv.estimate`.
@@ -99,7 +99,7 @@ def prune(
             compensate=compensate,
             recalibrate=recalibrate,
             steps=steps if steps is not None else (1 if allocation == "curves" else 9),
-            ignore=tuple(ignore),
+            ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
             curves=curves or {},
             forward=forward,
             generator=generator,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tpv._batches import batch_size
+from tpv._errors import TPVError
 from tpv._stats import Estimate
 from tpv.outputs import as_output
 from tpv.pruning.budget import budget
@@ -76,6 +77,13 @@ class Run:
 
     def _curves(self) -> dict[str, Curve]:
         plan, found = self._plan, dict[str, Curve]()
+        for group in self._groups:
+            curve = plan.curves.get(group.name)
+            if curve is not None and not curve.keys() >= {1, group.width}:
+                raise TPVError(
+                    f"curves= have widths {sorted(curve, key=str)} for {group.name}, which has {group.width} channels: give the curves of "
+                    "a result for this network, from 1 to all channels."
+                )
         for i, group in enumerate(self._groups):
             self._tell("measuring curves", i, len(self._groups))
             curve = plan.curves.get(group.name) or self._store.curve(group.name)

@@ -135,7 +135,7 @@ class _Scoring(Procedure):
                 joint, squares = self._by_channel(self._terms(z, found, v[:, r], last=r == v.shape[1] - 1), len(f))
                 total += joint.square() if self._criterion.squares == "joint" else squares
                 if self._criterion.interactions:
-                    already = -(v[:, r] * moved).double().reshape(len(f), -1).sum(1, keepdim=True)
+                    already = -(v[:, r].double() * moved).reshape(len(f), -1).sum(1, keepdim=True)
                     kept.append(torch.cat([already, joint], 1)[counted].float().cpu())
         return (total / v.shape[1] * counted.unsqueeze(1)).cpu(), counted.cpu(), kept
 

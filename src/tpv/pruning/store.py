@@ -152,10 +152,10 @@ def _fingerprint_of(run: Path) -> str | None:
 
 
 def _discard(run: Path) -> None:
-    """Remove a run; under another name first, so that an interrupt leaves nothing that looks whole."""
+    """Remove a run; under another name first, so that an interrupt leaves nothing that looks whole, and what it left the next time."""
     if run.exists():
-        doomed = run.with_name(f".{run.name}.{os.getpid()}.part")
-        os.replace(run, doomed)
+        os.replace(run, run.with_name(f".{run.name}.{os.getpid()}.part"))
+    for doomed in run.parent.glob(f".{run.name}.*.part"):
         shutil.rmtree(doomed)
 
 

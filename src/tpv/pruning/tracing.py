@@ -44,12 +44,43 @@ def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Any
             p.requires_grad_()
         with _in_words(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(
+            graph = tp.DependencyGraph().build_dependency(
                 model, example, forward_fn=lambda m, x: outputs_tensor((forward or call_model)(m, x)), verbose=False
             )
+            return _bounded(graph)
     finally:
         for p in frozen:
             p.requires_grad_(False)
+
+
+class _Followed(list[Any]):
+    """What a node of the graph leads to; nothing once it has been followed so many times."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.times += 1
+        return super().__iter__() if self.times <= _MOST_TIMES else iter(())
+
+
+_MOST_TIMES = 96
+
+
+def _bounded(graph: Any) -> Any:
+    """The graph, with a search for groups that ends: concatenations in a loop, as of rotary embeddings, shift channels for ever."""
+    search, nodes = graph.get_pruning_group, set(graph.module2node.values())
+    for node in nodes:
+        node.dependencies = _Followed(node.dependencies)
+
+    def get_pruning_group(*args: Any, **kwargs: Any) -> Any:
+        for node in nodes:
+            node.dependencies.times = 0
+        group = search(*args, **kwargs)
+        group.endless = any(node.dependencies.times > _MOST_TIMES for node in nodes)
+        return group
+
+    graph.get_pruning_group = get_pruning_group
+    return graph
 
 
 def all_groups(graph: Any, members: Members | None = None) -> list[Any]:
@@ -94,6 +125,10 @@ def channel_group(group: Any) -> ChannelGroup:
     """A ``tp.dependency.Group`` in our terms."""
     graph = group._DG
     names = {module: name for name, module in graph.model.named_modules()}
+    if getattr(group, "endless", False):
+        channels = torch.arange(len(group[0].idxs))
+        loop = Member("operations in a loop, as of rotary embeddings", "opaque", channels, channels)
+        return ChannelGroup(names[group[0].dep.target.module], len(channels), (loop,))
     together = _together(graph, group)
     tied = math.lcm(len(together), *(_tied(graph, dep) for dep, _ in group))
     width = len(group[0].idxs) // tied

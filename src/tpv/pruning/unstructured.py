@@ -115,7 +115,7 @@ class _WeightSquares(Procedure):
         self.sweep = Sweep(lin, {name: w.new_ones(1) for name, w in weights.items()})
         self._weights, self._cotangents = weights, cotangents
         self._sampled = isinstance(criterion, TPVImportance)
-        self._examples = 0
+        self._seen = self._examples = 0
         self._sums = {name: widened(w).new_zeros(2, w.numel()) for name, w in weights.items()}
         self.names = list(dict.fromkeys(layer_of(name) for name in weights))
         self.method = described(criterion)
@@ -127,7 +127,7 @@ class _WeightSquares(Procedure):
             v = v.flatten(2)
             n, passes, k = v.shape
             values = torch.zeros(n, passes, len(self.names), dtype=torch.float64, device=z.device)
-            odd = (torch.arange(n, device=z.device) + self._examples) % 2
+            odd = (torch.arange(n, device=z.device) + self._seen) % 2
             for names in self._groups(n):
                 for r in range(passes):
                     for name, g in gradients(v[:, r], names).items():
@@ -137,6 +137,7 @@ class _WeightSquares(Procedure):
                         found[name] = found[name] + halves if name in found else halves
         for name, halves in found.items():
             self._sums[name] += halves
+        self._seen += n
         self._examples += int(counted.sum())
         values = values[counted]
         return Contribution(values.mean(1), self._noise(values, k))
