@@ -32,7 +32,7 @@ def test_label_noise(command: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (["ranks", "--images", "8", "--seeds", "2"], r"random +-?0\.\d+ [\s\S]*TPV, jointly +0\.\d+ "),
+        (["ranks", "--images", "8", "--seeds", "2"], r"random +-?0\.\d+ [\s\S]*TPV, exact +0\.\d+ "),
         (["sizes", "--seeds", "2"], r"images[\s\S]*\n8 +0\.\d+ \("),
         (["cost", "--images", "8"], r"forward \+ backward +1\.00"),
         (
