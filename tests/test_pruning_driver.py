@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import random
@@ -511,6 +512,8 @@ def test_own_costs_count_the_groups_that_are_left_alone_too() -> None:
     w = [g.width - len(result.steps[-1].removed.get(g.name, ())) for g in groups]
     full = [g.width for g in groups]
     assert w[0] == full[0]
+    assert abs(result.steps[-1].cost_share - (1.5 * w[0] + w[1] + 2 * w[2]) / (1.5 * full[0] + full[1] + 2 * full[2])) < 1e-12
+    assert "Left of ms: " in str(result)
     assert 1.5 * w[0] + w[1] + 2 * w[2] <= 0.6 * (1.5 * full[0] + full[1] + 2 * full[2]) < 1.5 * w[0] + w[1] + 2 * w[2] + 2.5
     with pytest.raises(TPVError, match="has a cost of group 9, and the network has 3"):
         tpv.prune(model, data, Target("ms", 0.6, [Cost((9,), 1.0)]), steps=1)
@@ -662,3 +665,35 @@ def test_the_result_prints() -> None:
     assert isinstance(result, PruningResult)
     assert "excluded" in repr(result)
     assert len(result.history) > 0
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.relu(self.shared(x))
+        return self.a(h), self.b(h)
+
+
+def test_outputs_that_do_not_count_are_told() -> None:
+    model, x = TwoHeads().eval(), torch.randn(20, 6)
+    with pytest.warns(UserWarning, match="returns 2 tensors, and only the first counts: give forward="), contextlib.suppress(TPVError):
+        tpv.prune(model, x, "params=0.8", steps=1)
+    both = tpv.prune(model, x, "params=0.6", steps=1, forward=lambda m, batch: torch.cat(m(batch), 1))
+    assert both.steps[-1].params_share <= 0.6
+    assert not both.excluded
+
+
+def test_what_cannot_be_measured_is_refused_before_any_work(tmp_path) -> None:
+    model, data = make("vgg")
+    labels = torch.full((len(data),), 90)
+    for options, sentence in [
+        ({"data": torch.full_like(data, torch.nan)}, "the batch holds NaN or infinity"),
+        ({"target": "params=0.0001"}, "the target cannot be met"),
+        ({"test": [(data, labels)]}, "a test label is 90, and there are 5 classes"),
+    ]:
+        with pytest.raises(TPVError, match=sentence):
+            tpv.prune(model, **{"data": data, "out": tmp_path} | options)
+        assert not list(tmp_path.iterdir())

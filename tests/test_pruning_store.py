@@ -285,6 +285,7 @@ def a_step(share, **changes):
         "params": 20,
         "macs_share": share,
         "params_share": share,
+        "cost_share": share,
         "linearity": math.nan,
     }
     return PruningStep(**values | {name: estimate(share) for name in ("predicted", "cut", "moved")} | changes)
@@ -564,7 +565,7 @@ def test_a_result_as_text():
     assert text.splitlines()[0] == "Target('macs', 0.5), JBR(confidence=0.0), recalibrated"
     assert re.search(r"^0 +100\.0 % +100\.0 % +95\.0 ± 1\.0 %$", text, re.MULTILINE)
     assert re.search(r"^2 +50\.0 % +50\.0 % +0\.50 ± 0\.05 +0\.50 ± 0\.05 +1\.00 ± 0\.10 +50 ± 5 %$", text, re.MULTILINE)
-    assert "Widths: 0 7 → 5, 2 6 → 6" in text
+    assert "Widths: 0: 7 → 5, 2: 6 → 6" in text
     assert "Left alone: stem, norm (ignored)." in text
     assert "Left alone: x (has a single channel)." in text
     assert max(map(len, text.splitlines())) <= 80

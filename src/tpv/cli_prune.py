@@ -52,7 +52,8 @@ def prune(
     target: TargetArgument,
     share: Annotated[str, typer.Option("--target", help="What is to stay: 'macs=0.5' or 'params=0.5'.")] = "macs=0.5",
     criterion: Annotated[
-        str, typer.Option(help="tpv, jbr, jc (needs labels), random, l1, l2; or a class with options, such as 'TPVImportance(probes=4)'.")
+        str,
+        typer.Option(help="tpv, jbr, jc (needs labels), random, l1, l2; or a class with options, such as 'JBR(confidence=0.9)'."),
     ] = "tpv",
     allocation: Annotated[
         Allocated, typer.Option(help="One ranking of all channels, the same share of every layer, or the best widths by measured curves.")
@@ -104,7 +105,7 @@ def _criterion(text: str, seed: int) -> Any:
         return dict(zip(_SHORT, short, strict=True))[text.strip().lower()]
     if text.isidentifier() and text not in tpv.pruning.__all__:
         raise TPVError(
-            f"--criterion {text!r}: there are {', '.join(_SHORT)}, and classes with options, such as 'TPVImportance(probes=4)'."
+            f"--criterion {text!r}: there are {', '.join(_SHORT)}, and classes with options, such as 'JBR(confidence=0.9)'."
             f"{did_you_mean(text, _SHORT)}"
         )
     return parse_criterion(text)

@@ -106,7 +106,11 @@ def prune(
             replaced=replaced,
         )
         store = PruningStore(None if out is None else Path(out), plan.fingerprint(), fresh=fresh)
-        result = Run(plan, store, progress or (lambda *_: None)).result()
+        try:
+            result = Run(plan, store, progress or (lambda *_: None)).result()
+        except BaseException:
+            store.discard_if_empty()
+            raise
         store.finish(result)
     return result
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tpv._batches import batch_size, call_model, narrow
+from tpv._errors import TPVError
 from tpv._stats import Estimate
 from tpv.estimation import linearity
 from tpv.linearization import Forward
@@ -64,7 +65,9 @@ def correct(f: Tensor, batch: Any) -> Tensor | None:
     labels = labels_of(batch)
     if labels is None or labels.is_floating_point() or f.ndim < 2:
         return None
-    predicted = f.argmax(class_axis(f))
+    predicted, classes = f.argmax(class_axis(f)), f.shape[class_axis(f)]
+    if labels.numel() and labels.max() >= classes:
+        raise TPVError(f"a test label is {int(labels.max())}, and there are {classes} classes: count them from 0.")
     return (predicted == labels)[labels != IGNORED].double() if predicted.shape == labels.shape else None
 
 

@@ -30,7 +30,7 @@ class PruningStep(JSONResult):
 
     Attributes:
         removed: group → removed channels (sets of tied ones), numbered as in the unpruned model.
-        macs, params: what is left, and ``macs_share``, ``params_share`` of the unpruned model.
+        macs, params: what is left, and ``macs_share``, ``params_share`` of the unpruned model, ``cost_share`` of the target's own unit.
         predicted: E‖J δ‖² of the removal from the unpruned model, to first order, before anything is cut.
         linearity: V of that prediction, E‖Δf − Jδ‖²/E‖Δf‖².
         cut: E‖Δf‖² against the unpruned model on the calibration inputs, when the channels are gone.
@@ -45,6 +45,7 @@ class PruningStep(JSONResult):
     params: int
     macs_share: float
     params_share: float
+    cost_share: float
     predicted: Estimate
     linearity: float
     cut: Estimate

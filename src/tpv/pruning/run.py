@@ -6,16 +6,19 @@ import dataclasses
 import functools
 import platform
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tpv._batches import batch_size
+from tpv._batches import batch_size, call_model, inputs
 from tpv._errors import TPVError
 from tpv._stats import Estimate
+from tpv.checks import check_device, check_outputs
+from tpv.linearization import Linearization
 from tpv.outputs import as_output
 from tpv.pruning.budget import budget
 from tpv.pruning.candidates import candidates
@@ -27,7 +30,7 @@ from tpv.pruning.measurement import Yardstick, predict
 from tpv.pruning.plan import Plan
 from tpv.pruning.recalibration import recalibrate
 from tpv.pruning.result import PruningResult, PruningStep
-from tpv.pruning.selection import Chosen, by_curves, by_ranking, uniformly
+from tpv.pruning.selection import Chosen, by_curves, by_ranking, check_attainable, uniformly
 from tpv.pruning.store import PruningStore
 from tpv.pruning.surgery import Surgery, kept_outputs, remove
 
@@ -47,10 +50,12 @@ class Run:
     def __init__(self, plan: Plan, store: PruningStore, tell: Tell) -> None:
         self._plan, self._store, self._tell = plan, store, tell
         tell("tracing", 0, plan.steps)
+        _check_data(plan)
         found = candidates(plan)
         self._groups, self._excluded = found.groups, found.excluded
         self._both = {unit: budget(plan.model, plan.example, self._groups, unit, plan.forward) for unit in ("macs", "params")}
         self._costs = plan.target.budget(self._groups, self._both, found.everything)
+        check_attainable(self._costs, [1] * len(self._groups), plan.target.keep * self._costs.total)
         output = as_output(plan.output)
         self._calibration = Yardstick(plan.model, plan.data, output, plan.forward)
         self._test = Yardstick(plan.model, plan.test, output, plan.forward) if plan.test else None
@@ -116,6 +121,7 @@ class Run:
             params=round(params),
             macs_share=macs / self._both["macs"].total,
             params_share=params / self._both["params"].total,
+            cost_share=self._costs.of(widths) / self._costs.total,
             predicted=Estimate(foreseen.first_order, foreseen.first_order_stderr, 0.0),
             linearity=foreseen.value,
             cut=cut,
@@ -148,6 +154,7 @@ class Run:
         _, accuracy = self._test(plan.model) if self._test else (None, None)
         return {
             "target": repr(plan.target),
+            "target_unit": plan.target.unit,
             "criterion": repr(plan.criterion) if dataclasses.is_dataclass(plan.criterion) else type(plan.criterion).__name__,
             "allocation": plan.allocation,
             "compensate": plan.compensate,
@@ -171,3 +178,20 @@ class Run:
                 "python": platform.python_version(),
             },
         }
+
+
+def _check_data(plan: Plan) -> None:
+    """Refuse, before any tracing, what cannot be measured; say if some outputs do not count."""
+    first = plan.data[0]
+    check_device(plan.model, first if plan.forward else inputs(first))
+    check_outputs(Linearization(plan.model, plan.forward, as_output("logits")), first)
+    if plan.forward is None:
+        with torch.no_grad():
+            found = call_model(plan.model, plan.example)
+        several = [t for t in found if isinstance(t, Tensor) and t.is_floating_point()] if isinstance(found, list | tuple) else []
+        if len(several) > 1:
+            warnings.warn(
+                f"the model returns {len(several)} tensors, and only the first counts: give forward=, such as "
+                "forward=lambda model, batch: torch.cat([f.flatten(1) for f in model(batch)], 1), if the others matter.",
+                stacklevel=5,
+            )

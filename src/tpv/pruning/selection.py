@@ -51,7 +51,7 @@ def by_ranking(
     while costs.of(widths(len(ranking.gone))) > limit and ranking.go_on():
         pass
     k = bisect_left(range(len(ranking.gone)), True, key=lambda k: costs.of(widths(k)) <= limit)
-    _check(costs, widths(k), limit)
+    check_attainable(costs, widths(k), limit)
     gone = {group.name: list(removed.get(group.name, ())) for group in groups}
     for channel in ranking.gone[:k]:
         i, c = left[channel]
@@ -101,7 +101,7 @@ def uniformly(
         widths = [min(g.width - len(removed.get(g.name, ())), max(1, round(share * g.width))) for g in groups]
         if costs.of(widths) <= limit:
             break
-    _check(costs, widths, limit)
+    check_attainable(costs, widths, limit)
     return to_widths(groups, values, removed, widths)
 
 
@@ -119,7 +119,7 @@ def by_curves(
         as :func:`by_ranking`, with the values of all channels; no width is larger than what is there.
     """
     most = [group.width - len(removed.get(group.name, ())) for group in groups]
-    _check(costs, [1] * len(groups), limit)
+    check_attainable(costs, [1] * len(groups), limit)
     damages = [
         {w: d for w, d in curves[g.name].items() if w <= m} | {m: interpolated(curves[g.name], m)}
         for g, m in zip(groups, most, strict=True)
@@ -169,7 +169,12 @@ def _finite(group: ChannelGroup, values: Mapping[str, Tensor]) -> list[float]:
     return values[group.name].tolist()
 
 
-def _check(costs: Budget, widths: Sequence[int], limit: float) -> None:
+def check_attainable(costs: Budget, widths: Sequence[int], limit: float) -> None:
+    """Refuse widths that cost too much, the least there are.
+
+    Raises:
+        TPVError: with what they cost.
+    """
     if costs.of(widths) > limit:
         raise TPVError(
             f"the target cannot be met: with one channel left in every group there are still {costs.of(widths):,.0f} {costs.unit} "

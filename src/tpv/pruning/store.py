@@ -106,6 +106,11 @@ class PruningStore:
             os.replace(self._run, finished)
             self._run = finished
 
+    def discard_if_empty(self) -> None:
+        """Leave no folder of a run that has finished nothing."""
+        if self._folder is not None and not self.steps and not self._curves:
+            _discard(self._run)
+
     def _place(self, index: int) -> Path:
         return self._run / f"{index + 1:02}"
 

@@ -27,6 +27,10 @@ def summary(result: PruningResult) -> str:
     parts += [steps_table(result), _wrapped(_legend(result))]
     if result.steps:
         parts.append(_wrapped("Widths: " + ", ".join(map(_glued, _widths(result)))))
+        unit, share = result.metadata.get("target_unit"), result.steps[-1].cost_share
+        parts += [_wrapped(f"Left of {unit}: {percent(share)}.")] if unit not in (None, "macs", "params") else []
+    if replaced := result.metadata.get("replaced_shortcuts"):
+        parts.append(_wrapped(f"Padding shortcuts that became convolutions with the same outputs: {', '.join(replaced)}."))
     reasons: dict[str, list[str]] = {}
     for name, why in result.excluded.items():
         reasons.setdefault(why.rstrip("."), []).append(name)
@@ -76,12 +80,12 @@ def _legend(result: PruningResult) -> str:
 
 
 def _widths(result: PruningResult) -> list[str]:
-    """'conv1 16 → 9' for each group; channels that went where the widths are not known."""
+    """'conv1: 16 → 9' for each group; channels that went where the widths are not known."""
     removed = result.steps[-1].removed
     before = result.metadata.get("unpruned", {}).get("widths")
     if before is None:
         return [f"{name} −{len(channels)}" for name, channels in removed.items()]
-    return [f"{name} {width} → {width - len(removed.get(name, ()))}" for name, width in before.items()]
+    return [f"{name}: {width} → {width - len(removed.get(name, ()))}" for name, width in before.items()]
 
 
 def _glued(text: str) -> str:
