@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import one_thread, working_folder  # noqa: F401
 from typer.testing import CliRunner
 
 import tpv
@@ -32,26 +33,9 @@ def test_data():
 QUICK = ("-p", "Quantization(bits=4)", "-p", "SGDNoise(lr=0.01, batch_size=8)")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other make tiny networks slow where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """An empty working folder; what targets put on the path and into sys.modules goes away again."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    known = set(sys.modules)
-    Path("target.py").write_text(TARGET)
-    yield tmp_path
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
+    yield from working_folder(tmp_path, monkeypatch, TARGET)
 
 
 def run(*arguments):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import one_thread, working_folder  # noqa: F401
 from typer.testing import CliRunner
 
 import tpv.pruning
@@ -33,25 +34,9 @@ test_data = [(inputs[40:], labels[40:])]
 QUICK = ("--target", "params=0.5", "--steps", 2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """An empty working folder; what targets put on the path and into sys.modules goes away again."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    known = set(sys.modules)
-    Path("target.py").write_text(TARGET)
-    yield tmp_path
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
+    yield from working_folder(tmp_path, monkeypatch, TARGET)
 
 
 def run(*arguments):
