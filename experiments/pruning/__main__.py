@@ -59,7 +59,7 @@ def sizes(network: Chosen = Names.resnet20, seeds: Seeds = 3, smoke: Smoke = Fal
 def cost(network: Chosen = Names.resnet20, images: Images = 512, smoke: Smoke = False) -> None:
     """What a scoring pass costs, in forward+backward passes."""
     print(f"{network}, {images} images, {torch.get_num_threads()} threads\n")
-    print(cost_table(_network(network, smoke), images, 1 if smoke else 5))
+    print(cost_table(_network(network, smoke), images, 1 if smoke else 3))
 
 
 @app.command()
