@@ -46,7 +46,11 @@ def plot(found: Trajectories, base: float, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    styles = {"TPV": {"color": "#2f6fb0", "lw": 2.5}, "random": {"color": "#999999", "ls": ":"}}
+    styles = {
+        "TPV, jointly": {"color": "#2f6fb0", "lw": 2.5},
+        "TPV": {"color": "#2f6fb0", "lw": 1.5, "ls": "--"},
+        "random": {"color": "#999999", "ls": ":"},
+    }
     for ax, share in zip(axes, ("macs_share", "params_share"), strict=True):
         for i, (name, runs) in enumerate(found.items()):
             x = [1, *[sum(getattr(s, share) for s in same) / len(same) for same in zip(*runs, strict=True)]]

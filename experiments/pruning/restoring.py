@@ -20,7 +20,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "same share everywhere, L2, re-fitted": {"steps": 1, "allocation": "uniform", "criterion": L2, "compensate": True},
     "same share everywhere, TPV, re-fitted": {"steps": 1, "allocation": "uniform", "compensate": True},
     "curves, not re-fitted": {"allocation": "curves"},
-    "curves, L2, re-fitted": {"allocation": "curves", "criterion": L2, "compensate": True},
     "curves, TPV, re-fitted": {"allocation": "curves", "compensate": True},
 }
 
