@@ -135,6 +135,13 @@ def narrow(batch: Any, start: int, stop: int, size: int) -> Any:
     return rows_of(batch, range(start, stop), size)
 
 
+def pieces(batch: Any, step: int) -> Iterator[Any]:
+    """A batch in pieces of ``step`` examples, the last perhaps shorter."""
+    size = batch_size(batch)
+    for start in range(0, size, step):
+        yield narrow(batch, start, min(start + step, size), size)
+
+
 def ends(batch: Any, size: int) -> Any:
     """The first and the last example of a batch of ``size``."""
     return rows_of(batch, sorted({0, size - 1}), size)

@@ -9,12 +9,13 @@ from pathlib import Path
 from tpv._errors import TPVError
 
 
-def put(path: Path, fill: Callable[[Path], object]) -> None:
+def put(path: Path, fill: Callable[[Path], object], advice: str = "choose another folder") -> None:
     """Make a file in one step, so that an interrupt leaves the old one or the new one.
 
     Args:
         path: of the file; its folder is made where it is missing.
         fill: writes a file at the path that it gets.
+        advice: what to do if it cannot be written.
 
     Raises:
         TPVError: if it cannot be written.
@@ -25,7 +26,12 @@ def put(path: Path, fill: Callable[[Path], object]) -> None:
         fill(draft)
         os.replace(draft, path)
     except OSError as error:
-        raise TPVError(f"cannot write to {path.parent} ({error.strerror or error}): choose another folder.") from error
+        raise TPVError(f"cannot write to {path.parent} ({error.strerror or error}): {advice}.") from error
     finally:
         if draft.exists():
             draft.unlink()
+
+
+def put_text(path: Path, text: str, advice: str = "choose another folder") -> None:
+    """:func:`put` a file with this text."""
+    put(path, lambda draft: draft.write_text(text, encoding="utf-8"), advice)

@@ -14,6 +14,16 @@ from tpv._errors import TPVError
 from tpv.linearization import Linearization
 
 
+def check_module(model: object) -> None:
+    """Refuse what is no model at all.
+
+    Raises:
+        TPVError: naming its type.
+    """
+    if not isinstance(model, nn.Module):
+        raise TPVError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse a model without a fixed point to measure at.
 
@@ -22,8 +32,7 @@ def check_model(model: nn.Module) -> None:
             without running statistics, an embedding that renormalises itself; for NaN or infinite weights;
             for a model without trainable floating-point parameters.
     """
-    if not isinstance(model, nn.Module):
-        raise TPVError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_module(model)
     if isinstance(model, torch.jit.ScriptModule) and not isinstance(model, torch.jit._trace.TopLevelTracedModule):
         raise TPVError(
             "the model is a torch.jit.ScriptModule, whose layers cannot be told apart: give the nn.Module that it was made from."

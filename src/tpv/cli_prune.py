@@ -14,7 +14,7 @@ from rich.console import Console
 import tpv.pruning
 from tpv._cli import Debug, Device, Fresh, Json, Seed, TargetArgument, device_of, one_sentence, stdout_for_json
 from tpv._errors import TPVError, did_you_mean
-from tpv._files import put
+from tpv._files import put_text
 from tpv._spec import parse_criterion
 from tpv.pruning import JBR, JC, Criterion, Magnitude, PruningResult, Random
 from tpv.pruning import Target as Share
@@ -126,8 +126,7 @@ def _produce(target: Target, plan: _Plan) -> PruningResult:
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(watch.said) from None
-    picture = svg_file(made)
-    put(plan.out / "pruning.svg", lambda draft: draft.write_text(picture, encoding="utf-8"))
+    put_text(plan.out / "pruning.svg", svg_file(made))
     return made
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv._batches import batch_size, batches, inputs, narrow
+from tpv._batches import batch_size, batches, inputs, pieces
 from tpv._errors import TPVError
 from tpv.checks import check_device, check_outputs, repeatability
 from tpv.chunking import choose_chunk_size
@@ -72,9 +72,7 @@ class TrainingSet:
 
     def parts(self, batch: Any, step: int | None = None) -> Iterator[Any]:
         """A batch in pieces that fit in memory, or of ``step`` examples."""
-        size, step = batch_size(batch), step or self.chunk_size
-        for start in range(0, size, step):
-            yield narrow(batch, start, min(start + step, size), size)
+        return pieces(batch, step or self.chunk_size)
 
     def _read(self, f: Tensor, batch: Any) -> Tensor:
         """Centred where the loss is, and zero at padded positions."""

@@ -85,9 +85,10 @@ class Importance:
             with suppress(TPVError):  # for the sake of some group, which may not be asked for: then each by itself
                 self._score(model, [channel_group(each) for each in all_groups(graph, self.criterion.members)])
             self._state = state
-        if (name := channel_group(group).name) in self._wrong:
-            raise TPVError(wrongly_traced(name, "put its layer in ignored_layers"))
-        root = channel_group(group).members[0]
+        mine = channel_group(group)
+        if mine.name in self._wrong:
+            raise TPVError(wrongly_traced(mine.name, "put its layer in ignored_layers"))
+        root = mine.members[0]
         site, wanted = (root.module, root.role), torch.tensor(group[0].idxs)
         if site not in self._found or self._found[site][wanted].isnan().any():
             self._score(model, [channel_group(_whole(graph, group))])

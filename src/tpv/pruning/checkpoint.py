@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from tpv._errors import TPVError
-from tpv._files import put
+from tpv._files import put, put_text
 from tpv.linearization import Forward
-from tpv.pruning.replay import Recorded, rebuilt
+from tpv.pruning.replay import Recorded, rebuilt, shapes
 from tpv.pruning.structure import structure
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "pruning.json"
@@ -43,7 +43,7 @@ class Origin:
             form = structure(example)
         except TPVError:
             form = None
-        return Origin(_shapes(unpruned), form)
+        return Origin(shapes(unpruned), form)
 
 
 def save(model: nn.Module, folder: str | Path, history: Sequence[Sequence[Any]], example: Any, *, unpruned: nn.Module) -> None:
@@ -80,7 +80,7 @@ def write(model: nn.Module, folder: Path, history: Sequence[Sequence[Any]], orig
         "format": FORMAT,
         "version": VERSION,
         "history": [[name, bool(outputs), [int(i) for i in indices]] for name, outputs, indices in history],
-        "added_biases": [name.rpartition(".")[0] for name in _added(model, origin) if name.rpartition(".")[2] == "bias"],
+        "added_biases": _added_biases(model, origin),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         "example": origin.example,
         "architecture": {name: list(shape) for name, shape in origin.architecture.items()},
@@ -94,7 +94,7 @@ def write(model: nn.Module, folder: Path, history: Sequence[Sequence[Any]], orig
             raise
         raise TPVError(f"safetensors cannot write the weights of this model to {folder}: {str(error).splitlines()[0]}") from error
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
-    put(folder / DESCRIPTION, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    put_text(folder / DESCRIPTION, text + "\n")
 
 
 def load(model: nn.Module, folder: str | Path, *, example: Any = None, forward: Forward | None = None) -> nn.Module:
@@ -155,13 +155,10 @@ def read(folder: Path) -> Recorded:
     return Recorded.of(found, kept, str(folder / DESCRIPTION))
 
 
-def _added(model: nn.Module, origin: Origin) -> list[str]:
-    """Names of tensors that the unpruned network does not have."""
-    return [name for name in _shapes(model) if name not in origin.architecture]
-
-
-def _shapes(model: nn.Module) -> dict[str, list[int]]:
-    return {name: list(t.shape) for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+def _added_biases(model: nn.Module, origin: Origin) -> list[str]:
+    """Modules with a bias that they lack in the unpruned network."""
+    added = [name.rpartition(".") for name in shapes(model) if name not in origin.architecture]
+    return [owner for owner, _, kind in added if kind == "bias"]
 
 
 def _digest(found: dict[str, Any]) -> str:

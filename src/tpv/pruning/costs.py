@@ -14,11 +14,11 @@ from torch import nn
 from tpv._batches import batch_size, call_model, narrow
 from tpv._errors import TPVError
 from tpv._guard import unchanged
+from tpv.checks import check_module
+from tpv.linearization import Forward
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
-
-Forward = Callable[[nn.Module, Any], Any]
 
 
 def module_macs(model: nn.Module, batch: Any, forward: Forward | None = None) -> dict[str, int]:
@@ -78,20 +78,15 @@ def parameters(model: nn.Module) -> dict[str, int]:
         >>> parameters(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2, bias=False)))
         {'0': 32, '2': 16}
     """
-    _refuse_no_module(model)
+    check_module(model)
     counts = Counter[str]()
     for name, parameter in model.named_parameters():
         counts[name.rpartition(".")[0]] += parameter.numel()
     return {name: counts[name] for name, _ in model.named_modules() if counts[name]}
 
 
-def _refuse_no_module(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TPVError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-
-
 def _refuse_scripted(model: nn.Module) -> None:
-    _refuse_no_module(model)
+    check_module(model)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TPVError(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
-from tpv._batches import batch_size, batches, narrow
+from tpv._batches import batches, pieces
 from tpv._errors import TPVError
 from tpv._guard import unchanged
 from tpv.accumulation import Seed, as_generator
@@ -19,7 +18,7 @@ from tpv.checks import check_model
 from tpv.estimators.base import Piece
 from tpv.estimators.hutchinson import Probes
 from tpv.linearization import Forward, Linearization, masked
-from tpv.outputs import as_output, same
+from tpv.outputs import as_output
 from tpv.pruning.criteria import Criterion
 
 _AT_ONCE = 64
@@ -63,17 +62,12 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
     outputs, labels = [], []
     with ready(model, criterion, forward) as lin, torch.no_grad():
         for batch in batches(data):
-            f = _outputs(lin, batch)
+            f = torch.cat([lin.outputs(part, {}) for part in pieces(batch, _AT_ONCE)])
             if criterion.interactions:
                 outputs.append(f)
             if criterion.freezes and (found := criterion.labels(f, batch)) is not None:
                 labels.append(found)
     return Frozen(labels or None, outputs or None)
-
-
-def _outputs(lin: Linearization, batch: Any) -> Tensor:
-    size = batch_size(batch)
-    return torch.cat([lin.outputs(narrow(batch, i, min(i + _AT_ONCE, size), size), {}) for i in range(0, size, _AT_ONCE)])
 
 
 @contextmanager
@@ -128,8 +122,3 @@ class Cotangents:
         if piece.number >= len(kept) or len(kept[piece.number]) != piece.size:
             raise TPVError("the data has changed since the unpruned model saw it: give the same batches in the same order.")
         return kept[piece.number][piece.start : piece.start + piece.n].to(f.device)
-
-
-def raw(lin: Linearization) -> Linearization:
-    """The same model, its outputs as they are."""
-    return lin.reading(same)

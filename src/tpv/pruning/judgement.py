@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from tpv.pruning.groups import ChannelGroup
 from tpv.pruning.plan import Importance, Plan
 from tpv.pruning.scoring import score
 from tpv.pruning.surgery import remaining
-from tpv.pruning.tracing import trace
+from tpv.pruning.tracing import group_of, trace
 
 Values = dict[str, Tensor]
 
@@ -45,11 +46,10 @@ class Judge:
         return {group.name: _importance(plan.criterion, graph, group) for group in groups}, None
 
 
-def _importance(criterion: Importance, graph: object, group: ChannelGroup) -> Tensor:
+def _importance(criterion: Importance, graph: Any, group: ChannelGroup) -> Tensor:
     """By an importance of Torch-Pruning."""
-    root = graph.model.get_submodule(group.name)  # type: ignore[attr-defined]
     everything = list(range(group.width * group.tied))
-    whole = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, everything)  # type: ignore[attr-defined]
+    whole = group_of(graph, group.name, everything)
     try:
         values = criterion(whole)
     except Exception as error:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, call_model, narrow
+from tpv._batches import call_model, pieces
 from tpv._errors import TPVError
 from tpv._stats import Estimate
 from tpv.estimation import linearity
@@ -36,28 +36,36 @@ class Yardstick:
     """
 
     def __init__(self, model: nn.Module, data: Sequence[Any], output: Output, forward: Forward | None) -> None:
-        self._data, self._output, self._run = data, output, forward or call_model
-        self._before = [f for _, f in self._outputs(model)]
+        self._parts = [part for batch in data for part in pieces(batch, _AT_ONCE)]
+        self._output, self._run = output, forward or call_model
+        self._before = list(self._outputs(model))
 
-    def _outputs(self, model: nn.Module) -> Iterator[tuple[Any, Tensor]]:
-        for batch in self._data:
-            n = batch_size(batch)
-            for start in range(0, n, _AT_ONCE):
-                part = narrow(batch, start, min(start + _AT_ONCE, n), n)
-                with torch.no_grad():
-                    yield part, self._output.select(self._run(model, part))
+    def _outputs(self, model: nn.Module) -> Iterator[Tensor]:
+        for part in self._parts:
+            with torch.no_grad():
+                f = self._output.select(self._run(model, part))
+            yield f
 
     def __call__(self, model: nn.Module) -> tuple[Estimate, Estimate | None]:
         """E‖Δf‖² (padded positions do not count) and the accuracy, None without labels."""
         moved: list[Tensor] = []
-        right: list[Tensor] = []
-        for (batch, after), before in zip(self._outputs(model), self._before, strict=True):
+        right: list[Tensor | None] = []
+        for part, before, after in zip(self._parts, self._before, self._outputs(model), strict=True):
             gap = self._output.divergence(before, after)
-            padding = mask_of(batch, gap)
+            padding = mask_of(part, gap)
             moved.append((gap if padding is None else gap * padding).reshape(len(gap), -1).sum(1).cpu())
-            if (hits := correct(after, batch)) is not None:
-                right.append(hits.cpu())
-        return mean(torch.cat(moved)), mean(torch.cat(right)) if right else None
+            right.append(correct(after, part))
+        return mean(torch.cat(moved)), _share(right)
+
+    @property
+    def unpruned_accuracy(self) -> Estimate | None:
+        """Of the unpruned network; None without labels."""
+        return _share([correct(f, part) for part, f in zip(self._parts, self._before, strict=True)])
+
+
+def _share(right: Sequence[Tensor | None]) -> Estimate | None:
+    known = [hits.cpu() for hits in right if hits is not None]
+    return mean(torch.cat(known)) if known else None
 
 
 def correct(f: Tensor, batch: Any) -> Tensor | None:

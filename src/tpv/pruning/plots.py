@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tpv._errors import TPVError
 from tpv._stats import Estimate
 from tpv.pruning.summary import unpruned_accuracy
-from tpv.report.plots import ACCENT, WARM, finite, ink
+from tpv.report.plots import ACCENT, WARM, finite, ink, pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,11 +79,7 @@ def new_pair() -> list[Axes]:
     Raises:
         ImportError: without matplotlib.
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'tpv[plot]'") from error
-    return list(pyplot.subplots(1, 2, figsize=(7.6, 3.4), sharey=True, layout="constrained")[1])
+    return list(pyplot().subplots(1, 2, figsize=(7.6, 3.4), sharey=True, layout="constrained")[1])
 
 
 def svg_file(result: PruningResult) -> str:

@@ -105,17 +105,22 @@ def _lacks_shortcuts(model: nn.Module, recorded: Recorded) -> bool:
     return any(owner in modules and not any(modules[owner].state_dict()) for owner in owners)
 
 
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of every parameter and buffer, by name."""
+    return {name: tuple(t.shape) for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+
+
 def _refuse_another(model: nn.Module, recorded: Recorded) -> None:
-    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    found = shapes(model)
     for name, shape in recorded.architecture.items():
-        if name not in shapes:
+        if name not in found:
             raise TPVError(f"the model has no {name}, which the saved one has: give an unpruned instance of the saved architecture.")
-        if shapes[name] != shape:
+        if found[name] != shape:
             raise TPVError(
-                f"{name} of the model is of shape {shapes[name]}, and that of the saved one was {shape} before pruning: "
+                f"{name} of the model is of shape {found[name]}, and that of the saved one was {shape} before pruning: "
                 "give an unpruned instance of the saved architecture."
             )
-    if more := [name for name in shapes if name not in recorded.architecture and name not in recorded.dtypes]:
+    if more := [name for name in found if name not in recorded.architecture and name not in recorded.dtypes]:
         raise TPVError(f"the saved model has no {more[0]}, which this one has: give an unpruned instance of the saved architecture.")
 
 

@@ -151,7 +151,7 @@ class Run:
 
     def _metadata(self) -> dict[str, Any]:
         plan = self._plan
-        _, accuracy = self._test(plan.model) if self._test else (None, None)
+        accuracy = self._test.unpruned_accuracy if self._test else None
         return {
             "target": repr(plan.target),
             "target_unit": plan.target.unit,

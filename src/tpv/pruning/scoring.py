@@ -15,7 +15,8 @@ from tpv._errors import TPVError
 from tpv.accumulation import Progress, Seed, accumulate
 from tpv.estimators.base import TOTAL, Contribution, Piece, Procedure
 from tpv.linearization import Forward, Linearization, masked
-from tpv.pruning.cotangents import Cotangents, Frozen, raw, ready
+from tpv.outputs import same
+from tpv.pruning.cotangents import Cotangents, Frozen, ready
 from tpv.pruning.criteria import Criterion, TPVImportance
 from tpv.pruning.elimination import Terms
 from tpv.pruning.groups import ChannelGroup
@@ -145,7 +146,7 @@ class _Scoring(Procedure):
 
         An example that needs company is there twice, and its output is the mean of both: whichever rows are whose, sums over all are its.
         """
-        plain = raw(self._lin)
+        plain = self._lin.reading(same)
         with torch.enable_grad(), taps(self._lin.model, self._sites, self._copied) as found:
             f = plain(twice(batch)).mean(0, keepdim=True) if self._lin.needs_company(batch) else plain(batch)
             z = masked(self._lin.output.coordinates(f, f), batch)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tpv._batches import call_model
 from tpv._errors import TPVError
 from tpv._guard import unchanged
+from tpv.checks import check_module
 from tpv.linearization import Forward
 
 _CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -61,8 +62,7 @@ def replace_padding_shortcuts(model: nn.Module, example: Any, *, forward: Forwar
         >>> replace_padding_shortcuts(model, torch.randn(1, 3, 8, 8)), model[1]
         (['1'], Conv2d(4, 8, kernel_size=(1, 1), stride=(2, 2), bias=False))
     """
-    if not isinstance(model, nn.Module):
-        raise TPVError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    check_module(model)
     with unchanged(model), torch.no_grad():
         calls = _recorded(model, example, forward or call_model)
         found = {module: conv for module, seen in calls.items() if (conv := _convolution(module, seen)) is not None}

@@ -17,7 +17,7 @@ from torch import nn
 
 from tpv._batches import batch_size, tensors
 from tpv._errors import TPVError
-from tpv._files import put
+from tpv._files import put, put_text
 from tpv._fingerprint import digest, weights_digest
 from tpv.linearization import Forward
 from tpv.pruning.arguments import told
@@ -99,7 +99,7 @@ class PruningStore:
         for name in (WEIGHTS, DESCRIPTION):
             put(self._folder / name, lambda draft, name=name: shutil.copyfile(last / name, draft))  # type: ignore[misc]
         text = result.to_json() + "\n"
-        put(self._folder / LOG, lambda draft: draft.write_text(text, encoding="utf-8"))
+        put_text(self._folder / LOG, text)
         finished = self._folder / "steps"
         if self._run != finished:
             _discard(finished)
@@ -126,7 +126,7 @@ class PruningStore:
             },
         }
         text = json.dumps(found, ensure_ascii=False, allow_nan=False)
-        put(self._run / LOG, lambda draft: draft.write_text(text, encoding="utf-8"))
+        put_text(self._run / LOG, text)
 
     def _read(self) -> None:
         """Steps up to the first whose network cannot be read, and curves."""

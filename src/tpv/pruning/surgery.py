@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tpv._errors import TPVError
 from tpv.linearization import Forward
 from tpv.pruning.groups import ChannelGroup, Member, Role
-from tpv.pruning.tracing import trace
+from tpv.pruning.tracing import group_of, trace
 
 Removed = Mapping[str, Sequence[int]]
 """Group → removed channels (sets of tied ones), numbered as in the unpruned model."""
@@ -46,8 +46,7 @@ def remove(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], remov
         if len(channels) >= group.width * group.tied:
             raise TPVError(f"{group.name} would lose all its channels: at least one must stay.")
         if channels:
-            root = pruned.get_submodule(group.name)
-            graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, channels).prune()
+            group_of(graph, group.name, channels).prune()
     for name, p in pruned.named_parameters():
         p.requires_grad_(name not in frozen)
     return Surgery(pruned, [list(entry) for entry in graph.pruning_history()])
@@ -70,7 +69,7 @@ def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelG
 
 
 def kept_outputs(groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
-    """Module → the output channels of the unpruned model that it still has, for modules that lost some; the others end with ``...``."""
+    """Module → the output channels of the unpruned model that it still has, for modules that lost some."""
     kept = _kept(groups, removed)
     return {name: keep for (name, role), keep in kept.items() if role == "producer" and not keep.all()}
 

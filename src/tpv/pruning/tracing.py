@@ -83,6 +83,12 @@ def _bounded(graph: Any) -> Any:
     return graph
 
 
+def group_of(graph: Any, name: str, channels: list[int]) -> Any:
+    """The ``tp.dependency.Group`` of output channels of the module ``name``."""
+    root = graph.model.get_submodule(name)
+    return graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, channels)
+
+
 def all_groups(graph: Any, members: Members | None = None) -> list[Any]:
     """Every ``tp.dependency.Group`` whose channels do not reach the outputs by themselves, with all its channels.
 

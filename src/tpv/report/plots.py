@@ -136,11 +136,21 @@ def new_axes(height: float) -> Axes:
     Raises:
         ImportError: without matplotlib.
     """
+    axes: Axes = pyplot().subplots(figsize=(6.4, height), layout="constrained")[1]
+    return axes
+
+
+def pyplot() -> Any:
+    """``matplotlib.pyplot``.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
     try:
         from matplotlib import pyplot
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'tpv[plot]'") from error
-    return pyplot.subplots(figsize=(6.4, height), layout="constrained")[1]
+    return pyplot
 
 
 def ink() -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from tpv._batches import batches, count_examples, tensors
-from tpv._errors import TPVError
+from tpv._files import put_text
 from tpv._fingerprint import digest, weights_digest
 from tpv.perturbations import Perturbation
 from tpv.report.contents import Entry
@@ -65,13 +64,7 @@ def write(path: Path, text: str) -> None:
     Raises:
         TPVError: if it cannot be written.
     """
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        raise TPVError(f"cannot write to {path.parent} ({error.strerror}): choose another folder with --out.") from error
+    put_text(path, text, "choose another folder with --out")
 
 
 def _read(path: Path) -> dict[str, Entry]:
