@@ -41,10 +41,19 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parts = [*SPECS, label_noise.NAME, SCALING]
-    parser.add_argument("--subject", action="append", choices=parts, help="a network, label noise, or the scaling; all if not given")
+    parser.add_argument(
+        "--subject",
+        action="append",
+        choices=parts,
+        help="a network, label noise, or the scaling; all if not given",
+    )
     parser.add_argument("--device", action="append", choices=devices(), help="all at hand if not given")
     parser.add_argument("--only", default="", help="rows whose name contains this; nothing written")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, few examples, nothing written: to see that every row runs")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny networks, few examples, nothing written: to see that every row runs",
+    )
     parser.add_argument("--render", action="store_true", help="run nothing: write the page from the JSON")
     return parser.parse_args()
 

@@ -28,4 +28,6 @@ def cause(section: dict[str, Any], row: dict[str, Any], beside: dict[str, Any]) 
         "own_peak": beside["peak_mib"],
         "scatter": 0.01 * (2000 * ratio) ** 0.5,
     }
-    return _CAUSES.get(row["method"], _OTHER).format(**facts) + (_BUSY if row["busy"] or beside["busy"] else "")
+    return _CAUSES.get(row["method"], _OTHER).format(**facts) + (
+        _BUSY if row["busy"] or beside["busy"] else ""
+    )

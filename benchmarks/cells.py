@@ -9,7 +9,12 @@ COLUMNS = ("method", "n", "÷ reference", "u", "u to 1 %", "MiB", "")
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """One for each column."""
-    numbers = (relative(row), short(row["cost"]), short(row["cost_to_one_percent"]), short(row["peak_mib"], 0))
+    numbers = (
+        relative(row),
+        short(row["cost"]),
+        short(row["cost_to_one_percent"]),
+        short(row["peak_mib"], 0),
+    )
     verdict = row["verdict"] + (", busy" if row["busy"] else "")
     return (f"{row['library']} {row['method']}", str(row["examples"]), *numbers, verdict)
 
@@ -33,4 +38,6 @@ def short(number: float | None, places: int = 2) -> str:
 def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> str:
     """Right-aligned but for the columns ``left``."""
     rule = "".join("|---" if i in left else "|--:" for i in range(len(header))) + "|"
-    return "\n".join(["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n".join(
+        ["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]
+    )

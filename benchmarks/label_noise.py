@@ -32,7 +32,13 @@ def section(device: str, quick: bool, console: Console) -> dict[str, Any]:
             kernels.append(fresh(kernel, (name, device, quick), 1 if quick else None))
     with console.status(f"retraining on {device}"):
         against = fresh(retraining, (device, quick), 1 if quick else None)
-    found = {"subject": NAME, "device": device, "machine": machine(device), "kernels": kernels, "against": against}
+    found = {
+        "subject": NAME,
+        "device": device,
+        "machine": machine(device),
+        "kernels": kernels,
+        "against": against,
+    }
     console.print(page(found))
     return found
 
@@ -43,7 +49,9 @@ def subject(device: str, quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     if quick:
         return target.CifarResNet(8).eval(), *(torch.randn(16, 3, 32, 32) for _ in range(2))
-    return target.model().to(device), *(target.images(split)[:IMAGES].to(device) for split in ("train", "test"))
+    return target.model().to(device), *(
+        target.images(split)[:IMAGES].to(device) for split in ("train", "test")
+    )
 
 
 def ours(model: nn.Module, x: Tensor) -> Tensor:
@@ -66,12 +74,18 @@ def nngeometry(model: nn.Module, x: Tensor) -> Tensor:
 
     model = copy.deepcopy(model)
     loader = DataLoader(TensorDataset(x), batch_size=len(x))
-    gram = GramMatrix(model, loader, lambda *d: model(d[0]), layer_collection=LayerCollection.from_model(model))
+    gram = GramMatrix(
+        model, loader, lambda *d: model(d[0]), layer_collection=LayerCollection.from_model(model)
+    )
     found = gram.to_torch()
     return found.reshape(len(x) * 10, -1)
 
 
-KERNELS: dict[str, Kernel] = {"tpv NTK": ours, "torch.func Jacobian contraction": contraction, "NNGeometry GramMatrix": nngeometry}
+KERNELS: dict[str, Kernel] = {
+    "tpv NTK": ours,
+    "torch.func Jacobian contraction": contraction,
+    "NNGeometry GramMatrix": nngeometry,
+}
 
 
 def kernel(job: tuple[str, str, bool]) -> dict[str, Any]:
@@ -86,7 +100,12 @@ def kernel(job: tuple[str, str, bool]) -> dict[str, Any]:
             times.append(time.perf_counter() - started)
     except Exception as error:
         return {"name": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
-    return {"name": name, "seconds": min(times), "bytes": peak.bytes(), "trace": found.diagonal().double().sum().item()}
+    return {
+        "name": name,
+        "seconds": min(times),
+        "bytes": peak.bytes(),
+        "trace": found.diagonal().double().sum().item(),
+    }
 
 
 def retraining(job: tuple[str, bool]) -> dict[str, Any]:
@@ -116,14 +135,26 @@ def page(found: dict[str, Any]) -> str:
     a, kernels = found["against"], found["kernels"]
     head = f"## {NAME}, {found['device']}\n\nThe trained ResNet-20 on {a['examples']} + {a['examples']} CIFAR-10 images."
     own = kernels[0]
-    rows = [(k["name"], *(_cells(k, own) if "seconds" in k else ("failed", "", "", k["error"]))) for k in kernels]
+    rows = [
+        (k["name"], *(_cells(k, own) if "seconds" in k else ("failed", "", "", k["error"]))) for k in kernels
+    ]
     table = markdown_table(("kernel", "s", "÷ tpv", "MiB", "trace ÷ tpv's − 1"), rows, left=(0,))
-    levels = [("that of the test images, draws aside", a["stderr"]), *((f"{p} % of the value", p / 100 * a["value"]) for p in (5, 1))]
+    levels = [
+        ("that of the test images, draws aside", a["stderr"]),
+        *((f"{p} % of the value", p / 100 * a["value"]) for p in (5, 1)),
+    ]
     compared = [
-        (words, f"{math.ceil(runs):,}", f"{runs * a['run_seconds']:,.0f}", short(runs * a["run_seconds"] / a["seconds"]))
+        (
+            words,
+            f"{math.ceil(runs):,}",
+            f"{runs * a['run_seconds']:,.0f}",
+            short(runs * a["run_seconds"] / a["seconds"]),
+        )
         for words, runs in ((words, max(2.0, (a["draw_std"] / error) ** 2)) for words, error in levels)
     ]
-    races = markdown_table(("to a standard error of", "retrained networks", "s", "÷ closed form"), compared, left=(0,))
+    races = markdown_table(
+        ("to a standard error of", "retrained networks", "s", "÷ closed form"), compared, left=(0,)
+    )
     return (
         f"{head}\n\n{table}\n\n"
         f"Retraining for {a['steps']} steps takes {a['run_seconds']:.1f} s a network, the closed form {a['seconds']:.1f} s in all, "
@@ -135,4 +166,9 @@ def page(found: dict[str, Any]) -> str:
 
 def _cells(kernel: dict[str, Any], own: dict[str, Any]) -> tuple[str, ...]:
     ratio, memory = kernel["seconds"] / own["seconds"], kernel["bytes"] / 2**20
-    return f"{kernel['seconds']:.1f}", f"{ratio:.2f}", f"{memory:,.0f}", f"{kernel['trace'] / own['trace'] - 1:.0e}"
+    return (
+        f"{kernel['seconds']:.1f}",
+        f"{ratio:.2f}",
+        f"{memory:,.0f}",
+        f"{kernel['trace'] / own['trace'] - 1:.0e}",
+    )

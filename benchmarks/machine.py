@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("tpv", "torch", "transformers", "curvlinops-for-pytorch", "backpack-for-pytorch", "nngeometry", "laplace-torch")
+_PACKAGES = (
+    "tpv",
+    "torch",
+    "transformers",
+    "curvlinops-for-pytorch",
+    "backpack-for-pytorch",
+    "nngeometry",
+    "laplace-torch",
+)
 
 
 def machine(device: str) -> dict[str, Any]:

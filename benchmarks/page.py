@@ -63,7 +63,9 @@ def _section(section: dict[str, Any]) -> str:
 
 def _reference(section: dict[str, Any]) -> str:
     error = section["reference_stderr"]
-    return f" The reference has a standard error of {error:.1%} at most, which the ± include." if error else ""
+    return (
+        f" The reference has a standard error of {error:.1%} at most, which the ± include." if error else ""
+    )
 
 
 def _notes(section: dict[str, Any]) -> str:
@@ -76,14 +78,19 @@ def _notes(section: dict[str, Any]) -> str:
 
 
 def _targets(section: dict[str, Any]) -> str:
-    rows = [(t.words, f"{'≤' if t.ceiling else '≥'} {t.wanted:g}", short(t.found), "met" if t.met else "missed") for t in targets(section)]
+    rows = [
+        (t.words, f"{'≤' if t.ceiling else '≥'} {t.wanted:g}", short(t.found), "met" if t.met else "missed")
+        for t in targets(section)
+    ]
     return markdown_table(("target", "wanted", "found", ""), rows, left=(0, 3)) + "\n"
 
 
 def _missed(section: dict[str, Any]) -> str:
     """A line for every row that is not behind tpv and every target that is missed."""
     lines = [
-        f"* {r.name} takes {short(r.theirs)} u ({r.accuracy}), tpv {short(r.ours)} u. {r.because}" for r in rivals(section) if not r.behind
+        f"* {r.name} takes {short(r.theirs)} u ({r.accuracy}), tpv {short(r.ours)} u. {r.because}"
+        for r in rivals(section)
+        if not r.behind
     ]
     lines += [f"* {t.words}: {short(t.found)}. {t.because}" for t in targets(section) if not t.met]
     return "".join(f"{line}\n" for line in ["", *lines]) if lines else ""
@@ -103,11 +110,18 @@ def _axis(axis: dict[str, Any]) -> str:
     x, points = axis["axis"], axis["points"]
     names = list(points[0]["methods"])
     rows = [
-        (f"{p[x]:,}", f"{p['plain']:.2f}", *(f"{p['methods'][n]:.2f} ({short(p['methods'][n] / p['plain'])})" for n in names))
+        (
+            f"{p[x]:,}",
+            f"{p['plain']:.2f}",
+            *(f"{p['methods'][n]:.2f} ({short(p['methods'][n] / p['plain'])})" for n in names),
+        )
         for p in points
     ]
     span = math.log(points[-1][x] / points[0][x])
-    powers = [math.log(last / first) / span for first, last in zip(_times(points[0]), _times(points[-1]), strict=True)]
+    powers = [
+        math.log(last / first) / span
+        for first, last in zip(_times(points[0]), _times(points[-1]), strict=True)
+    ]
     rows.append(("power", *(f"{power:.2f}" for power in powers)))
     table = markdown_table((x, "plain", *names), rows, left=())
     return f"### {x}: {axis['meaning']}, {axis['device']}\n\n{table}\n"

@@ -12,7 +12,11 @@ import torch
 
 T = TypeVar("T")
 J = TypeVar("J")
-_IMPORTED = ["benchmarks.measure", "transformers.models.gpt2.modeling_gpt2", "transformers.models.vit.modeling_vit"]
+_IMPORTED = [
+    "benchmarks.measure",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.vit.modeling_vit",
+]
 
 
 def fresh(function: Callable[[J], T], job: J, threads: int | None = None) -> T:

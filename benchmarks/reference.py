@@ -36,12 +36,19 @@ def references(jobs: list[Job]) -> dict[int, Reference]:
 
 
 def exact(subject: Subject) -> Reference:
-    return Reference(tpv.estimate(subject.model, subject.inputs, tpv.Isotropic(1.0), estimator=tpv.Exact()).value)
+    return Reference(
+        tpv.estimate(subject.model, subject.inputs, tpv.Isotropic(1.0), estimator=tpv.Exact()).value
+    )
 
 
 def sampled(subject: Subject) -> Reference:
     """Many probes for a few examples, few for many."""
     probes = min(_MOST_PROBES, max(_FEWEST_PROBES, _SWEEPS // len(subject.inputs)))
     one, law = tpv.Hutchinson(1), tpv.Isotropic(1.0)
-    results = [tpv.estimate(subject.model, subject.inputs, law, estimator=one, generator=1000 + seed) for seed in range(probes)]
-    return Reference(sum(r.value for r in results) / probes, math.sqrt(sum(r.mc_stderr**2 for r in results)) / probes)
+    results = [
+        tpv.estimate(subject.model, subject.inputs, law, estimator=one, generator=1000 + seed)
+        for seed in range(probes)
+    ]
+    return Reference(
+        sum(r.value for r in results) / probes, math.sqrt(sum(r.mc_stderr**2 for r in results)) / probes
+    )

@@ -41,7 +41,14 @@ class Result:
 
 
 def failed(row: Row, reason: str) -> Result:
-    return Result(row.library, row.method, row.law.value, row.examples, "nothing", "; ".join(filter(None, (reason, row.note))))
+    return Result(
+        row.library,
+        row.method,
+        row.law.value,
+        row.examples,
+        "nothing",
+        "; ".join(filter(None, (reason, row.note))),
+    )
 
 
 def judged(row: Row, m: Measurement, reference: Reference) -> Result:
@@ -76,11 +83,16 @@ def agrees(m: Measurement, reference: Reference) -> bool:
     gap, error = abs(m.value - reference.value), math.hypot(m.stderr, reference.stderr)
     if error == 0:
         return gap < EXACT_TOLERANCE * reference.value
-    return bool(2 * student.sf(gap / error, m.freedom * (error / m.stderr) ** 4 if m.stderr else math.inf) > SMALLEST_P)
+    return bool(
+        2 * student.sf(gap / error, m.freedom * (error / m.stderr) ** 4 if m.stderr else math.inf)
+        > SMALLEST_P
+    )
 
 
 def flagged(results: list[Result]) -> list[Result]:
     """Mark rows whose plain pass took over 1.3 times the quickest one of all rows."""
     times = [r.plain_milliseconds for r in results]
     quickest = min((t for t in times if t is not None), default=math.inf)
-    return [replace(r, busy=t is not None and t > BUSY * quickest) for r, t in zip(results, times, strict=True)]
+    return [
+        replace(r, busy=t is not None and t > BUSY * quickest) for r, t in zip(results, times, strict=True)
+    ]

@@ -34,8 +34,18 @@ class Axis:
 AXES = (
     Axis("N", "examples, ResNet-20", (8, 32, 128, 512), lambda n: (ResNet20(), n)),
     Axis("K", "outputs, ResNet-20 with as many classes", (10, 30, 100), lambda k: (ResNet20(classes=k), 64)),
-    Axis("P", "parameters, ViT of width 64, 128, 256, 384", (64, 128, 256, 384), lambda width: (ViT(width=width), 64)),
-    Axis("T", "tokens, GPT-2 classifier, 2 layers of width 128", (32, 128, 512), lambda t: (GPTClassifier(128, 2, 1024, t), 64)),
+    Axis(
+        "P",
+        "parameters, ViT of width 64, 128, 256, 384",
+        (64, 128, 256, 384),
+        lambda width: (ViT(width=width), 64),
+    ),
+    Axis(
+        "T",
+        "tokens, GPT-2 classifier, 2 layers of width 128",
+        (32, 128, 512),
+        lambda t: (GPTClassifier(128, 2, 1024, t), 64),
+    ),
 )
 
 
@@ -62,12 +72,20 @@ def axis_on(axis: Axis, device: str, quick: bool, console: Console) -> dict[str,
         with console.status(f"{axis.name} = {value}"):
             points.append(fresh(measured, Point(spec, examples * growth, device), threads))
         console.print(f"{axis.name} = {value} on {device}", style="dim")
-    return {"axis": axis.name, "device": device, "meaning": axis.meaning, "machine": machine(device), "points": points}
+    return {
+        "axis": axis.name,
+        "device": device,
+        "meaning": axis.meaning,
+        "machine": machine(device),
+        "points": points,
+    }
 
 
 def measured(point: Point) -> dict[str, Any]:
     """Milliseconds per example of the plain pass and of every method."""
-    subject = Subject.of(point.spec.network().to(point.device), point.spec.inputs(point.examples).to(point.device))
+    subject = Subject.of(
+        point.spec.network().to(point.device), point.spec.inputs(point.examples).to(point.device)
+    )
     batch = _BATCH[point.device]
     plain = plain_pass(subject, batch, point.device)
     found = {row.name: best(row.prepare(subject, batch), subject, plain, point.device) for row in METHODS}

@@ -15,7 +15,9 @@ Document = dict[str, list[dict[str, Any]]]
 
 
 def read() -> Document:
-    return json.loads(PATH.read_text()) if PATH.exists() else {"sections": [], "scaling": [], "label_noise": []}
+    return (
+        json.loads(PATH.read_text()) if PATH.exists() else {"sections": [], "scaling": [], "label_noise": []}
+    )
 
 
 def add(kind: str, entry: dict[str, Any]) -> Document:

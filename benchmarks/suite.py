@@ -31,7 +31,9 @@ def section(spec: Spec, device: str, quick: bool, only: str, console: Console) -
         results = []
         for job in chosen:
             with console.status(job.row.name):
-                results.append(result(replace(job, plain_batch=plain_batch), known[job.row.examples], facts["outputs"]))
+                results.append(
+                    result(replace(job, plain_batch=plain_batch), known[job.row.examples], facts["outputs"])
+                )
             console.print(f"{spec.name} on {device}, {job.row.name}: {results[-1].verdict}", style="dim")
     return {
         "subject": spec.name,
@@ -57,7 +59,10 @@ def result(job: Job, reference: Reference, outputs: int) -> Result:
     """A row's result, or why there is none."""
     row = job.row
     if row.every_output and outputs > MOST_OUTPUTS:
-        return failed(replace(row, note=""), f"cannot run: a backward pass or a row of the Jacobian for each of {outputs:,} outputs")
+        return failed(
+            replace(row, note=""),
+            f"cannot run: a backward pass or a row of the Jacobian for each of {outputs:,} outputs",
+        )
     try:
         return judged(row, measured(job), reference)
     except ImportError as error:

@@ -57,7 +57,9 @@ def rivals(section: dict[str, Any]) -> list[Rival]:
             mine = _cheapest(section, exact)
             if mine is not None:
                 theirs, ours = row["cost_to_one_percent"], mine["cost_to_one_percent"]
-                found.append(Rival(_name(row), theirs, ours, "exact" if exact else "1 %", cause(section, row, mine)))
+                found.append(
+                    Rival(_name(row), theirs, ours, "exact" if exact else "1 %", cause(section, row, mine))
+                )
     return found
 
 
@@ -83,12 +85,23 @@ def _loops(section: dict[str, Any]) -> Iterator[Target]:
 
 def _cheapest(section: dict[str, Any], exact: bool) -> dict[str, Any] | None:
     """tpv's exact row, or its row that reaches 1 % soonest."""
-    rows = [r for r in section["rows"] if r["library"] == OURS and r["cost"] is not None and (not exact or r["law"] == "exact")]
+    rows = [
+        r
+        for r in section["rows"]
+        if r["library"] == OURS and r["cost"] is not None and (not exact or r["law"] == "exact")
+    ]
     return min(rows, key=lambda r: r["cost_to_one_percent"], default=None)
 
 
 def _row(section: dict[str, Any], library: str, method: str) -> dict[str, Any] | None:
-    return next((r for r in section["rows"] if (r["library"], r["method"]) == (library, method) and r["cost"] is not None), None)
+    return next(
+        (
+            r
+            for r in section["rows"]
+            if (r["library"], r["method"]) == (library, method) and r["cost"] is not None
+        ),
+        None,
+    )
 
 
 def _name(row: dict[str, Any]) -> str:

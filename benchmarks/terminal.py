@@ -21,7 +21,11 @@ def terminal(section: dict[str, Any]) -> Group:
     rows = section["rows"]
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         style = "bold red" if row["verdict"] == "DISAGREES" else "dim" if row["cost"] is None else ""
-        table.add_row(*cells(row), style=style, end_section=following is not None and following["library"] != row["library"])
+        table.add_row(
+            *cells(row),
+            style=style,
+            end_section=following is not None and following["library"] != row["library"],
+        )
     notes = [Text(f"{row['library']} {row['method']}: {row['note']}") for row in rows if row["note"]]
     aims = [Text(f"{t.words}: {short(t.found)}, {'met' if t.met else 'missed'}") for t in targets(section)]
     return Group(table, *notes, *aims)

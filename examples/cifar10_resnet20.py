@@ -43,7 +43,9 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.shortcut = nn.Identity() if (inputs, stride) == (planes, 1) else PaddingShortcut(inputs, planes, stride)
+        self.shortcut = (
+            nn.Identity() if (inputs, stride) == (planes, 1) else PaddingShortcut(inputs, planes, stride)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -65,7 +67,9 @@ class CifarResNet(nn.Module):
 
     @staticmethod
     def _stage(inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(BasicBlock(inputs, planes, stride), *[BasicBlock(planes, planes, 1) for _ in range(blocks - 1)])
+        return nn.Sequential(
+            BasicBlock(inputs, planes, stride), *[BasicBlock(planes, planes, 1) for _ in range(blocks - 1)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
@@ -88,7 +92,11 @@ def pixels(table: Dataset) -> Tensor:
     """The images of a data set as they are, (N, 3, 32, 32) in bytes."""
     import numpy as np
 
-    return torch.stack([torch.from_numpy(np.array(image)) for image in table["img"]]).permute(0, 3, 1, 2).contiguous()
+    return (
+        torch.stack([torch.from_numpy(np.array(image)) for image in table["img"]])
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 def normalised(x: Tensor) -> Tensor:

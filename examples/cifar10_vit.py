@@ -39,14 +39,24 @@ def augmented(x: Tensor) -> Tensor:
     images, channels, size = torch.arange(len(x)), torch.arange(x.shape[1]), torch.arange(x.shape[2])
     rows, columns = (torch.randint(9, (len(x), 1)) + size for _ in range(2))
     columns = torch.where(torch.rand(len(x), 1) < 0.5, columns.flip(1), columns)
-    return F.pad(x, (4, 4, 4, 4))[images[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    return F.pad(x, (4, 4, 4, 4))[
+        images[:, None, None, None],
+        channels[:, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
 
 
 def untrained(hidden: int = 128, layers: int = 6) -> ViTForImageClassification:
     """A vision transformer with 65 tokens: 8 × 8 patches of 4 × 4 pixels and the class."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 32}
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 32,
+    }
     return ViTForImageClassification(ViTConfig(image_size=32, patch_size=4, num_labels=10, **sizes))
 
 

@@ -47,7 +47,11 @@ def model() -> GPT2LMHeadModel:
     from transformers import GPT2LMHeadModel
 
     folder = pretrained()
-    return GPT2LMHeadModel.from_pretrained(folder, use_safetensors=True, use_cache=False).eval() if folder else untrained()
+    return (
+        GPT2LMHeadModel.from_pretrained(folder, use_safetensors=True, use_cache=False).eval()
+        if folder
+        else untrained()
+    )
 
 
 def texts(split: str) -> list[str]:

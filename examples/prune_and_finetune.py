@@ -54,13 +54,17 @@ def flipped_and_shifted(x: Tensor) -> Tensor:
     x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
     padded = F.pad(x, (4, 4, 4, 4))
     shifts = torch.randint(9, (len(x), 2)).tolist()
-    return torch.stack([image[:, i : i + 32, j : j + 32] for image, (i, j) in zip(padded, shifts, strict=True)])
+    return torch.stack(
+        [image[:, i : i + 32, j : j + 32] for image, (i, j) in zip(padded, shifts, strict=True)]
+    )
 
 
 def fine_tune(model: nn.Module, task: Task) -> None:
     """Plain PyTorch: SGD with a cosine schedule on the labels."""
     loader = DataLoader(task.train, batch_size=64, shuffle=True)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], task.lr, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], task.lr, momentum=0.9, weight_decay=1e-4
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * len(loader))
     model.train()
     for _ in range(task.epochs):

@@ -44,11 +44,19 @@ def trained(name: str, kind: type[PreTrainedModel], train: Callable[[], PreTrain
 
 
 def fit(
-    network: PreTrainedModel, loss: Callable[[Tensor], Tensor], examples: int, *, epochs: int, batch_size: int, lr: float
+    network: PreTrainedModel,
+    loss: Callable[[Tensor], Tensor],
+    examples: int,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
 ) -> PreTrainedModel:
     """The network after AdamW with warm-up and cosine decay; ``loss`` takes the indices of a random batch."""
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=-(-examples // batch_size), pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, epochs=epochs, steps_per_epoch=-(-examples // batch_size), pct_start=0.1
+    )
     network.train()
     for epoch in range(epochs):
         total = 0.0

@@ -42,8 +42,12 @@ def tokenizer() -> Tokenizer:
     if not file.is_file():
         made = BertWordPieceTokenizer()
         # with the prefix ## the trainer breaks ties differently in every process
-        made.train_from_iterator(questions("train")["text"], vocab_size=4000, wordpieces_prefix="", show_progress=False)
-        made.post_processor = BertProcessing(*((token, made.token_to_id(token)) for token in ("[SEP]", "[CLS]")))
+        made.train_from_iterator(
+            questions("train")["text"], vocab_size=4000, wordpieces_prefix="", show_progress=False
+        )
+        made.post_processor = BertProcessing(
+            *((token, made.token_to_id(token)) for token in ("[SEP]", "[CLS]"))
+        )
         made.enable_padding()
         made.save(str(file))
     return Tokenizer.from_file(str(file))
@@ -52,23 +56,37 @@ def tokenizer() -> Tokenizer:
 def encoded(texts: list[str]) -> dict[str, Tensor]:
     """What the network takes, (N, length of the longest question)."""
     found = tokenizer().encode_batch(texts)
-    return {"input_ids": torch.tensor([e.ids for e in found]), "attention_mask": torch.tensor([e.attention_mask for e in found])}
+    return {
+        "input_ids": torch.tensor([e.ids for e in found]),
+        "attention_mask": torch.tensor([e.attention_mask for e in found]),
+    }
 
 
 def distorted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Three tokens in ten replaced by any other: so the network learns to do without words that it does not know."""
     ids = batch["input_ids"]
     replaced = (torch.rand(ids.shape) < 0.3) & (ids >= SPECIAL)
-    return batch | {"input_ids": torch.where(replaced, torch.randint(SPECIAL, tokenizer().get_vocab_size(), ids.shape), ids)}
+    return batch | {
+        "input_ids": torch.where(
+            replaced, torch.randint(SPECIAL, tokenizer().get_vocab_size(), ids.shape), ids
+        )
+    }
 
 
 def untrained(hidden: int = 128, layers: int = 2) -> BertForSequenceClassification:
     """A BERT of the tokenizer's vocabulary."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 32}
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 32,
+    }
     vocabulary = tokenizer().get_vocab_size()
-    config = BertConfig(vocab_size=vocabulary, max_position_embeddings=128, num_labels=6, initializer_range=0.05, **sizes)
+    config = BertConfig(
+        vocab_size=vocabulary, max_position_embeddings=128, num_labels=6, initializer_range=0.05, **sizes
+    )
     return BertForSequenceClassification(config)
 
 
@@ -93,7 +111,10 @@ def model() -> BertForSequenceClassification:
 
 def batches(split: str) -> list[dict[str, Tensor]]:
     """Batches of 50 questions with input_ids, attention_mask and labels."""
-    return [encoded(part["text"]) | {"labels": torch.tensor(part["coarse_label"])} for part in questions(split).iter(batch_size=50)]
+    return [
+        encoded(part["text"]) | {"labels": torch.tensor(part["coarse_label"])}
+        for part in questions(split).iter(batch_size=50)
+    ]
 
 
 def train_data() -> list[dict[str, Tensor]]:

@@ -24,7 +24,9 @@ from tpv._format import plus_minus, table
 from tpv.retraining import ProgressBar
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
-Scale = Annotated[bool, typer.Option("--smoke", help="Seconds instead of minutes: a random network, few images, few steps.")]
+Scale = Annotated[
+    bool, typer.Option("--smoke", help="Seconds instead of minutes: a random network, few images, few steps.")
+]
 
 SIGMAS, HORIZONS, LR = (0.01, 0.1, 0.3, 1.0), (10, 40, 160), 1e-4
 
@@ -38,7 +40,11 @@ def subjects(smoke: bool, n: int) -> tuple[torch.nn.Module, torch.Tensor, torch.
 
 
 @app.command()
-def horizons(smoke: Scale = False, runs: int = 2, std: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None) -> None:
+def horizons(
+    smoke: Scale = False,
+    runs: int = 2,
+    std: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
+) -> None:
     """Same-noise prediction over retraining, by size of the noise and number of steps."""
     model, train, test = subjects(smoke, 128)
     rows = []
@@ -47,14 +53,20 @@ def horizons(smoke: Scale = False, runs: int = 2, std: Annotated[list[float] | N
             law = tpv.LabelNoise(sigma, train, tpv.GradientDescent(LR, steps), relative=True)
             retraining = tpv.Retraining(law, runs=runs, on_step=ProgressBar())
             real = [tpv.estimate(model, x, retraining) for x in (train, test)]
-            linear = [tpv.estimate(model, x, law, estimator=tpv.LinearizedMonteCarlo(runs)) for x in (train, test)]
+            linear = [
+                tpv.estimate(model, x, law, estimator=tpv.LinearizedMonteCarlo(runs)) for x in (train, test)
+            ]
             v = tpv.linearity(model, test, retraining, draws=runs)
             ratios = [tpv.StabilityResult(a, b).in_sample_ratio for a, b in zip(linear, real, strict=True)]
             cells = [f"{e.value:.3f} ± {e.mc_stderr:.3f}" for e in ratios]  # the examples are the same
             control = real[1].metadata["control"]["value"]
-            rows.append((str(steps), f"{sigma:g}", *cells, f"{v.value:.3f}", f"{real[1].value:.3g}", f"{control:.0e}"))
+            rows.append(
+                (str(steps), f"{sigma:g}", *cells, f"{v.value:.3f}", f"{real[1].value:.3g}", f"{control:.0e}")
+            )
             print(rows[-1], file=sys.stderr, flush=True)
-    print(f"{runs} runs each, lr {LR:g} full batch, noise std × mean |f*|; closed form over retraining for the same noise\n")
+    print(
+        f"{runs} runs each, lr {LR:g} full batch, noise std × mean |f*|; closed form over retraining for the same noise\n"
+    )
     print(table(("steps", "std", "train", "test", "V on test", "TPV on test", "control"), rows))
 
 
@@ -63,7 +75,11 @@ def halves(smoke: Scale = False, n: int = 128) -> None:
     """Train in sample and cross-fitted against test."""
     model, train, test = subjects(smoke, n)
     started = time.perf_counter()
-    print(tpv.stability(model, train, test, tpv.LabelNoise(0.1, train, tpv.GradientDescent(LR, 50), relative=True)))
+    print(
+        tpv.stability(
+            model, train, test, tpv.LabelNoise(0.1, train, tpv.GradientDescent(LR, 50), relative=True)
+        )
+    )
     print(f"\n{time.perf_counter() - started:.0f} s, {tpv.NTK(model, train)!r}")
 
 
@@ -72,7 +88,9 @@ def quickstart(smoke: Scale = False) -> None:
     """The published example: 5 networks, 2,000 images, 5 epochs in batches of 256, momentum 0.9; with a control run and cross-fitted."""
     n, batch, steps = (2000, 256, 40) if not smoke else (16, 4, 4)
     model, train, test = subjects(smoke, n)
-    law = tpv.LabelNoise(0.1, train, tpv.GradientDescent(LR, steps, momentum=0.9), center=False, relative=True)
+    law = tpv.LabelNoise(
+        0.1, train, tpv.GradientDescent(LR, steps, momentum=0.9), center=False, relative=True
+    )
     both = tpv.stability(model, train, test, tpv.Retraining(law, batch_size=batch, on_step=ProgressBar()))
     print(f"{both}\n\ncontrol run on the test inputs: {both.test.metadata['control']}")
 
@@ -99,11 +117,17 @@ def agreement(smoke: Scale = False, n: int = 128, draws: int = 3) -> None:
         tpv.ntk.operator.DENSE_BYTES = allowed
         law = tpv.LabelNoise(0.1, train, fit, relative=True)
         exact.append(tpv.estimate(model, test, law))
-        found[0 if allowed else 1] = tpv.estimate(model, test, law, estimator=tpv.LinearizedMonteCarlo(draws)).draws
+        found[0 if allowed else 1] = tpv.estimate(
+            model, test, law, estimator=tpv.LinearizedMonteCarlo(draws)
+        ).draws
     tpv.ntk.operator.DENSE_BYTES = limit
     for result in exact:
-        print(f"{plus_minus(result.value, result.mc_stderr)} by {result.metadata['estimator']}, {result.metadata['kernel']}")
-    print("the same noise, products over written out:", *(f"{b / a:.5f}" for a, b in zip(*found, strict=True)))
+        print(
+            f"{plus_minus(result.value, result.mc_stderr)} by {result.metadata['estimator']}, {result.metadata['kernel']}"
+        )
+    print(
+        "the same noise, products over written out:", *(f"{b / a:.5f}" for a, b in zip(*found, strict=True))
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,10 @@ def settled(model: nn.Module) -> nn.Module:
 
 
 def faults_survived(
-    error: type[BaseException], places: Iterable[int], build: Callable[[], nn.Module], use: Callable[[nn.Module], object]
+    error: type[BaseException],
+    places: Iterable[int],
+    build: Callable[[], nn.Module],
+    use: Callable[[nn.Module], object],
 ) -> int:
     """How many of the k-th calls of a linear layer could raise and leave the model unchanged, until there was no k-th call any more."""
     original, survived, calls, limit = nn.Linear.forward, 0, 0, 0

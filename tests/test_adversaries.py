@@ -47,7 +47,9 @@ def linear(inputs: int = 4, outputs: int = 4) -> nn.Linear:
 def assert_exact(model: nn.Module, data: list[Any], law: tpv.Perturbation = LAW) -> tpv.TPVResult:
     sizes = [batch_size(batch) for batch in data]
     found = [dense_tpv(model, batch, law) for batch in data]
-    expected = {name: sum(n * f[name] for n, f in zip(sizes, found, strict=True)) / sum(sizes) for name in found[0]}
+    expected = {
+        name: sum(n * f[name] for n, f in zip(sizes, found, strict=True)) / sum(sizes) for name in found[0]
+    }
     for chunk in (None, 2):
         with assert_unchanged(model):
             result = tpv.estimate(model, data, law, estimator=tpv.Exact(), chunk_size=chunk)
@@ -68,7 +70,9 @@ def embeddings() -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize("lengths", [(5, 1, 5), (1, 5), (4, 4, 1, 3)])
 def test_position_embeddings_of_batches_of_other_lengths(lengths: tuple[int, ...]) -> None:
-    assert_exact(Model(positions, **embeddings()), [tokens(n, t) for n, t in zip((3, 4, 1, 4), lengths, strict=False)])
+    assert_exact(
+        Model(positions, **embeddings()), [tokens(n, t) for n, t in zip((3, 4, 1, 4), lengths, strict=False)]
+    )
 
 
 def test_a_shared_call_that_changes_places_with_another() -> None:
@@ -116,7 +120,10 @@ def test_many_single_examples_first() -> None:
         return m.head(torch.tanh(x + m.places(torch.zeros(1, dtype=torch.long))[0]))
 
     torch.manual_seed(0)
-    assert_exact(Model(run, places=nn.Embedding(2, 4), head=linear(4, 3)), [*randn(10, 4).split(1), randn(5, 4, seed=1)])
+    assert_exact(
+        Model(run, places=nn.Embedding(2, 4), head=linear(4, 3)),
+        [*randn(10, 4).split(1), randn(5, 4, seed=1)],
+    )
 
 
 def test_an_attribute_that_another_module_sets() -> None:
@@ -141,7 +148,9 @@ def test_an_attribute_that_another_module_sets() -> None:
     expected = [dense_tpv(model, batch, LAW, forward) for batch in data]
     found = tpv.estimate(model, data, LAW, estimator=tpv.Exact(), forward=forward)
     for name, layer in found.layers.items():
-        assert layer.value == pytest.approx((3 * expected[0][name] + 4 * expected[1][name]) / 7, rel=1e-9), name
+        assert layer.value == pytest.approx((3 * expected[0][name] + 4 * expected[1][name]) / 7, rel=1e-9), (
+            name
+        )
 
 
 @pytest.mark.parametrize("how", ["hook", "forward"])
@@ -169,7 +178,9 @@ def test_a_side_channel_that_some_batches_use() -> None:
     torch.manual_seed(0)
     inner = Model(block, scale=nn.Parameter(torch.tensor([0.5, 1.5, -1.0, 2.0])))
     inner.kept = None
-    assert_exact(Model(run, first=linear(), block=inner, head=linear(4, 3)), [randn(2, 2, 4), randn(5, 3, 4, seed=1)])
+    assert_exact(
+        Model(run, first=linear(), block=inner, head=linear(4, 3)), [randn(2, 2, 4), randn(5, 3, 4, seed=1)]
+    )
 
 
 def test_a_layer_called_total() -> None:
@@ -191,7 +202,12 @@ class OnlyForX(torch.autograd.Function):
 
 def test_a_function_without_a_gradient_for_one_argument() -> None:
     torch.manual_seed(0)
-    model = Model(lambda m, x: m.head(OnlyForX.apply(m.first(x), m.second(x))), first=linear(), second=linear(), head=linear(4, 3))
+    model = Model(
+        lambda m, x: m.head(OnlyForX.apply(m.first(x), m.second(x))),
+        first=linear(),
+        second=linear(),
+        head=linear(4, 3),
+    )
     assert tpv.estimate(model, randn(5, 4), LAW).layers["second"].value == 0
 
 
@@ -220,12 +236,22 @@ def test_state_of_every_kind_is_put_back() -> None:
 
     torch.manual_seed(0)
     model = Model(run, layer=linear(4, 3), bias=nn.Parameter(torch.ones(3)))
-    model.ordered, model.nested, model.seen, model.table = OrderedDict(), {"a": {}}, set(), torch.zeros(2, dtype=torch.float64)
+    model.ordered, model.nested, model.seen, model.table = (
+        OrderedDict(),
+        {"a": {}},
+        set(),
+        torch.zeros(2, dtype=torch.float64),
+    )
     model.register_buffer("running", torch.ones(3))
     x = randn(5, 4)
     found = tpv.estimate(model, x, LAW)
     assert found.layers["(model)"].value > 0
-    assert (model.ordered, model.nested, model.seen, model.table.tolist()) == (OrderedDict(), {"a": {}}, set(), [0.0, 0.0])
+    assert (model.ordered, model.nested, model.seen, model.table.tolist()) == (
+        OrderedDict(),
+        {"a": {}},
+        set(),
+        [0.0, 0.0],
+    )
     assert model.running.tolist() == [1.0] * 3
 
 
@@ -255,7 +281,11 @@ def test_running_out_of_memory_is_not_taken_for_a_missing_formula(monkeypatch: p
 
 def test_group_wise_quantization_of_single_rows_needs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model, x, law = nn.Sequential(linear(6, 8), nn.Tanh(), linear(8, 3)).double(), randn(5, 6), tpv.Quantization(4, "group", group_size=2)
+    model, x, law = (
+        nn.Sequential(linear(6, 8), nn.Tanh(), linear(8, 3)).double(),
+        randn(5, 6),
+        tpv.Quantization(4, "group", group_size=2),
+    )
     expected = dense_tpv(model, x, law)["total"]
     monkeypatch.setattr(LinearCall, "gradients", lambda *_: pytest.fail("a gradient was written out"))
     assert tpv.estimate(model, x, law).value == pytest.approx(expected, rel=1e-10)

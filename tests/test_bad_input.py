@@ -63,11 +63,17 @@ def broken_weights() -> nn.Module:
 
 MODELS = [
     (lambda: network().train(), r"1 is a BatchNorm1d in training mode.*model\.eval\(\)"),
-    (lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.2)), r"1 is an active Dropout\(p=0\.2\).*model\.eval\(\)"),
+    (
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.2)),
+        r"1 is an active Dropout\(p=0\.2\).*model\.eval\(\)",
+    ),
     (lambda: nn.Sequential(nn.LSTM(4, 3, 2, dropout=0.1)), r"0 is a LSTM with active dropout=0\.1"),
     (lambda: nn.BatchNorm1d(4, track_running_stats=False).eval(), "without running statistics"),
     (lambda: nn.Embedding(3, 4, max_norm=1.0), "max_norm"),
-    (lambda: network().requires_grad_(False), r"all its parameters are frozen: call model\.requires_grad_\(True\)"),
+    (
+        lambda: network().requires_grad_(False),
+        r"all its parameters are frozen: call model\.requires_grad_\(True\)",
+    ),
     (lambda: nn.Tanh(), "it has no floating-point parameters"),
     (lambda: lambda x: x, "must be a torch.nn.Module, got function"),
     (broken_weights, r"3\.weight holds NaN or infinity"),
@@ -111,7 +117,9 @@ DATA = [
 
 
 @pytest.mark.parametrize(("data", "sentence"), DATA)
-@pytest.mark.parametrize("estimator", [tpv.Exact(), tpv.Hutchinson(), tpv.MonteCarlo(2), tpv.LinearizedMonteCarlo(2)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [tpv.Exact(), tpv.Hutchinson(), tpv.MonteCarlo(2), tpv.LinearizedMonteCarlo(2)], ids=repr
+)
 def test_data_that_gives_no_number_is_refused(data, sentence: str, estimator: tpv.Estimator) -> None:
     model = network()
     with assert_unchanged(model), pytest.raises(tpv.TPVError, match=sentence) as caught:
@@ -147,6 +155,8 @@ def test_a_model_under_no_grad_is_refused() -> None:
 
 
 def test_overflowing_displacements_are_refused() -> None:
-    huge = tpv.Displacement({name: torch.full_like(p, 3e38) for name, p in network().float().named_parameters()})
+    huge = tpv.Displacement(
+        {name: torch.full_like(p, 3e38) for name, p in network().float().named_parameters()}
+    )
     with pytest.raises(tpv.TPVError, match="overflow"):
         tpv.estimate(network().float(), X.float(), huge, estimator=tpv.MonteCarlo())

@@ -57,7 +57,10 @@ def test_report_writes_both_files_and_prints_tables():
     found = run("report", "target.py", *QUICK)
     assert found.exit_code == 0, found.output
     report = Report.from_json(Path("tpv-report/report.json"))
-    assert [entry.perturbation for entry in report.entries] == ["Quantization(bits=4)", "SGDNoise(lr=0.01, batch_size=8)"]
+    assert [entry.perturbation for entry in report.entries] == [
+        "Quantization(bits=4)",
+        "SGDNoise(lr=0.01, batch_size=8)",
+    ]
     assert (report.headline.train.n_examples, report.headline.shown.n_examples) == (40, 30)
     assert report.headline.linearity is None
     assert {p.name for p in Path("tpv-report").iterdir()} == {"report.html", "report.json"}
@@ -67,7 +70,18 @@ def test_report_writes_both_files_and_prints_tables():
 
 
 def test_numbers_are_those_of_the_library():
-    run("report", "target.py", "-p", "Quantization(bits=4)", "--seed", 3, "--limit", 20, "--estimator", "Hutchinson(probes=2)")
+    run(
+        "report",
+        "target.py",
+        "-p",
+        "Quantization(bits=4)",
+        "--seed",
+        3,
+        "--limit",
+        20,
+        "--estimator",
+        "Hutchinson(probes=2)",
+    )
     entry = Report.from_json(Path("tpv-report/report.json")).entries[0]
     torch.manual_seed(3)
     space = {}
@@ -156,7 +170,10 @@ def test_label_noise_without_test_data_is_in_sample():
 
 
 WIDE = TARGET.replace("torch.nn.Linear(8, 3)", "torch.nn.Linear(8, 500)")
-DEAD = TARGET.replace("generator = ", "torch.manual_seed(0)\ngenerator = ") + "\nfor p in model.parameters():\n    p.data.zero_()\n"
+DEAD = (
+    TARGET.replace("generator = ", "torch.manual_seed(0)\ngenerator = ")
+    + "\nfor p in model.parameters():\n    p.data.zero_()\n"
+)
 LEFT_OUT = {
     WIDE: "the kernel of 40 training examples × 500 outputs takes",
     DEAD: "all training outputs are 0",
@@ -186,8 +203,13 @@ def test_the_default_label_noise_is_left_out_aloud_and_never_one_that_is_asked_f
 def test_label_noise_of_one_example_cannot_be_crossed(monkeypatch):
     monkeypatch.setattr(measuring, "DEFAULTS", (measuring.NOISE,))
     run("report", "target.py", "--limit", 1)
-    assert "there is one example: give a higher --limit" in Report.from_json(Path("tpv-report/report.json")).noise_left_out
-    assert "cross-fitting needs at least two training examples" in refused("report", "target.py", "--limit", 1, "-p", NOISE)
+    assert (
+        "there is one example: give a higher --limit"
+        in Report.from_json(Path("tpv-report/report.json")).noise_left_out
+    )
+    assert "cross-fitting needs at least two training examples" in refused(
+        "report", "target.py", "--limit", 1, "-p", NOISE
+    )
     assert run("report", "target.py", "--label-noise-examples", 1).exit_code == 2
 
 
@@ -201,11 +223,20 @@ def test_stages_of_a_report(monkeypatch):
     monkeypatch.setattr("tpv.cli.progress_bars", bars)
     run("report", "target.py", "-p", NOISE, "-p", "Isotropic(0.1)", "--label-noise-examples", 12)
     stages = {
-        name: list(dict.fromkeys(s for said, s, *_ in told if said.startswith(name))) for name in ("LabelNoise", "Isotropic(std=0.1)")
+        name: list(dict.fromkeys(s for said, s, *_ in told if said.startswith(name)))
+        for name in ("LabelNoise", "Isotropic(std=0.1)")
     }
     assert stages["Isotropic(std=0.1)"] == ["train", "test", "linearity"]
     passes = [s for s in stages["LabelNoise"] if not s.endswith("kernel")]
-    assert passes == ["train", "test", "cross-fit 1/2", "cross-fit 2/2", "halves 1/2", "halves 2/2", "linearity"]
+    assert passes == [
+        "train",
+        "test",
+        "cross-fit 1/2",
+        "cross-fit 2/2",
+        "halves 1/2",
+        "halves 2/2",
+        "linearity",
+    ]
     assert {"train, kernel", "test, kernel", "cross-fit 1/2, kernel"} <= set(stages["LabelNoise"])
     last = {stage: said for name, stage, *said in told if name.startswith("LabelNoise")}
     assert last["train"] == [12, 12]
@@ -230,7 +261,14 @@ def test_targets_of_every_form(kind, folder):
         "forward": "train_data = [{'odd': torch.randn(3, 4)}] * 3\ndef forward(model, batch): return model(batch['odd'])",
     }
     Path(f"own_{kind}.py").write_text(f"import torch\nmodel = torch.nn.Linear(4, 2).eval()\n{forms[kind]}\n")
-    found = run("report", f"own_{kind}" if kind == "module" else f"own_{kind}.py", "-p", "Isotropic(0.1)", "--limit", 7)
+    found = run(
+        "report",
+        f"own_{kind}" if kind == "module" else f"own_{kind}.py",
+        "-p",
+        "Isotropic(0.1)",
+        "--limit",
+        7,
+    )
     assert found.exit_code == 0, found.output
     report = Report.from_json(Path("tpv-report/report.json"))
     assert report.title == f"own_{kind}"
@@ -283,7 +321,12 @@ def test_bad_options():
     assert "cannot write to target.py/x (Not a directory): choose another folder with --out." in refused(
         "report", "target.py", "--out", "target.py/x"
     )
-    for arguments in (["report"], ["report", "target.py", "--limit", "0"], ["report", "target.py", "--nope"], ["nope"]):
+    for arguments in (
+        ["report"],
+        ["report", "target.py", "--limit", "0"],
+        ["report", "target.py", "--nope"],
+        ["nope"],
+    ):
         found = run(*arguments)
         assert found.exit_code == 2
         assert "Traceback" not in found.output
@@ -314,14 +357,19 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(measuring, "stability", stability)
     # weights are random at every load and test data at every call, and a fingerprint includes them
-    steady = TARGET.replace("def test_data():", "def test_data():\n    generator = torch.Generator().manual_seed(1)")
+    steady = TARGET.replace(
+        "def test_data():", "def test_data():\n    generator = torch.Generator().manual_seed(1)"
+    )
     Path("target.py").write_text(steady.replace("model =", "torch.manual_seed(0)\nmodel ="))
     return calls
 
 
 def test_an_interrupted_run_resumes(counted):
     counted.stop_at = 2
-    assert refused("report", "target.py", *QUICK, code=130) == "tpv: interrupted: 2 of 3 parts are finished; the same command resumes."
+    assert (
+        refused("report", "target.py", *QUICK, code=130)
+        == "tpv: interrupted: 2 of 3 parts are finished; the same command resumes."
+    )
     assert counted == ["Isotropic(std=1.0)", "Quantization(bits=4)"]
     counted.stop_at = None
     found = run("report", "target.py", *QUICK)
@@ -335,13 +383,20 @@ def test_an_interrupted_run_resumes(counted):
     assert [e.train.value for e in resumed.all_entries] == [e.train.value for e in anew.all_entries]
 
 
-@pytest.mark.parametrize("change", ["fresh", "seed", "limit", "estimator", "noise", "target", "weights", "data", "corrupt"])
+@pytest.mark.parametrize(
+    "change", ["fresh", "seed", "limit", "estimator", "noise", "target", "weights", "data", "corrupt"]
+)
 def test_what_would_change_a_number_does_not_resume(counted, change):
     counted.stop_at, counted.error = 2, RuntimeError("boom")
     refused("report", "target.py", *QUICK, code=1)
     counted.clear()
     counted.stop_at = None
-    options = {"fresh": ["--fresh"], "seed": ["--seed", 1], "limit": ["--limit", 5], "estimator": ["--estimator", "Hutchinson"]}
+    options = {
+        "fresh": ["--fresh"],
+        "seed": ["--seed", 1],
+        "limit": ["--limit", 5],
+        "estimator": ["--estimator", "Hutchinson"],
+    }
     options["noise"] = ["--label-noise-examples", 7]
     if change == "target":
         Path("target.py").write_text(Path("target.py").read_text() + "\n# changed\n")
@@ -365,7 +420,11 @@ def test_an_interrupted_run_keeps_its_label_noise(counted):
     counted.stop_at = None
     found = run("report", "target.py", "-p", NOISE, "-p", "Isotropic(0.1)")
     assert "Resumed: 2 of 3" in found.stderr
-    assert counted == ["Isotropic(std=1.0)", "LabelNoise(std=0.1, fit=GradientDescent(lr=None, steps=5))", "Isotropic(std=0.1)"]
+    assert counted == [
+        "Isotropic(std=1.0)",
+        "LabelNoise(std=0.1, fit=GradientDescent(lr=None, steps=5))",
+        "Isotropic(std=0.1)",
+    ]
     (entry,) = Report.from_json(Path("tpv-report/report.json")).noise
     assert entry.shown.spectrum is not None
     assert entry.stability.cross_fitted is not None
@@ -409,7 +468,9 @@ def test_demo_without_scikit_learn(monkeypatch):
 
 
 def test_without_the_extra(monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("typer", "rich") else object())
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name in ("typer", "rich") else object()
+    )
     with pytest.raises(SystemExit) as stopped:
         __main__.main()
     assert stopped.value.code == 2
@@ -419,7 +480,12 @@ def test_without_the_extra(monkeypatch, capsys):
 def process(*arguments):
     environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "tpv", *arguments], capture_output=True, text=True, env=environment, check=False, timeout=120
+        [sys.executable, "-m", "tpv", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=120,
     )
 
 

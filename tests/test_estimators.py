@@ -25,7 +25,10 @@ def test_sign_probes_average_to_the_trace_over_all_sign_vectors() -> None:
     model, x = network(3), randn(4, 6)
     lin = Linearization(model)
     with Sweep(lin, {name: torch.ones(()).double() for name in lin.weights}).linearized(x) as (_, squares):
-        every = [squares(torch.tensor(signs).double().expand(4, 3)) for signs in itertools.product([-1, 1], repeat=3)]
+        every = [
+            squares(torch.tensor(signs).double().expand(4, 3))
+            for signs in itertools.product([-1, 1], repeat=3)
+        ]
     expected = tpv.estimate(model, x, tpv.Isotropic(1.0), estimator=tpv.Exact()).value
     assert torch.stack(every).mean(0).sum(1).mean().item() == pytest.approx(expected, rel=1e-12)
 
@@ -49,7 +52,9 @@ def test_probes_have_identity_covariance_and_are_orthogonal(probes: int, k: int)
 def test_hutchinson_is_unbiased_and_its_error_bar_is_calibrated(probes: int, outputs: int) -> None:
     model, x, law = network(outputs), randn(40, 6), tpv.Isotropic(0.1)
     exact = tpv.estimate(model, x, law, estimator=tpv.Exact())
-    runs = [tpv.estimate(model, x, law, estimator=tpv.Hutchinson(probes), generator=seed) for seed in range(150)]
+    runs = [
+        tpv.estimate(model, x, law, estimator=tpv.Hutchinson(probes), generator=seed) for seed in range(150)
+    ]
     values = torch.tensor([r.value for r in runs])
     spread = values.std().item()
     assert abs(values.mean().item() - exact.value) < 4 * spread / math.sqrt(len(runs))
@@ -73,7 +78,10 @@ def test_draws_are_unbiased_and_their_error_bar_is_calibrated(estimator: tpv.Est
 def test_standard_error_covers_the_sampling_of_examples() -> None:
     model, law = network(), tpv.Isotropic(0.1)
     population = tpv.estimate(model, randn(20000, 6, seed=9), law, estimator=tpv.Exact())
-    runs = [tpv.estimate(model, randn(50, 6, seed=100 + seed), law, estimator=tpv.Hutchinson()) for seed in range(150)]
+    runs = [
+        tpv.estimate(model, randn(50, 6, seed=100 + seed), law, estimator=tpv.Hutchinson())
+        for seed in range(150)
+    ]
     z = torch.tensor([(r.value - population.value) / r.stderr for r in runs])
     assert abs(z.mean().item()) < 4 / math.sqrt(len(runs)) + 0.2
     assert z.std().item() == pytest.approx(1, rel=0.3)
@@ -90,12 +98,18 @@ def test_draws_are_drawn_again_when_they_do_not_fit(monkeypatch: pytest.MonkeyPa
     model, x = network(), randn(5, 6)
     kept = tpv.estimate(model, x, tpv.Isotropic(0.1), estimator=tpv.MonteCarlo(4), chunk_size=2)
     monkeypatch.setattr("tpv.estimators.base._CACHE_BYTES", 0)
-    assert tpv.estimate(model, x, tpv.Isotropic(0.1), estimator=tpv.MonteCarlo(4), chunk_size=2).value == kept.value
+    assert (
+        tpv.estimate(model, x, tpv.Isotropic(0.1), estimator=tpv.MonteCarlo(4), chunk_size=2).value
+        == kept.value
+    )
 
 
 def test_the_default_estimator_is_named_in_the_metadata() -> None:
     model, x = network(), randn(10, 6)
-    chosen = [tpv.estimate(model, x, law).metadata["estimator"] for law in (tpv.Isotropic(1.0), tpv.Quantization(error="actual"))]
+    chosen = [
+        tpv.estimate(model, x, law).metadata["estimator"]
+        for law in (tpv.Isotropic(1.0), tpv.Quantization(error="actual"))
+    ]
     assert chosen == ["Exact()", "Exact(), one Jacobian-vector product"]
     many = tpv.estimate(model, randn(2000, 6), tpv.Isotropic(1.0))
     assert many.metadata["estimator"] == "Hutchinson(probes=1)"
@@ -146,4 +160,6 @@ def test_forward_mode_falls_back_to_double_backward() -> None:
     torch.manual_seed(0)
     model, x = Model().double(), randn(4, 6)
     law = tpv.Quantization(bits=3, error="actual")
-    assert tpv.estimate(model, x, law).value == pytest.approx(tpv.testing.dense_tpv(model, x, law)["total"], rel=1e-10)
+    assert tpv.estimate(model, x, law).value == pytest.approx(
+        tpv.testing.dense_tpv(model, x, law)["total"], rel=1e-10
+    )

@@ -85,7 +85,11 @@ def test_a_tiny_vision_transformer() -> None:
 def test_a_tiny_language_model() -> None:
     data = gpt2_small.test_data()
     assert [batch["input_ids"].shape for batch in data] == [(4, 64)] * 4
-    assert gpt2_small.tokenizer().decode(data[0]["input_ids"][0].tolist()).startswith("How far is it from Denver to Aspen ?\n")
+    assert (
+        gpt2_small.tokenizer()
+        .decode(data[0]["input_ids"][0].tolist())
+        .startswith("How far is it from Denver to Aspen ?\n")
+    )
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": gpt2_small.tokenizer().get_vocab_size()}
     check(gpt2_small.untrained(**sizes), [{"input_ids": batch["input_ids"][:, :8]} for batch in data[:2]], 8)
 
@@ -96,7 +100,11 @@ def test_augmentation_moves_and_mirrors(mirror: bool, move: int, monkeypatch: py
     monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, 4 + move))
     monkeypatch.setattr(torch, "rand", lambda *size: torch.full(size, 0.0 if mirror else 1.0))
     found = cifar10_vit.augmented(x)
-    assert torch.equal(found, x.flip(3)) if mirror else torch.equal(found[:, :, :-move, :-move], x[:, :, move:, move:])
+    assert (
+        torch.equal(found, x.flip(3))
+        if mirror
+        else torch.equal(found[:, :, :-move, :-move], x[:, :, move:, move:])
+    )
 
 
 def test_a_network_is_trained_once() -> None:
@@ -127,9 +135,12 @@ def test_a_network_is_trained_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "needed"), [(trec_bert, "CogComp/trec"), (cifar10_vit, "uoft-cs/cifar10"), (gpt2_small, "CogComp/trec")]
+    ("target", "needed"),
+    [(trec_bert, "CogComp/trec"), (cifar10_vit, "uoft-cs/cifar10"), (gpt2_small, "CogComp/trec")],
 )
-def test_without_data_the_example_names_what_to_download(target: ModuleType, needed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data_the_example_names_what_to_download(
+    target: ModuleType, needed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("TPV_DATA_DIR", raising=False)
     with pytest.raises(SystemExit, match=needed):
         target.test_data()
@@ -142,7 +153,9 @@ def test_prune_fine_tune_save_load(tmp_path: Path, capsys: pytest.CaptureFixture
     assert list(accuracies) == ["unpruned", "pruned, re-fitted", "fine-tuned", "saved and loaded"]
     assert accuracies["saved and loaded"] == accuracies["fine-tuned"]
     assert all(float(value) > 0.95 for value in accuracies.values())
-    assert sum(p.numel() for p in loaded.parameters()) < 0.6 * sum(p.numel() for p in prune_and_finetune.digits().network().parameters())
+    assert sum(p.numel() for p in loaded.parameters()) < 0.6 * sum(
+        p.numel() for p in prune_and_finetune.digits().network().parameters()
+    )
 
 
 @real

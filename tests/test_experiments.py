@@ -36,10 +36,25 @@ def test_label_noise(command: str, expected: str) -> None:
         (["sizes", "--seeds", "2"], r"images[\s\S]*\n8 +0\.\d+ \("),
         (["cost", "--images", "8"], r"forward \+ backward +1\.00"),
         (
-            ["accuracy", "--images", "8", "--steps", "2", "--seeds", "2", "--criterion", "TPV, jointly", "--criterion", "JBR"],
+            [
+                "accuracy",
+                "--images",
+                "8",
+                "--steps",
+                "2",
+                "--seeds",
+                "2",
+                "--criterion",
+                "TPV, jointly",
+                "--criterion",
+                "JBR",
+            ],
             r"TPV, jointly +\d+\.\d ±",
         ),
-        (["restore", "--images", "8", "--seeds", "2", "--variant", "curves, TPV, re-fitted"], r"curves, TPV, re-fitted +\d+\.\d ±"),
+        (
+            ["restore", "--images", "8", "--seeds", "2", "--variant", "curves, TPV, re-fitted"],
+            r"curves, TPV, re-fitted +\d+\.\d ±",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -18,7 +18,11 @@ X = randn(5, 4)
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    layers = {"stem": nn.Linear(4, 4), "block1": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), "block2": nn.Sequential(nn.Linear(4, 3))}
+    layers = {
+        "stem": nn.Linear(4, 4),
+        "block1": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)),
+        "block2": nn.Sequential(nn.Linear(4, 3)),
+    }
     return nn.Sequential(OrderedDict(layers)).double()
 
 
@@ -27,9 +31,15 @@ def network() -> nn.Module:
     [
         (r"block\d", {"(other)": ["stem"], "block1": ["block1.0", "block1.1"], "block2": ["block2.0"]}),
         (r"(stem|block)", {"stem": ["stem"], "block": ["block1.0", "block1.1", "block2.0"]}),
-        ({"first": "*stem*", "rest": ["*block1*", "*block2*"]}, {"first": ["stem"], "rest": ["block1.0", "block1.1", "block2.0"]}),
+        (
+            {"first": "*stem*", "rest": ["*block1*", "*block2*"]},
+            {"first": ["stem"], "rest": ["block1.0", "block1.1", "block2.0"]},
+        ),
         ({"first": "*stem*"}, {"first": ["stem"], "(other)": ["block1.0", "block1.1", "block2.0"]}),
-        (lambda name: name.split(".")[0], {"stem": ["stem"], "block1": ["block1.0", "block1.1"], "block2": ["block2.0"]}),
+        (
+            lambda name: name.split(".")[0],
+            {"stem": ["stem"], "block1": ["block1.0", "block1.1"], "block2": ["block2.0"]},
+        ),
     ],
     ids=["expression", "group", "mapping", "other", "function"],
 )
@@ -39,7 +49,9 @@ def test_groups_are_sums_of_modules(layers, expected, estimator) -> None:
     grouped = tpv.estimate(network(), X, LAW, estimator=estimator, layers=layers)
     assert set(grouped.layers) == set(expected)
     for name, modules in expected.items():
-        assert grouped.layers[name].value == pytest.approx(sum(by_module[m].value for m in modules), rel=1e-12)
+        assert grouped.layers[name].value == pytest.approx(
+            sum(by_module[m].value for m in modules), rel=1e-12
+        )
     assert sum(e.value for e in grouped.layers.values()) == pytest.approx(grouped.value, rel=1e-12)
     assert grouped.layers[next(iter(expected))].stderr > 0
 
@@ -47,7 +59,11 @@ def test_groups_are_sums_of_modules(layers, expected, estimator) -> None:
 def test_stability_and_plots_take_groups() -> None:
     found = tpv.stability(network(), X, randn(4, 4, seed=1), LAW, layers=r"block\d|stem")
     assert set(found.layers) == {"stem", "block1", "block2"}
-    assert [text.get_text() for text in plot_layers(found.train).get_yticklabels()] == ["stem", "block1", "block2"]
+    assert [text.get_text() for text in plot_layers(found.train).get_yticklabels()] == [
+        "stem",
+        "block1",
+        "block2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +87,9 @@ def test_a_predicate_selects_parameters() -> None:
     law = tpv.Isotropic(0.3, params=matrices)
     result = tpv.estimate(network(), X, law)
     assert set(result.layers) == {"block1.0", "block2.0"}
-    assert result.value == pytest.approx(tpv.estimate(network(), X, tpv.Isotropic(0.3, params="*block*.0.weight")).value, rel=1e-12)
+    assert result.value == pytest.approx(
+        tpv.estimate(network(), X, tpv.Isotropic(0.3, params="*block*.0.weight")).value, rel=1e-12
+    )
     assert result.metadata["perturbation"].startswith("Isotropic(std=0.3, params=")
     assert "matrices" in result.metadata["perturbation"]
     assert "0x" not in result.metadata["perturbation"]

@@ -5,7 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
-EXTRAS = ("pandas", "matplotlib", "rich", "typer", "click", "jinja2", "sklearn", "datasets", "transformers", "safetensors", "scipy")
+EXTRAS = (
+    "pandas",
+    "matplotlib",
+    "rich",
+    "typer",
+    "click",
+    "jinja2",
+    "sklearn",
+    "datasets",
+    "transformers",
+    "safetensors",
+    "scipy",
+)
 
 
 def run(code: str) -> str:

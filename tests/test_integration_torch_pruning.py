@@ -32,7 +32,9 @@ class Small(nn.Module):
             nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
             nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(WIDTH) if norm == "batch" else nn.GroupNorm(3, WIDTH) for _ in range(3))
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(WIDTH) if norm == "batch" else nn.GroupNorm(3, WIDTH) for _ in range(3)
+        )
         self.linear = nn.Linear(WIDTH, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,8 +49,12 @@ class Inverted(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU6(inplace=True))
-        self.expand = nn.Sequential(nn.Conv2d(6, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6(inplace=True))
-        self.depthwise = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12), nn.ReLU6(inplace=True))
+        self.expand = nn.Sequential(
+            nn.Conv2d(6, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6(inplace=True)
+        )
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12), nn.ReLU6(inplace=True)
+        )
         self.project = nn.Sequential(nn.Conv2d(12, 6, 1, bias=False), nn.BatchNorm2d(6))
         self.linear = nn.Linear(6, 3)
 
@@ -90,7 +96,8 @@ def test_importances_are_the_scores(importance) -> None:
     expected = tpv.pruning.score(model, imp.data, channel_groups(model, X[:2]), imp.criterion)
     with assert_unchanged(model):
         found = {
-            graph._module2name[group[0].dep.target.module]: imp(group) for group in graph.get_all_groups(ignored_layers=[model.linear])
+            graph._module2name[group[0].dep.target.module]: imp(group)
+            for group in graph.get_all_groups(ignored_layers=[model.linear])
         }
     for name, values in found.items():
         assert torch.allclose(values, expected[name].value, rtol=1e-6, atol=1e-11)
@@ -127,10 +134,17 @@ def test_a_reader_of_a_concatenation_knows_the_channels_of_all() -> None:
     model, imp = Joined().eval(), TPVImportance(torch.randn(9, 3))
     graph = tp.DependencyGraph().build_dependency(model, torch.randn(2, 3))
     both = imp(graph.get_pruning_group(model.head, tp.prune_linear_in_channels, list(range(6))))
-    parts = [imp(graph.get_pruning_group(m, tp.prune_linear_out_channels, list(range(m.out_features)))) for m in (model.left, model.right)]
+    parts = [
+        imp(graph.get_pruning_group(m, tp.prune_linear_out_channels, list(range(m.out_features))))
+        for m in (model.left, model.right)
+    ]
     assert torch.equal(both, torch.cat(parts))
     alone = TPVImportance(imp.data)
-    assert torch.allclose(alone(graph.get_pruning_group(model.right, tp.prune_linear_out_channels, [1])), parts[1][1:], atol=1e-9)
+    assert torch.allclose(
+        alone(graph.get_pruning_group(model.right, tp.prune_linear_out_channels, [1])),
+        parts[1][1:],
+        atol=1e-9,
+    )
 
 
 @pytest.mark.parametrize(("norm", "ratio"), [("batch", 0.25), ("batch", 0.5), ("group", 0.25)])
@@ -149,7 +163,11 @@ def test_scores_follow_the_weights() -> None:
     graph = tp.DependencyGraph().build_dependency(model, X[:1])
 
     def ask() -> Tensor:
-        return imp(graph.get_pruning_group(model.conv2, tp.prune_conv_out_channels, list(range(model.conv2.out_channels))))
+        return imp(
+            graph.get_pruning_group(
+                model.conv2, tp.prune_conv_out_channels, list(range(model.conv2.out_channels))
+            )
+        )
 
     before = ask()
     assert torch.equal(ask(), before)
@@ -165,7 +183,9 @@ def test_scores_follow_the_weights() -> None:
     assert len(ask()) == WIDTH - 2
     other = small()
     graph = tp.DependencyGraph().build_dependency(other, X[:1])
-    assert torch.equal(imp(graph.get_pruning_group(other.conv2, tp.prune_conv_out_channels, list(range(WIDTH)))), before)
+    assert torch.equal(
+        imp(graph.get_pruning_group(other.conv2, tp.prune_conv_out_channels, list(range(WIDTH)))), before
+    )
 
 
 def test_pseudo_labels_are_frozen_for_each_model() -> None:
@@ -174,14 +194,20 @@ def test_pseudo_labels_are_frozen_for_each_model() -> None:
     labels = model(X).argmax(1)
     imp(graph.get_pruning_group(model.conv2, tp.prune_conv_out_channels, [0]))
     with torch.no_grad():
-        model.linear.bias.copy_(torch.tensor([0.0, 9.0, 0.0]) if labels[0] != 1 else torch.tensor([9.0, 0.0, 0.0]))
+        model.linear.bias.copy_(
+            torch.tensor([0.0, 9.0, 0.0]) if labels[0] != 1 else torch.tensor([9.0, 0.0, 0.0])
+        )
     found = imp(graph.get_pruning_group(model.conv2, tp.prune_conv_out_channels, list(range(WIDTH))))
     expected = tpv.pruning.score(model, [(X, labels)], channel_groups(model, X[:2]), tpv.pruning.JC())
     assert torch.allclose(found, expected["conv2"].value, rtol=1e-5)
     other = copy.deepcopy(model)
     graph = tp.DependencyGraph().build_dependency(other, X[:1])
     fresh = imp(graph.get_pruning_group(other.conv2, tp.prune_conv_out_channels, list(range(WIDTH))))
-    assert torch.allclose(fresh, tpv.pruning.score(other, X, channel_groups(other, X[:2]), tpv.pruning.JBR())["conv2"].value, rtol=1e-5)
+    assert torch.allclose(
+        fresh,
+        tpv.pruning.score(other, X, channel_groups(other, X[:2]), tpv.pruning.JBR())["conv2"].value,
+        rtol=1e-5,
+    )
     assert not torch.allclose(fresh, found, rtol=1e-2)
 
 
@@ -218,7 +244,9 @@ def test_a_model_in_training_mode_stays_in_it() -> None:
 @pytest.mark.parametrize("kind", ["BasePruner", "MagnitudePruner", "GroupNormPruner"])
 def test_options_of_the_pruners(kind: str, options: dict[str, object]) -> None:
     model = small()
-    run = getattr(tp.pruner, kind)(model, X[:1], importance=TPVImportance(X), ignored_layers=[model.linear], **options)
+    run = getattr(tp.pruner, kind)(
+        model, X[:1], importance=TPVImportance(X), ignored_layers=[model.linear], **options
+    )
     before = widths(model)
     for _ in range(options.get("iterative_steps", 1)):
         run.step()
@@ -243,7 +271,11 @@ def test_a_depthwise_convolution_goes_with_its_channels() -> None:
         model.expand[1].bias.fill_(0.5)
         model.depthwise[1].bias.fill_(0.5)
     pruner(model, TPVImportance(X), pruning_ratio_dict={model.expand[0]: 0.5}, pruning_ratio=0.0).step()
-    assert (model.expand[0].out_channels, model.depthwise[0].groups, model.project[0].in_channels) == (6, 6, 6)
+    assert (model.expand[0].out_channels, model.depthwise[0].groups, model.project[0].in_channels) == (
+        6,
+        6,
+        6,
+    )
     assert (model.project[0].weight != 0).all()
 
 
@@ -257,13 +289,25 @@ def test_a_depthwise_convolution_goes_with_its_channels() -> None:
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
 @pytest.mark.parametrize("importance", [TPVImportance, JBR])
-def test_hidden_channels_of_transformers(kind: str, settings: dict[str, int], batch: dict[str, Tensor], importance) -> None:
+def test_hidden_channels_of_transformers(
+    kind: str, settings: dict[str, int], batch: dict[str, Tensor], importance
+) -> None:
     torch.manual_seed(0)
     model = hugging(
-        kind, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12, num_labels=3, **settings
+        kind,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+        num_labels=3,
+        **settings,
     )().eval()
-    hidden = {m: 0.5 for name, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == 12}
-    others = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding) and m not in hidden]
+    hidden = {
+        m: 0.5 for name, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == 12
+    }
+    others = [
+        m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Embedding) and m not in hidden
+    ]
     run = tp.pruner.BasePruner(
         model, batch, importance([batch]), pruning_ratio=0.5, ignored_layers=others, output_transform=lambda out: out.logits
     )  # fmt: skip
@@ -274,11 +318,21 @@ def test_hidden_channels_of_transformers(kind: str, settings: dict[str, int], ba
 
 def test_positions_shared_by_a_batch_are_scored_one_example_at_a_time() -> None:
     torch.manual_seed(0)
-    settings = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12, "num_labels": 3}
-    model = hugging("BertForSequenceClassification", vocab_size=13, max_position_embeddings=16, **settings)().eval()
+    settings = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 12,
+        "num_labels": 3,
+    }
+    model = hugging(
+        "BertForSequenceClassification", vocab_size=13, max_position_embeddings=16, **settings
+    )().eval()
     batch = {"input_ids": torch.arange(15).reshape(3, 5) % 13}
     graph = tp.DependencyGraph().build_dependency(model, batch, output_transform=lambda out: out.logits)
-    stream = graph.get_pruning_group(model.bert.encoder.layer[0].output.dense, tp.prune_linear_out_channels, list(range(8)))
+    stream = graph.get_pruning_group(
+        model.bert.encoder.layer[0].output.dense, tp.prune_linear_out_channels, list(range(8))
+    )
     with pytest.raises(TPVError, match="score with chunk_size=1"):
         JBR([batch])(stream)
     assert (JBR([batch], chunk_size=1)(stream) > 0).all()
@@ -286,7 +340,10 @@ def test_positions_shared_by_a_batch_are_scored_one_example_at_a_time() -> None:
 
 def test_a_group_that_cannot_be_scored_is_named() -> None:
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
-    imp, graph = TPVImportance(torch.randn(5, 2)), tp.DependencyGraph().build_dependency(model, torch.randn(2, 2))
+    imp, graph = (
+        TPVImportance(torch.randn(5, 2)),
+        tp.DependencyGraph().build_dependency(model, torch.randn(2, 2)),
+    )
     with pytest.raises(TPVError, match="no convolution or linear layer reads the channels of 2"):
         imp(graph.get_pruning_group(model[2], tp.prune_linear_out_channels, [0]))
     assert imp(graph.get_pruning_group(model[0], tp.prune_linear_out_channels, [0])).shape == (1,)
@@ -302,7 +359,9 @@ def test_resnet20_in_steps() -> None:
     expected = model(x)
     replace_padding_shortcuts(model, x)
     assert torch.equal(model(x), expected)
-    channels = sum(widths(model)[name] for name in widths(model) if name.endswith("conv1") or "shortcut" in name)
+    channels = sum(
+        widths(model)[name] for name in widths(model) if name.endswith("conv1") or "shortcut" in name
+    )
     importance = JBR(x)
     run = tp.pruner.BasePruner(
         model,
@@ -316,7 +375,9 @@ def test_resnet20_in_steps() -> None:
     )
     for k in range(1, 4):
         run.step()
-        left = sum(widths(model)[name] for name in widths(model) if name.endswith("conv1") or "shortcut" in name)
+        left = sum(
+            widths(model)[name] for name in widths(model) if name.endswith("conv1") or "shortcut" in name
+        )
         assert channels - left == channels - int(channels * (1 - 0.1 * k))
     assert model(x).isfinite().all()
     again = CifarResNet().eval()
@@ -331,9 +392,15 @@ def test_padding_shortcuts_are_traced_wrongly_and_that_is_told() -> None:
     model, x = CifarResNet(8).eval(), torch.randn(8, 3, 16, 16)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
-    run = tp.pruner.BasePruner(model, x[:1], TPVImportance(x), global_pruning=True, pruning_ratio=0.3, ignored_layers=[model.linear])
-    with pytest.raises(TPVError, match=r"the traced graph is wrong at conv1.*replace_padding_shortcuts.*ignored_layers"):
+    run = tp.pruner.BasePruner(
+        model, x[:1], TPVImportance(x), global_pruning=True, pruning_ratio=0.3, ignored_layers=[model.linear]
+    )
+    with pytest.raises(
+        TPVError, match=r"the traced graph is wrong at conv1.*replace_padding_shortcuts.*ignored_layers"
+    ):
         run.step()
     unchecked = TPVImportance(x)
     unchecked.verify = False
-    tp.pruner.BasePruner(model, x[:1], unchecked, global_pruning=True, pruning_ratio=0.3, ignored_layers=[model.linear]).step()
+    tp.pruner.BasePruner(
+        model, x[:1], unchecked, global_pruning=True, pruning_ratio=0.3, ignored_layers=[model.linear]
+    ).step()

@@ -122,8 +122,15 @@ def test_interpolation_is_least_squares_of_least_norm(rank: int) -> None:
 
 def test_interpolation_drops_what_is_below_its_threshold() -> None:
     k = torch.tensor([10.0, 1.0, 0.11, 0.09, 0.0]).double()
-    assert_close(Interpolation(0.01).filter(k, 5, 10.0), torch.tensor([0.1, 1.0, 1 / k[2].item(), 0.0, 0.0]).double(), 1e-7)
-    assert [Interpolation().resolved(d, 5, 10.0).rcond for d in (torch.float32, torch.float64)] == [1e-5, 1e-10]
+    assert_close(
+        Interpolation(0.01).filter(k, 5, 10.0),
+        torch.tensor([0.1, 1.0, 1 / k[2].item(), 0.0, 0.0]).double(),
+        1e-7,
+    )
+    assert [Interpolation().resolved(d, 5, 10.0).rcond for d in (torch.float32, torch.float64)] == [
+        1e-5,
+        1e-10,
+    ]
     assert Interpolation(0.01).resolved(torch.float32, 5, 10.0).rcond == 0.01
 
 
@@ -191,9 +198,14 @@ def test_relative_noise_is_in_units_of_the_outputs() -> None:
 
 def test_params_choose_what_is_trained() -> None:
     model = mlp()
-    j, j_test = (rows_of({n: g for n, g in dense_jacobian(model, x).items() if n.startswith("2.")}) for x in (TRAIN, TEST))
+    j, j_test = (
+        rows_of({n: g for n, g in dense_jacobian(model, x).items() if n.startswith("2.")})
+        for x in (TRAIN, TEST)
+    )
     noise = law(Ridge(0.2), params="2.*", center=False)
-    assert value(model, TEST, noise) == pytest.approx(STD**2 / 8 * moved(j_test, j, Ridge(0.2)).square().sum().item(), rel=1e-10)
+    assert value(model, TEST, noise) == pytest.approx(
+        STD**2 / 8 * moved(j_test, j, Ridge(0.2)).square().sum().item(), rel=1e-10
+    )
     delta = noise.sample(weights(model, noise), seeded())
     assert set(delta) == {"2.weight", "2.bias"}
 
@@ -223,7 +235,9 @@ def test_tokens_with_padding_in_batches_of_several_lengths(tied: bool, center: b
         assert result.metadata["train_outputs"] == 56
     drawn = tpv.estimate(model, test, noise, estimator=tpv.LinearizedMonteCarlo(512))
     assert abs(z_score(drawn, expected)) < 4
-    assert all((noise.sample(weights(model, noise), seeded(s))["embedding.weight"][0] == 0).all() for s in range(3))
+    assert all(
+        (noise.sample(weights(model, noise), seeded(s))["embedding.weight"][0] == 0).all() for s in range(3)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,7 +266,9 @@ def test_least_squares_with_more_examples_than_weights(outputs: int, center: boo
 
 
 @pytest.mark.parametrize(("outputs", "center", "factor"), [(1, True, 1), (3, False, 3), (3, True, 2)])
-def test_noise_is_interpolated_with_fewer_examples_than_weights(outputs: int, center: bool, factor: int) -> None:
+def test_noise_is_interpolated_with_fewer_examples_than_weights(
+    outputs: int, center: bool, factor: int
+) -> None:
     model, x, t = linear(20, outputs), randn(6, 20), randn(9, 20, seed=1)
     noise = law(Interpolation(), x, center=center)
     assert value(model, x, noise) == pytest.approx(STD**2 * factor, rel=1e-10)
@@ -265,7 +281,9 @@ def test_noise_is_interpolated_with_fewer_examples_than_weights(outputs: int, ce
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator", [tpv.Exact(), tpv.LinearizedMonteCarlo(4), tpv.HutchPlusPlus(4, 4)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [tpv.Exact(), tpv.LinearizedMonteCarlo(4), tpv.HutchPlusPlus(4, 4)], ids=repr
+)
 def test_noise_times_a_is_tpv_times_a_squared(estimator: tpv.Estimator) -> None:
     model = mlp()
     a, b = (value(model, TEST, law(std=std), estimator=estimator) for std in (STD, 3 * STD))
@@ -294,7 +312,9 @@ def test_order_and_size_of_batches_do_not_matter(estimator: tpv.Estimator) -> No
     loader = DataLoader(TensorDataset(TRAIN, torch.zeros(10)), batch_size=4)
     for train in (TRAIN.flip(0), list(TRAIN.split(1)), list(TRAIN.split([7, 3])), loader):
         for test in (TEST.flip(0), list(TEST.split(3))):
-            assert value(model, test, law(data=train), estimator=estimator) == pytest.approx(expected, rel=1e-10)
+            assert value(model, test, law(data=train), estimator=estimator) == pytest.approx(
+                expected, rel=1e-10
+            )
     whole = tpv.estimate(model, TEST, law(), estimator=estimator)
     for chunk_size in (1, 3, 100):
         result = tpv.estimate(model, TEST, law(), chunk_size=chunk_size, estimator=estimator)
@@ -309,13 +329,18 @@ def test_small_batches_are_read_together() -> None:
         return {"input": x, "labels": torch.zeros(len(x))}
 
     assert [len(b) for b in LargeBatches(list(randn(3000, 1).split(100)))] == [1000, 1000, 1000]
-    assert [len(b[0]) for b in LargeBatches(DataLoader(TensorDataset(randn(1030, 2), torch.zeros(1030)), batch_size=7))] == [1022, 8]
+    assert [
+        len(b[0])
+        for b in LargeBatches(DataLoader(TensorDataset(randn(1030, 2), torch.zeros(1030)), batch_size=7))
+    ] == [1022, 8]
     uneven = [randn(2, 3), randn(2, 4), randn(1, 4), randn(1, 4).float()]
     assert [tuple(b.shape) for b in LargeBatches(uneven)] == [(2, 3), (3, 4), (1, 4)]
     shared = [{"x": randn(2, 3), "graph": randn(5, 5)} for _ in range(3)]
     assert [batch_size(b) for b in LargeBatches(shared)] == [2, 2, 2]
     seen: list[int] = []
-    result = tpv.estimate(mlp(), [mapping(x) for x in TEST.split(1)], law(), progress=lambda done, total: seen.append(done))
+    result = tpv.estimate(
+        mlp(), [mapping(x) for x in TEST.split(1)], law(), progress=lambda done, total: seen.append(done)
+    )
     assert result.value == pytest.approx(value(mlp(), TEST, law()), rel=1e-12)
     assert seen == [8]
 
@@ -351,7 +376,9 @@ def test_displacements_have_the_covariance_of_the_formula() -> None:
     draws = torch.stack([flat(noise.sample(at, generator)) for _ in range(3000)])
     expected = STD**2 * spread @ spread.T
     gap = draws.T @ draws / 3000 - expected
-    error = ((expected.diagonal().unsqueeze(0) * expected.diagonal().unsqueeze(1) + expected.square()) / 3000).sqrt()
+    error = (
+        (expected.diagonal().unsqueeze(0) * expected.diagonal().unsqueeze(1) + expected.square()) / 3000
+    ).sqrt()
     assert (gap.abs() < 5.5 * error).all()  # 2601 entries
 
 
@@ -361,7 +388,10 @@ def test_a_draw_is_the_fit_of_its_noise() -> None:
     met = noise.meet(weights(model, noise))
     epsilon = STD * mean_free(torch.randn(10, 3, generator=seeded(4)).double()).reshape(-1)
     assert_close(met.noise(seeded(4)), epsilon, 1e-6)
-    assert_close(flat(noise.sample(weights(model, noise), seeded(4))), j.T @ filtered(j @ j.T, FITS[1], 30) @ met.noise(seeded(4)))
+    assert_close(
+        flat(noise.sample(weights(model, noise), seeded(4))),
+        j.T @ filtered(j @ j.T, FITS[1], 30) @ met.noise(seeded(4)),
+    )
 
 
 def test_every_draw_moves_the_generator_on() -> None:
@@ -375,7 +405,9 @@ def test_every_draw_moves_the_generator_on() -> None:
     assert not torch.equal(again[0], again[1])
 
 
-@pytest.mark.parametrize("estimator", [tpv.LinearizedMonteCarlo(3), tpv.MonteCarlo(3), tpv.HutchPlusPlus(3, 3)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [tpv.LinearizedMonteCarlo(3), tpv.MonteCarlo(3), tpv.HutchPlusPlus(3, 3)], ids=repr
+)
 def test_the_same_seed_gives_the_same_number(estimator: tpv.Estimator) -> None:
     noises = [law()] if isinstance(estimator, tpv.HutchPlusPlus) else [law(), law() + tpv.Isotropic(0.1)]
     for noise in noises:
@@ -393,7 +425,10 @@ def test_a_sum_with_other_noise() -> None:
     assert abs(z_score(drawn, expected)) < 4
     assert drawn.metadata["train_examples"] == 10
     assert tpv.estimate(model, TEST, law() + other).metadata["estimator"] == "LinearizedMonteCarlo(draws=16)"
-    with pytest.raises(tpv.TPVError, match=r"LabelNoise\(std=0\.1.*\+ Isotropic\(std=0\.02\) is none of them: use LinearizedMonteCarlo"):
+    with pytest.raises(
+        tpv.TPVError,
+        match=r"LabelNoise\(std=0\.1.*\+ Isotropic\(std=0\.02\) is none of them: use LinearizedMonteCarlo",
+    ):
         tpv.estimate(model, TEST, law() + other, estimator=tpv.Exact())
 
 
@@ -448,7 +483,9 @@ def test_hutch_plus_plus_by_products_alone(fit: tpv.ntk.Fit) -> None:
 
 
 @pytest.mark.parametrize("fit", [FITS[1], FITS[2], FITS[4], FITS[5], FITS[6]], ids=repr)
-def test_the_same_seed_gives_the_same_draw_with_and_without_the_matrix(fit: tpv.ntk.Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_seed_gives_the_same_draw_with_and_without_the_matrix(
+    fit: tpv.ntk.Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model, x = settled(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))), randn(40, 8)
     j = dense(model, x, center=True)
@@ -517,7 +554,8 @@ def test_the_largest_eigenvectors_are_found() -> None:
 def test_a_fit_that_does_not_converge_says_so() -> None:
     space = Krylov(lambda v: spectrum_matrix(60, 0.3) @ v, 60, torch.device("cpu"))
     with pytest.raises(
-        tpv.TPVError, match=r"has not converged after 1\d products .* use a stronger penalty, fewer steps, or fewer examples"
+        tpv.TPVError,
+        match=r"has not converged after 1\d products .* use a stronger penalty, fewer steps, or fewer examples",
     ):
         space.apply(lambda e: 1 / (e + 1e-9), randn(60, 1), tolerance=1e-12, limit=10)
 
@@ -586,7 +624,9 @@ def network_with_buffer() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("change", [changed_weight, changed_buffer, other_parameters, frozen, widened_weights])
+@pytest.mark.parametrize(
+    "change", [changed_weight, changed_buffer, other_parameters, frozen, widened_weights]
+)
 @pytest.mark.parametrize("estimator", [tpv.Exact(), tpv.LinearizedMonteCarlo(3)], ids=repr)
 def test_a_changed_network_is_met_anew(change: Callable[[nn.Module], None], estimator: tpv.Estimator) -> None:
     model, noise = network_with_buffer(), law()
@@ -640,10 +680,16 @@ def test_cross_fitting_by_hand(examples: int) -> None:
     n = [r.n_examples for r in across]
     share = [x / examples for x in n]
     assert n == [examples - examples // 2, examples // 2]
-    assert result.cross_fitted.value == pytest.approx(sum(p * r.value for p, r in zip(share, across, strict=True)), rel=1e-12)
-    assert result.cross_fitted.stderr == pytest.approx(math.hypot(*(p * r.stderr for p, r in zip(share, across, strict=True))), rel=1e-12)
+    assert result.cross_fitted.value == pytest.approx(
+        sum(p * r.value for p, r in zip(share, across, strict=True)), rel=1e-12
+    )
+    assert result.cross_fitted.stderr == pytest.approx(
+        math.hypot(*(p * r.stderr for p, r in zip(share, across, strict=True))), rel=1e-12
+    )
     assert result.test_of_halves.value == pytest.approx(statistics.fmean(r.value for r in unseen), rel=1e-12)
-    assert result.test_of_halves.stderr == pytest.approx(statistics.fmean(r.stderr for r in unseen), rel=1e-12)
+    assert result.test_of_halves.stderr == pytest.approx(
+        statistics.fmean(r.stderr for r in unseen), rel=1e-12
+    )
     assert (result.cross_fitted.n_examples, result.test_of_halves.n_examples) == (examples, 8)
     assert result.ratio == result.cross_fitted.value / result.test_of_halves.value
     assert result.in_sample_ratio.value == result.train.value / result.test.value
@@ -674,10 +720,14 @@ def test_cross_fitted_inputs_tell_what_unseen_inputs_see(seed: int) -> None:
 @pytest.mark.parametrize(("outputs", "center"), [(1, True), (3, True), (3, False)])
 def test_leverage_is_the_part_of_the_noise_that_is_followed(outputs: int, center: bool) -> None:
     model, x, t = linear(20, outputs), randn(6, 20), randn(5, 20)
-    assert tpv.stability(model, x, t, law(Interpolation(), x, center=center)).leverage == pytest.approx(1, rel=1e-6)
+    assert tpv.stability(model, x, t, law(Interpolation(), x, center=center)).leverage == pytest.approx(
+        1, rel=1e-6
+    )
     half = tpv.stability(model, x, t, law(Ridge(0.5), x, center=center))
     assert 0.1 < half.leverage < 0.99
-    assert half.leverage == pytest.approx(half.train.spectrum.degrees_of_freedom / (6 * max(outputs - center, 1)), rel=1e-12)
+    assert half.leverage == pytest.approx(
+        half.train.spectrum.degrees_of_freedom / (6 * max(outputs - center, 1)), rel=1e-12
+    )
 
 
 def test_the_noise_of_stability_is_on_its_training_inputs() -> None:
@@ -707,7 +757,12 @@ def test_results_survive_json(tmp_path: Any) -> None:
     assert stable.cross_fitted.value > 0
     assert stable.ratio == tpv.stability(mlp(), TRAIN, TEST, law()).ratio
     assert stable.leverage == pytest.approx(0.191, abs=1e-3)
-    assert tpv.StabilityResult.from_json(tpv.stability(mlp(), TRAIN, TEST, tpv.Isotropic(0.1)).to_json()).cross_fitted is None
+    assert (
+        tpv.StabilityResult.from_json(
+            tpv.stability(mlp(), TRAIN, TEST, tpv.Isotropic(0.1)).to_json()
+        ).cross_fitted
+        is None
+    )
 
 
 def test_the_text_of_an_estimate() -> None:
@@ -747,11 +802,16 @@ def test_the_text_of_a_comparison() -> None:
 
 
 def test_spectra_say_where_half_of_the_value_is() -> None:
-    spectrum = tpv.result.spectrum.Spectrum((4.0, 2.0, 1.0), (0.25, 0.25, 0.0), (1.0, 3.0, 0.5), (2.0, 0.5, 0.0))
+    spectrum = tpv.result.spectrum.Spectrum(
+        (4.0, 2.0, 1.0), (0.25, 0.25, 0.0), (1.0, 3.0, 0.5), (2.0, 0.5, 0.0)
+    )
     assert spectrum.degrees_of_freedom == 1.5
     assert spectrum.alpha[:2] == (0.5, 6.0)
     assert math.isnan(spectrum.alpha[2])
-    assert str(spectrum) == "3 directions, 1.5 degrees of freedom; the 2 largest eigenvalues carry half of the value"
+    assert (
+        str(spectrum)
+        == "3 directions, 1.5 degrees of freedom; the 2 largest eigenvalues carry half of the value"
+    )
 
 
 def test_facts() -> None:
@@ -760,7 +820,10 @@ def test_facts() -> None:
     assert (found["train_examples"], found["train_outputs"], found["noise_dimensions"]) == (10, 30, 20)
     assert found["fit"].startswith("GradientDescent(lr=0.73")
     assert found["output"] == "centered logits"
-    assert repr(law(relative=True, params="0.*")) == "LabelNoise(std=0.1, fit=Ridge(gamma=0.5), relative=True, params='0.*')"
+    assert (
+        repr(law(relative=True, params="0.*"))
+        == "LabelNoise(std=0.1, fit=Ridge(gamma=0.5), relative=True, params='0.*')"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -804,13 +867,17 @@ def test_bad_input(make: Callable[[], object], sentence: str) -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 def test_a_learning_rate_that_diverges_is_refused_by_its_true_bound(momentum: float, gamma: float) -> None:
     model = mlp()
-    largest = torch.linalg.eigvalsh(dense(model, TRAIN, center=True) @ dense(model, TRAIN, center=True).T)[-1].item()
+    largest = torch.linalg.eigvalsh(dense(model, TRAIN, center=True) @ dense(model, TRAIN, center=True).T)[
+        -1
+    ].item()
     bound = 2 * (1 + momentum) / (2 * largest / 30 + gamma)
 
     def fitted(lr: float, steps: int = 4000) -> float:
         return value(model, TEST, law(GradientDescent(lr, steps, momentum, gamma)))
 
-    with pytest.raises(tpv.TPVError, match=f"diverges: on this network and data lr must be below {bound:.3g}, 2") as caught:
+    with pytest.raises(
+        tpv.TPVError, match=f"diverges: on this network and data lr must be below {bound:.3g}, 2"
+    ) as caught:
         fitted(bound * 1.0001)
     assert "GradientDescent(lr=" in str(caught.value)
     assert fitted(bound * 0.9999) < 10 * fitted(bound / 2)
@@ -820,9 +887,13 @@ def test_a_learning_rate_that_diverges_is_refused_by_its_true_bound(momentum: fl
         assert step.filter(torch.tensor([largest]).double(), 30, largest).abs() > 1e6
 
 
-@pytest.mark.parametrize("estimator", [tpv.Exact(), tpv.LinearizedMonteCarlo(2), tpv.HutchPlusPlus(2, 2)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [tpv.Exact(), tpv.LinearizedMonteCarlo(2), tpv.HutchPlusPlus(2, 2)], ids=repr
+)
 @pytest.mark.parametrize("free", [False, True])
-def test_a_kernel_of_zero_is_refused(estimator: tpv.Estimator, free: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_of_zero_is_refused(
+    estimator: tpv.Estimator, free: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if free and isinstance(estimator, tpv.Exact):
         pytest.skip("Exact() writes the kernel out")
     model = mlp()
@@ -843,7 +914,9 @@ def test_relative_noise_needs_outputs() -> None:
 
 def test_copies_are_told() -> None:
     copies = torch.cat([TRAIN, TRAIN[:2], TRAIN[:1]])
-    with pytest.warns(UserWarning, match="3 of the 13 training examples are copies of others: their kernel is singular"):
+    with pytest.warns(
+        UserWarning, match="3 of the 13 training examples are copies of others: their kernel is singular"
+    ):
         found = value(mlp(), TEST, law(data=list(copies.split(4))))
     j, j_test = (dense(mlp(), x, center=True) for x in (copies, TEST))
     assert found == pytest.approx(STD**2 / 8 * moved(j_test, j, FITS[1]).square().sum().item(), rel=1e-10)
@@ -854,16 +927,18 @@ def test_examples_that_differ_in_what_the_forward_reads_are_no_copies() -> None:
         return model(batch[0] + batch[1])
 
     batch = (torch.ones_like(TRAIN), TRAIN - 1)
-    assert value(mlp(), [batch], law(data=[batch]), forward=both) == pytest.approx(value(mlp(), TRAIN, law()), rel=1e-12)
+    assert value(mlp(), [batch], law(data=[batch]), forward=both) == pytest.approx(
+        value(mlp(), TRAIN, law()), rel=1e-12
+    )
 
     def named(model: nn.Module, batch: Any) -> Tensor:
         lookup = {f"{i}": row for i, row in enumerate(TRAIN)}
         return model(torch.stack([lookup[name] for name in batch["names"]]) + batch["offset"])
 
     texts = {"names": [f"{i}" for i in range(10)], "offset": torch.zeros(10, 1).double()}
-    assert value(mlp(), TEST, law(data=[texts]), forward=lambda m, b: named(m, b) if isinstance(b, dict) else m(b)) == pytest.approx(
-        value(mlp(), TEST, law()), rel=1e-12
-    )
+    assert value(
+        mlp(), TEST, law(data=[texts]), forward=lambda m, b: named(m, b) if isinstance(b, dict) else m(b)
+    ) == pytest.approx(value(mlp(), TEST, law()), rel=1e-12)
 
 
 def test_numbers_that_rounding_decides_are_told() -> None:
@@ -871,7 +946,10 @@ def test_numbers_that_rounding_decides_are_told() -> None:
     model = settled(nn.Linear(3, 1, bias=False))
     x = randn(40, 3) * torch.tensor([1.0, 1.0, 1e-5]).double()
     assert value(model, TEST[:, :3], law(Interpolation(1e-13), x)) > 0
-    with pytest.warns(UserWarning, match=r"100 % of the label-noise TPV comes from eigenvalues within a factor of 10 of rcond=3e-11"):
+    with pytest.warns(
+        UserWarning,
+        match=r"100 % of the label-noise TPV comes from eigenvalues within a factor of 10 of rcond=3e-11",
+    ):
         value(model, TEST[:, :3], law(Interpolation(3e-11), x))
     x[:, 2] *= 1e-2
     with pytest.warns(UserWarning, match=r"\d+ % .* at the level of the kernel's rounding"):
@@ -884,7 +962,9 @@ def test_shuffled_training_data_are_refused() -> None:
         value(mlp(), TEST, law(data=loader))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.02)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.02)]
+)
 @pytest.mark.parametrize("estimator", [tpv.Exact(), tpv.LinearizedMonteCarlo(8)], ids=repr)
 def test_narrow_weights(dtype: torch.dtype, tolerance: float, estimator: tpv.Estimator) -> None:
     found = value(mlp().to(dtype), TEST.to(dtype), law(data=TRAIN.to(dtype)), estimator=estimator)
@@ -894,5 +974,7 @@ def test_narrow_weights(dtype: torch.dtype, tolerance: float, estimator: tpv.Est
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_faults_leave_the_model_unchanged(error: type[BaseException]) -> None:
     with warnings.catch_warnings():
-        survived = faults_survived(error, itertools.count(1, 7), mlp, lambda model: tpv.stability(model, TRAIN, TEST, law()))
+        survived = faults_survived(
+            error, itertools.count(1, 7), mlp, lambda model: tpv.stability(model, TRAIN, TEST, law())
+        )
     assert survived >= 10

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import tpv
 
-laws = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+laws = settings(
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 seeds = st.integers(0, 2**31)
 EXACT = tpv.Exact()
 
@@ -23,7 +25,9 @@ def network(seed: int, outputs: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
 
 
-def value(model: nn.Module, data: object, law: tpv.Perturbation, estimator: tpv.Estimator | None = EXACT) -> float:
+def value(
+    model: nn.Module, data: object, law: tpv.Perturbation, estimator: tpv.Estimator | None = EXACT
+) -> float:
     return tpv.estimate(model, data, law, estimator=estimator).value
 
 
@@ -31,7 +35,9 @@ def value(model: nn.Module, data: object, law: tpv.Perturbation, estimator: tpv.
 @given(seed=seeds, scale=st.floats(0.01, 100))
 def test_scaling_the_covariance_scales_tpv(seed: int, scale: float) -> None:
     model, x = network(seed), randn(4, 4, seed=seed)
-    assert value(model, x, tpv.Isotropic(scale)) == pytest.approx(scale**2 * value(model, x, tpv.Isotropic(1.0)), rel=1e-12)
+    assert value(model, x, tpv.Isotropic(scale)) == pytest.approx(
+        scale**2 * value(model, x, tpv.Isotropic(1.0)), rel=1e-12
+    )
 
 
 @laws
@@ -52,7 +58,9 @@ def test_rotating_the_outputs_changes_nothing(seed: int) -> None:
         return model(batch) @ rotation
 
     expected = value(model, x, tpv.Isotropic(1.0))
-    assert tpv.estimate(model, x, tpv.Isotropic(1.0), estimator=EXACT, forward=rotated).value == pytest.approx(expected, rel=1e-12)
+    assert tpv.estimate(
+        model, x, tpv.Isotropic(1.0), estimator=EXACT, forward=rotated
+    ).value == pytest.approx(expected, rel=1e-12)
 
 
 @laws
@@ -61,7 +69,9 @@ def test_duplicating_data_changes_nothing_and_an_output_doubles(seed: int) -> No
     model, x = network(seed), randn(4, 4, seed=seed)
     expected = value(model, x, tpv.Isotropic(1.0))
     assert value(model, torch.cat([x, x]), tpv.Isotropic(1.0)) == pytest.approx(expected, rel=1e-12)
-    twice = tpv.estimate(model, x, tpv.Isotropic(1.0), estimator=EXACT, forward=lambda m, b: torch.cat([m(b), m(b)], 1))
+    twice = tpv.estimate(
+        model, x, tpv.Isotropic(1.0), estimator=EXACT, forward=lambda m, b: torch.cat([m(b), m(b)], 1)
+    )
     assert twice.value == pytest.approx(2 * expected, rel=1e-12)
 
 
@@ -70,7 +80,9 @@ def test_duplicating_data_changes_nothing_and_an_output_doubles(seed: int) -> No
 def test_order_and_size_of_batches_do_not_matter(seed: int, order: list[int], sizes: list[int]) -> None:
     model, x = network(seed), randn(7, 4, seed=seed)
     one = tpv.estimate(model, x, tpv.Isotropic(1.0), estimator=EXACT)
-    other = tpv.estimate(model, list(x[order].split(sizes)), tpv.Isotropic(1.0), estimator=EXACT, chunk_size=2)
+    other = tpv.estimate(
+        model, list(x[order].split(sizes)), tpv.Isotropic(1.0), estimator=EXACT, chunk_size=2
+    )
     assert other.value == pytest.approx(one.value, rel=1e-12)
     assert other.stderr == pytest.approx(one.stderr, rel=1e-9)
     assert other.n_examples == 7
@@ -91,7 +103,10 @@ def test_a_model_linear_in_its_weights_has_no_gap(seed: int) -> None:
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "global"])
 def test_more_bits_move_less(symmetric: bool, granularity: str) -> None:
     model, x = network(0), randn(4, 4)
-    values = [value(model, x, tpv.Quantization(bits=b, symmetric=symmetric, granularity=granularity)) for b in range(2, 17)]
+    values = [
+        value(model, x, tpv.Quantization(bits=b, symmetric=symmetric, granularity=granularity))
+        for b in range(2, 17)
+    ]
     assert values == sorted(values, reverse=True)
 
 
@@ -99,7 +114,10 @@ def test_probes_do_not_depend_on_the_chunk_size() -> None:
     model, x = network(0), randn(9, 4)
     for probes in (1, 2):
         values = [
-            tpv.estimate(model, x, tpv.Isotropic(1.0), estimator=tpv.Hutchinson(probes), chunk_size=size).value for size in (1, 2, 5, 100)
+            tpv.estimate(
+                model, x, tpv.Isotropic(1.0), estimator=tpv.Hutchinson(probes), chunk_size=size
+            ).value
+            for size in (1, 2, 5, 100)
         ]
         assert values == pytest.approx([values[0]] * 4, rel=1e-12)
 

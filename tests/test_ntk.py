@@ -81,7 +81,16 @@ def mean_free(z: Tensor) -> Tensor:
 
 def conv_net() -> nn.Module:
     torch.manual_seed(0)
-    return settled(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)))
+    return settled(
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3),
+            nn.BatchNorm2d(3),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(3, 4),
+        )
+    )
 
 
 def mlp(outputs: int = 3) -> nn.Module:
@@ -137,7 +146,9 @@ def test_the_cases_go_by_every_route() -> None:
     assert "per-example gradients of the whole model, one by one" in routes("data dependent")
 
 
-@pytest.mark.parametrize("name", ["mlp", "batchnorm2d", "repeated", "tied", "functional use", "weight norm", "packed attention"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "batchnorm2d", "repeated", "tied", "functional use", "weight norm", "packed attention"]
+)
 @pytest.mark.parametrize("center", [False, True])
 def test_against_reverse_mode_over_the_whole_batch(name: str, center: bool) -> None:
     case = case_named(name)
@@ -169,7 +180,9 @@ def test_the_spread_is_all_there() -> None:
 def test_batches_of_any_size_with_batchnorm(sizes: list[int]) -> None:
     model, x = conv_net(), randn(5, 2, 5, 5)
     assert_is_the_kernel(NTK(model, list(x.split(sizes)), center=True), dense(model, x, center=True))
-    assert_is_the_kernel(NTK(model, list(x.split(sizes)), center=True, chunk_size=2), dense(model, x, center=True))
+    assert_is_the_kernel(
+        NTK(model, list(x.split(sizes)), center=True, chunk_size=2), dense(model, x, center=True)
+    )
 
 
 def test_loaders_of_tuples_with_a_short_last_batch() -> None:
@@ -224,7 +237,11 @@ def test_a_single_output_is_never_centred(axis: bool) -> None:
 
 @pytest.mark.parametrize(
     ("params", "chosen"),
-    [("0.*", ["0.weight", "0.bias"]), ("*.weight", ["0.weight", "2.weight"]), (lambda n, w: w.ndim == 1, ["0.bias", "2.bias"])],
+    [
+        ("0.*", ["0.weight", "0.bias"]),
+        ("*.weight", ["0.weight", "2.weight"]),
+        (lambda n, w: w.ndim == 1, ["0.bias", "2.bias"]),
+    ],
 )
 def test_some_parameters(params: Any, chosen: list[str]) -> None:
     model, x = mlp(), randn(5, 4)
@@ -258,7 +275,11 @@ def test_other_inputs() -> None:
 def test_a_function_of_the_outputs_and_a_forward() -> None:
     model, x = mlp(), randn(5, 4)
     ntk = NTK(
-        model, [{"a": x, "b": x}], output=lambda z: z[:, :2], forward=lambda model, batch: model(batch["a"] + batch["b"]), center=False
+        model,
+        [{"a": x, "b": x}],
+        output=lambda z: z[:, :2],
+        forward=lambda model, batch: model(batch["a"] + batch["b"]),
+        center=False,
     )
     assert_is_the_kernel(ntk, reversed_mode(model, 2 * x, lambda z: z[:, :2]))
 
@@ -272,7 +293,9 @@ def test_blocks_are_whole_parameters_or_slices() -> None:
         assert covered == [(name, i) for name, size in sizes for i in range(size)]
 
 
-@pytest.mark.parametrize("name", ["mlp", "batchnorm2d", "tied", "functional use", "recurrent", "data dependent", "positions"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "batchnorm2d", "tied", "functional use", "recurrent", "data dependent", "positions"]
+)
 @pytest.mark.parametrize("columns", [1, 5, 17])
 def test_blocks_of_columns_give_the_same(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_named(name)
@@ -282,10 +305,14 @@ def test_blocks_of_columns_give_the_same(name: str, columns: int, monkeypatch: p
     with assert_unchanged(model):
         ntk = NTK(model, [batch], center=False)
         assert_close(ntk.matrix, j @ j.T)
-    assert_close(ntk.cross([narrow(batch, 0, 1, batch_size(batch))]), (j @ j.T)[: len(j) // batch_size(batch)])
+    assert_close(
+        ntk.cross([narrow(batch, 0, 1, batch_size(batch))]), (j @ j.T)[: len(j) // batch_size(batch)]
+    )
 
 
-def test_gradients_by_large_parameters_are_written_out_for_fewer_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_by_large_parameters_are_written_out_for_fewer_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, x = mlp(), randn(9, 4)
     expected, seen = NTK(model, x).matrix, []
     monkeypatch.setattr("tpv.ntk.operator.GRAM_BYTES", 2 * model[0].weight.nbytes)
@@ -330,7 +357,10 @@ def test_weights_of_several_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_text_says_what_it_is() -> None:
     model, x = mlp(), randn(5, 4)
     assert repr(NTK(model, x)) == "NTK(5 examples, 15 outputs, 51 parameters, float64, dense)"
-    assert repr(NTK(model, x, params="0.*", dense=False)) == "NTK(5 examples, 15 outputs, 30 parameters, float64, matrix-free)"
+    assert (
+        repr(NTK(model, x, params="0.*", dense=False))
+        == "NTK(5 examples, 15 outputs, 30 parameters, float64, matrix-free)"
+    )
 
 
 def test_nothing_runs_before_it_is_asked_for_and_once_only() -> None:
@@ -344,7 +374,11 @@ def test_nothing_runs_before_it_is_asked_for_and_once_only() -> None:
     assert not seen
 
 
-USES = [lambda ntk, x: ntk.matrix, lambda ntk, x: ntk.cross(x), lambda ntk, x: ntk.push(ntk.pull(randn(ntk.shape[0], 1)))]
+USES = [
+    lambda ntk, x: ntk.matrix,
+    lambda ntk, x: ntk.cross(x),
+    lambda ntk, x: ntk.push(ntk.pull(randn(ntk.shape[0], 1))),
+]
 
 
 @pytest.mark.parametrize("use", USES, ids=["matrix", "cross", "products"])
@@ -358,7 +392,9 @@ def test_a_stateful_model_is_restored(use: Callable[[NTK, Tensor], object]) -> N
 
 @pytest.mark.parametrize("use", USES, ids=["matrix", "cross", "products"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_faults_leave_the_model_unchanged(use: Callable[[NTK, Tensor], object], error: type[BaseException]) -> None:
+def test_faults_leave_the_model_unchanged(
+    use: Callable[[NTK, Tensor], object], error: type[BaseException]
+) -> None:
     x = randn(3, 3, 4, 4)
 
     def build() -> nn.Module:
@@ -395,7 +431,9 @@ def test_large_kernels_are_not_written_out_by_default(monkeypatch: pytest.Monkey
 def test_shuffled_data_is_refused(dense: bool) -> None:
     model = mlp()
     loader = DataLoader(TensorDataset(randn(6, 4)), batch_size=2, shuffle=True, generator=seeded(0))
-    with pytest.raises(tpv.TPVError, match="comes in another order, or changed, at each reading: switch off shuffling"):
+    with pytest.raises(
+        tpv.TPVError, match="comes in another order, or changed, at each reading: switch off shuffling"
+    ):
         NTK(model, loader, dense=dense) @ randn(18)
 
 

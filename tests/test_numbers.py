@@ -39,8 +39,12 @@ def network() -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("estimator", [tpv.Exact(), tpv.Hutchinson(1), tpv.MonteCarlo(4)], ids=["exact", "probe", "finite"])
-def test_half_precision_agrees_with_the_same_weights_in_float64(dtype: torch.dtype, estimator: tpv.Estimator) -> None:
+@pytest.mark.parametrize(
+    "estimator", [tpv.Exact(), tpv.Hutchinson(1), tpv.MonteCarlo(4)], ids=["exact", "probe", "finite"]
+)
+def test_half_precision_agrees_with_the_same_weights_in_float64(
+    dtype: torch.dtype, estimator: tpv.Estimator
+) -> None:
     half, x = network().to(dtype), randn(32, 5, 6).to(dtype)
     expected = tpv.estimate(copy.deepcopy(half).double(), x.double(), LAW, estimator=estimator)
     with assert_unchanged(half):
@@ -73,7 +77,10 @@ def test_probes_do_not_depend_on_chunks(probes: int, at_once: int, monkeypatch: 
     monkeypatch.setattr(hutchinson, "_DRAWN_AT_ONCE", at_once)
     model = nn.Linear(4, 5).double()
     data = [randn(7, 4), randn(4, 4, seed=1)]
-    values = [tpv.estimate(model, data, LAW, estimator=tpv.Hutchinson(probes), chunk_size=c).value for c in (1, 3, 8)]
+    values = [
+        tpv.estimate(model, data, LAW, estimator=tpv.Hutchinson(probes), chunk_size=c).value
+        for c in (1, 3, 8)
+    ]
     assert values == pytest.approx([values[0]] * 3, rel=1e-12)
 
 
@@ -88,7 +95,10 @@ class Hungry(nn.Linear):
     most = 5
 
 
-@pytest.mark.parametrize("estimator", [tpv.Hutchinson(1), tpv.Hutchinson(2), tpv.Exact(), tpv.MonteCarlo(3), tpv.LinearizedMonteCarlo(3)])
+@pytest.mark.parametrize(
+    "estimator",
+    [tpv.Hutchinson(1), tpv.Hutchinson(2), tpv.Exact(), tpv.MonteCarlo(3), tpv.LinearizedMonteCarlo(3)],
+)
 def test_out_of_memory_halves_the_chunk_says_so_and_changes_nothing(estimator: tpv.Estimator) -> None:
     torch.manual_seed(0)
     model, x = Hungry(4, 5).double(), randn(13, 4)
@@ -111,14 +121,27 @@ def language_model(vocabulary: int, **settings: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0, **settings)
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=16,
+        n_embd=64,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        **settings,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
-def test_a_tied_language_model_never_holds_a_gradient_of_its_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tied_language_model_never_holds_a_gradient_of_its_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from tpv.sweep.embedding import EmbeddingCall
 
-    monkeypatch.setattr(EmbeddingCall, "gradients", lambda *_: pytest.fail("the whole vocabulary's gradient was written out"))
+    monkeypatch.setattr(
+        EmbeddingCall, "gradients", lambda *_: pytest.fail("the whole vocabulary's gradient was written out")
+    )
     model, tokens = language_model(5000), torch.arange(24).reshape(2, 12)
     result = tpv.estimate(model, [{"input_ids": tokens}], LAW, estimator=tpv.Hutchinson(1))
     assert result.metadata["outputs"] == 12 * 5000
@@ -152,4 +175,6 @@ def test_gpt2_layers_are_quantized_like_linear_ones() -> None:
         linear.bias.copy_(conv.bias)
     for error in ("noise", "actual"):
         law = tpv.Quantization(bits=4, error=error)
-        assert tpv.estimate(conv, randn(5, 4), law).value == pytest.approx(tpv.estimate(linear, randn(5, 4), law).value, rel=1e-10)
+        assert tpv.estimate(conv, randn(5, 4), law).value == pytest.approx(
+            tpv.estimate(linear, randn(5, 4), law).value, rel=1e-10
+        )

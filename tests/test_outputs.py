@@ -51,7 +51,9 @@ def by_hand(form: str, matrix: Any) -> float:
     jacobian = dense_jacobian(model, X)
     total = 0.0
     for j in jacobian.values():
-        j = scores(form, j.reshape(len(X), *model(X).shape[1:], -1).movedim(-1, 0).flatten(0, 1))  # (P·N, ..., K)
+        j = scores(
+            form, j.reshape(len(X), *model(X).shape[1:], -1).movedim(-1, 0).flatten(0, 1)
+        )  # (P·N, ..., K)
         j = j.reshape(-1, *f.shape)
         total += torch.einsum("p...k,...kl,p...l->", j, matrix(f.softmax(-1)), j).item()
     return LAW.std**2 * total / len(X)
@@ -62,7 +64,10 @@ def fisher(p: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("form", SHAPES)
-@pytest.mark.parametrize(("output", "matrix"), [("kl", lambda p: fisher(p) / 2), ("probabilities", lambda p: fisher(p) @ fisher(p))])
+@pytest.mark.parametrize(
+    ("output", "matrix"),
+    [("kl", lambda p: fisher(p) / 2), ("probabilities", lambda p: fisher(p) @ fisher(p))],
+)
 def test_probabilities_and_kl_agree_with_the_dense_jacobian(form: str, output: str, matrix: Any) -> None:
     model = Shaped(SHAPES[form])
     result = tpv.estimate(model, X, LAW, output=output, estimator=tpv.Exact())
@@ -76,7 +81,9 @@ def test_kl_of_a_small_displacement_is_the_finite_divergence(form: str) -> None:
     model = Shaped(SHAPES[form])
     moved = {name: p.detach() + 1e-4 * randn(*p.shape, seed=3) for name, p in model.named_parameters()}
     law = tpv.Displacement(moved)
-    p, q = (scores(form, f).log_softmax(-1) for f in (model(X), torch.func.functional_call(model, moved, (X,))))
+    p, q = (
+        scores(form, f).log_softmax(-1) for f in (model(X), torch.func.functional_call(model, moved, (X,)))
+    )
     expected = F.kl_div(q, p, log_target=True, reduction="sum").item() / len(X)
     finite = tpv.estimate(model, X, law, output="kl", estimator=tpv.MonteCarlo())
     assert finite.value == pytest.approx(expected, rel=1e-8)
@@ -151,15 +158,24 @@ def test_decoder_inputs_are_masked_by_their_own_mask() -> None:
     encoder = torch.tensor([[1, 1, 1, 1, 1, 0]] * 4)
     ids = torch.zeros(4, 6)
     unmasked = tpv.estimate(model, X, LAW).value
-    assert tpv.estimate(model, [{"x": X, "attention_mask": encoder, "decoder_input_ids": ids}], LAW).value == pytest.approx(unmasked)
-    own = {"x": X, "attention_mask": torch.ones(4, 6), "decoder_input_ids": ids, "decoder_attention_mask": encoder}
+    assert tpv.estimate(
+        model, [{"x": X, "attention_mask": encoder, "decoder_input_ids": ids}], LAW
+    ).value == pytest.approx(unmasked)
+    own = {
+        "x": X,
+        "attention_mask": torch.ones(4, 6),
+        "decoder_input_ids": ids,
+        "decoder_attention_mask": encoder,
+    }
     assert tpv.estimate(model, [own], LAW).value == pytest.approx(tpv.estimate(model, X[:, :5], LAW).value)
 
 
 def test_class_scores_as_long_as_the_mask_are_not_masked() -> None:
     model = Shaped(lambda f: f.mean(1))
     mask = torch.tensor([[1, 0, 0]] * 4)
-    assert tpv.estimate(model, [{"x": X, "attention_mask": mask}], LAW).value == pytest.approx(tpv.estimate(model, X, LAW).value)
+    assert tpv.estimate(model, [{"x": X, "attention_mask": mask}], LAW).value == pytest.approx(
+        tpv.estimate(model, X, LAW).value
+    )
 
 
 def test_bad_outputs_are_refused_in_one_sentence() -> None:

@@ -18,12 +18,20 @@ from tpv.testing import check_perturbation
 
 def network() -> nn.Module:
     torch.manual_seed(2)
-    return settled(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 2), nn.Flatten(), nn.Linear(54, 3)))
+    return settled(
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 2), nn.Flatten(), nn.Linear(54, 3)
+        )
+    )
 
 
 INT = [tpv.Quantization(bits=b, granularity=g, symmetric=s, range=r) for b, g, s, r in itertools.product((3, 8), ("tensor", "channel", "global"), (True, False), ("full", "restricted"))]  # fmt: skip
 FLOAT = [tpv.Quantization(dtype=d, granularity=g) for d, g in itertools.product(("bf16", "fp16", "fp8_e4m3", "fp8_e5m2"), ("tensor", "channel"))]  # fmt: skip
-GROUPS = [tpv.Quantization(bits=4, granularity="group", group_size=g, symmetric=s) for g in (4, 5, 1000) for s in (True, False)]
+GROUPS = [
+    tpv.Quantization(bits=4, granularity="group", group_size=g, symmetric=s)
+    for g in (4, 5, 1000)
+    for s in (True, False)
+]
 LAWS = [tpv.Isotropic(0.1), tpv.SGDNoise(lr=0.1, batch_size=8, momentum=0.9), *INT, *FLOAT, *GROUPS, tpv.Isotropic(0.1, params="4.*") + tpv.Quantization(bits=4)]  # fmt: skip
 
 
@@ -46,7 +54,9 @@ def test_actual_errors_are_deterministic_and_at_most_half_a_step(law: tpv.Quanti
     slack = 0.51 if clipped or law.dtype != "int" else 1e-6
     for name, d in delta.items():
         assert (d.abs() <= (0.5 + slack) * steps[name]).all(), name
-        if law.bits > 3 and d.numel() > 100 and law.group_size != 4:  # of 4 weights, one is the largest: half a step off
+        if (
+            law.bits > 3 and d.numel() > 100 and law.group_size != 4
+        ):  # of 4 weights, one is the largest: half a step off
             assert d.square().mean() == pytest.approx((steps[name] ** 2 / 12).mean().item(), rel=0.3)
 
 
@@ -60,18 +70,24 @@ def test_integers_are_those_of_torch(bits: int, symmetric: bool) -> None:
     scheme = torch.per_channel_symmetric if symmetric else torch.per_channel_affine
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        observer = torch.ao.quantization.PerChannelMinMaxObserver(dtype=torch.qint32, qscheme=scheme, quant_min=low, quant_max=high)
+        observer = torch.ao.quantization.PerChannelMinMaxObserver(
+            dtype=torch.qint32, qscheme=scheme, quant_min=low, quant_max=high
+        )
         observer(w)
         scale, zero = observer.calculate_qparams()
     expected = torch.fake_quantize_per_channel_affine(w, scale, zero.to(torch.int32), 0, low, high)
-    delta = tpv.Quantization(bits=bits, symmetric=symmetric, error="actual").sample(tpv.Weights(layer), torch.Generator())["weight"]
+    delta = tpv.Quantization(bits=bits, symmetric=symmetric, error="actual").sample(
+        tpv.Weights(layer), torch.Generator()
+    )["weight"]
     tie = ((w / scale.unsqueeze(1)).frac().abs() - 0.5).abs() < 1e-4
     assert tie.sum() <= 2 * len(w)
     assert (w + delta - expected)[~tie].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_floats_are_real_casts_and_the_noise_model_is_within_three_percent(dtype: str, torch_dtype: torch.dtype) -> None:
+def test_floats_are_real_casts_and_the_noise_model_is_within_three_percent(
+    dtype: str, torch_dtype: torch.dtype
+) -> None:
     layer = nn.Linear(300, 300, bias=False)
     at = tpv.Weights(layer)
     delta = tpv.Quantization(dtype=dtype, error="actual").sample(at, torch.Generator())["weight"]
@@ -83,11 +99,18 @@ def test_floats_are_real_casts_and_the_noise_model_is_within_three_percent(dtype
 def test_channels_are_axis_one_for_transposed_convolutions_and_groups_run_along_inputs() -> None:
     at = tpv.Weights(network())
     variance = tpv.Quantization().variance(at)
-    assert {n: tuple(c.shape) for n, c in variance.items()} == {"0.weight": (4, 1, 1, 1), "2.weight": (1, 6, 1, 1), "4.weight": (3, 1)}
+    assert {n: tuple(c.shape) for n, c in variance.items()} == {
+        "0.weight": (4, 1, 1, 1),
+        "2.weight": (1, 6, 1, 1),
+        "4.weight": (3, 1),
+    }
     expected = at["2.weight"].abs().amax((0, 2, 3)) / 127.5
     assert torch.allclose(variance["2.weight"].flatten(), expected**2 / 12)
     grouped = tpv.Quantization(granularity="group", group_size=27).variance(at)["4.weight"]
-    assert torch.allclose((12 * grouped).sqrt()[:, :27], (at["4.weight"][:, :27].abs().amax(1, keepdim=True) / 127.5).expand(3, 27))
+    assert torch.allclose(
+        (12 * grouped).sqrt()[:, :27],
+        (at["4.weight"][:, :27].abs().amax(1, keepdim=True) / 127.5).expand(3, 27),
+    )
     assert set(tpv.Quantization(granularity="global").variance(at)) == set(at)
 
 
@@ -107,7 +130,9 @@ def test_masking_removes_and_displacement_reaches_the_checkpoint() -> None:
         pruned[0].weight[1] = 0
         expected = (pruned(x) - model(x)).square().sum(1).mean().item()
     for law in (tpv.Masking({"0.weight": mask}), tpv.Displacement(pruned.state_dict())):
-        assert tpv.estimate(model, x, law, estimator=tpv.MonteCarlo()).value == pytest.approx(expected, rel=1e-12)
+        assert tpv.estimate(model, x, law, estimator=tpv.MonteCarlo()).value == pytest.approx(
+            expected, rel=1e-12
+        )
         check_perturbation(law, model)
 
 
@@ -121,7 +146,12 @@ def test_displacement_warns_about_buffers_that_it_does_not_move() -> None:
 def test_sums_restrict_each_part_by_itself() -> None:
     law = tpv.Isotropic(1.0, params="0.*") + tpv.Isotropic(2.0, params=["0.bias", "4.*"])
     variance = diagonal(law, tpv.Weights(network()))
-    assert {n: c.item() for n, c in variance.items()} == {"0.weight": 1.0, "0.bias": 5.0, "4.weight": 4.0, "4.bias": 4.0}
+    assert {n: c.item() for n, c in variance.items()} == {
+        "0.weight": 1.0,
+        "0.bias": 5.0,
+        "4.weight": 4.0,
+        "4.bias": 4.0,
+    }
     assert repr(law) == "Isotropic(std=1.0, params='0.*') + Isotropic(std=2.0, params=['0.bias', '4.*'])"
     with pytest.raises(tpv.TPVError, match="only independent zero-mean"):
         law + tpv.Quantization(error="actual")

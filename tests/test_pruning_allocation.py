@@ -25,7 +25,9 @@ def total(costs, widths):
 def least_damage(damages, costs, budget):
     """By trying every combination of widths; None if nothing is within the budget."""
     fitting = [widths for widths in product(*damages) if total(costs, widths) <= budget]
-    return min((math.fsum(d[w] for d, w in zip(damages, widths, strict=True)) for widths in fitting), default=None)
+    return min(
+        (math.fsum(d[w] for d, w in zip(damages, widths, strict=True)) for widths in fitting), default=None
+    )
 
 
 @st.composite
@@ -34,7 +36,9 @@ def problems(draw, whole=True):
     groups = draw(st.integers(1, 5))
     number = st.integers(0, 40) if whole else st.floats(0, 40)
     width, damage = st.integers(0, 9), st.floats(-1, 5, width=16)
-    damages = draw(st.lists(st.dictionaries(width, damage, min_size=1, max_size=4), min_size=groups, max_size=groups))
+    damages = draw(
+        st.lists(st.dictionaries(width, damage, min_size=1, max_size=4), min_size=groups, max_size=groups)
+    )
     costs = []
     for scope in draw(st.lists(st.lists(st.integers(0, groups - 1), max_size=3), max_size=7)):
         if draw(st.booleans()):
@@ -85,12 +89,22 @@ def test_a_residual_network() -> None:
     rng = random.Random(0)
     widths = [(2, 4, 6, 8)] * 2 + [(4, 8, 16)] * 2 + [(8, 32)]
     damages = [{w: rng.random() / w for w in group} for group in widths]
-    blocks = [Cost((0, 1), 9), Cost((1, 0), 9), Cost((0, 2), 4), Cost((0, 3), 9), Cost((3, 2), 9), Cost((2, 4), 1)]
+    blocks = [
+        Cost((0, 1), 9),
+        Cost((1, 0), 9),
+        Cost((0, 2), 4),
+        Cost((0, 3), 9),
+        Cost((3, 2), 9),
+        Cost((2, 4), 1),
+    ]
     costs = [Cost((), 7), Cost((0,), 27), *blocks, Cost((2, 2), 3), Cost((0, 2, 4), 1)]
     for share in (0.2, 0.5, 0.9):
         budget = int(share * float(total(costs, [max(group) for group in widths])))
         found = allocate(damages, costs, budget)
-        assert (found.damage, found.slack) == (pytest.approx(least_damage(damages, costs, budget), rel=1e-12), 0)
+        assert (found.damage, found.slack) == (
+            pytest.approx(least_damage(damages, costs, budget), rel=1e-12),
+            0,
+        )
 
 
 def test_a_budget_between_steps_of_the_common_divisor() -> None:
@@ -146,14 +160,20 @@ def test_a_deep_network_in_moments() -> None:
     found = allocate(chain, [Cost((g, g + 1), 9) for g in range(54)], 54 * 9 * 24 * 24)
     assert 0.98 < found.cost / (54 * 9 * 24 * 24) <= 1
     assert found.damage < 55 * 0.25
-    stages = [Cost((s, 3 + 9 * s + b), 18) for s in range(3) for b in range(9)] + [Cost((0, 12), 9), Cost((1, 21), 9)]
+    stages = [Cost((s, 3 + 9 * s + b), 18) for s in range(3) for b in range(9)] + [
+        Cost((0, 12), 9),
+        Cost((1, 21), 9),
+    ]
     assert allocate(chain[:30], stages, 27 * 18 * 24 * 24).damage <= 30 * 0.25
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([{4: 1.0}], [Cost((0,), 3)], 11), r"budget=11: no widths cost so little; the least attainable cost is 12\."),
+        (
+            ([{4: 1.0}], [Cost((0,), 3)], 11),
+            r"budget=11: no widths cost so little; the least attainable cost is 12\.",
+        ),
         (([{4: 1.0}], [Cost((0,), 0.1)], 0.3), r"least attainable cost is 0\.4"),
         (([{4: 1.0}], [], math.nan), "budget must be a number"),
         (([{4: 1.0}, {}], [], 1), "group 1 has no widths"),

@@ -79,7 +79,10 @@ def _batches_of_five(monkeypatch):
 def channel_terms(model, scalar):
     """Σ w·∂scalar of the channels of conv1, one row for each of conv1, bn and conv2."""
     named = dict(model.named_parameters())
-    g = {n: p.detach() * d for (n, p), d in zip(named.items(), torch.autograd.grad(scalar, list(named.values())), strict=True)}
+    g = {
+        n: p.detach() * d
+        for (n, p), d in zip(named.items(), torch.autograd.grad(scalar, list(named.values())), strict=True)
+    }
     rows = []
     for c in range(4):
         rows.append(
@@ -146,7 +149,9 @@ def test_whc():
 def test_whc_of_a_group_is_that_of_filters_and_channels(model, data):
     expected = whc(model.conv1.weight.flatten(1)) + whc(model.conv2.weight.transpose(0, 1).flatten(1))
     assert torch.allclose(score("WHC", model, data), expected)
-    flattened = whc(model.conv2.weight.flatten(1)) + whc(model.hidden.weight.view(5, 3, 4).transpose(0, 1).flatten(1))
+    flattened = whc(model.conv2.weight.flatten(1)) + whc(
+        model.hidden.weight.view(5, 3, 4).transpose(0, 1).flatten(1)
+    )
     assert torch.allclose(score("WHC", model, data, "conv2"), flattened)
 
 
@@ -155,7 +160,10 @@ def test_the_mended_hessian_averages_every_example(model, data):
     expected = torch.zeros(4, dtype=torch.float64)
     for i in range(10):
         loss = F.cross_entropy(model(data.images), data.labels, reduction="none")[i]
-        out, scale, into = (w.square() * g.square() / 10 for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True))
+        out, scale, into = (
+            w.square() * g.square() / 10
+            for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True)
+        )
         expected += out.flatten(1).sum(1) + scale + into.sum((0, 2, 3))
     assert torch.allclose(score("Hessian mended", model, data).double(), expected, rtol=1e-5)
 

@@ -67,14 +67,23 @@ def log(out="tpv-pruned"):
 def test_files_and_tables():
     found = run("target.py", *QUICK)
     assert found.exit_code == 0, found.output
-    assert {p.name for p in Path("tpv-pruned").iterdir()} == {"model.safetensors", "pruning.json", "log.json", "pruning.svg", "steps"}
+    assert {p.name for p in Path("tpv-pruned").iterdir()} == {
+        "model.safetensors",
+        "pruning.json",
+        "log.json",
+        "pruning.svg",
+        "steps",
+    }
     steps, metadata = log()
     assert len(steps) == 2
     assert steps[-1].params_share <= 0.5
     assert (metadata["examples"], metadata["test_examples"]) == (40, 20)
     lines = found.stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[-2:] == ["tpv.pruning.load(model, 'tpv-pruned') reads the pruned network:", "tpv-pruned/model.safetensors"]
+    assert lines[-2:] == [
+        "tpv.pruning.load(model, 'tpv-pruned') reads the pruned network:",
+        "tpv-pruned/model.safetensors",
+    ]
     assert re.search(r"^2 .* %$", found.stdout, re.MULTILINE)
     assert Path("tpv-pruned/pruning.svg").read_text().startswith("<?xml")
     assert found.stderr == ""
@@ -131,7 +140,9 @@ def test_json_alone_on_stdout():
 
 
 def test_unlabelled_test_data_and_none():
-    Path("unlabelled.py").write_text(TARGET.replace("test_data = [(inputs[40:], labels[40:])]", "test_data = inputs[40:]"))
+    Path("unlabelled.py").write_text(
+        TARGET.replace("test_data = [(inputs[40:], labels[40:])]", "test_data = inputs[40:]")
+    )
     found = run("unlabelled.py", *QUICK)
     assert found.exit_code == 0, found.output
     assert "on test" in found.stdout
@@ -144,7 +155,9 @@ def test_unlabelled_test_data_and_none():
 
 def test_labels_of_the_training_data_serve_jc():
     assert "JC needs integer labels" in refused("target.py", *QUICK, "--criterion", "jc")
-    Path("labelled.py").write_text(TARGET.replace("train_data = inputs[:40]", "train_data = [(inputs[:40], labels[:40])]"))
+    Path("labelled.py").write_text(
+        TARGET.replace("train_data = inputs[:40]", "train_data = [(inputs[:40], labels[:40])]")
+    )
     found = run("labelled.py", *QUICK, "--criterion", "jc")
     assert found.exit_code == 0, found.output
 
@@ -157,11 +170,16 @@ def test_a_forward_of_the_targets_own(folder):
     found = run("odd.py", *QUICK)
     assert found.exit_code == 0, found.output
     assert "Resumed: 2 of 2 steps" in run("odd.py", *QUICK).stderr
-    assert isinstance(tpv.pruning.load(target()["model"](), "tpv-pruned", forward=lambda m, b: m(b["odd"])), torch.nn.Module)
+    assert isinstance(
+        tpv.pruning.load(target()["model"](), "tpv-pruned", forward=lambda m, b: m(b["odd"])), torch.nn.Module
+    )
 
 
 BAD = {
-    r"--criterion 'randm': there are tpv, jbr, jc, random, l1, l2, and classes .* Did you mean 'random'\?$": ["--criterion", "randm"],
+    r"--criterion 'randm': there are tpv, jbr, jc, random, l1, l2, and classes .* Did you mean 'random'\?$": [
+        "--criterion",
+        "randm",
+    ],
     r"'TPVImportanc' is not a criterion of tpv: there are JBR, JC, TPVImportance, and your own .*Did you mean": [
         "--criterion",
         "TPVImportanc(probes=2)",
@@ -184,7 +202,12 @@ def test_bad_options(sentence):
 
 
 def test_options_that_the_parser_refuses():
-    for arguments in ([], ["target.py", "--steps", "0"], ["target.py", "--allocation", "none"], ["target.py", "--limit", "0"]):
+    for arguments in (
+        [],
+        ["target.py", "--steps", "0"],
+        ["target.py", "--allocation", "none"],
+        ["target.py", "--limit", "0"],
+    ):
         found = run(*arguments)
         assert found.exit_code == 2
         assert "Traceback" not in found.output
@@ -239,7 +262,10 @@ def test_an_interrupted_run_resumes(monkeypatch):
 
     monkeypatch.setattr(tpv.pruning.run, "remove", remove)
     stop_at = 2
-    assert refused("target.py", *QUICK, code=130) == "tpv: interrupted: 1 of 2 steps are finished; the same command resumes."
+    assert (
+        refused("target.py", *QUICK, code=130)
+        == "tpv: interrupted: 1 of 2 steps are finished; the same command resumes."
+    )
     assert not Path("tpv-pruned/model.safetensors").exists()
     stop_at = None
     found = run("target.py", *QUICK)
@@ -250,9 +276,14 @@ def test_an_interrupted_run_resumes(monkeypatch):
     assert run("target.py", *QUICK, "--fresh").stderr == ""
     assert len(calls) == 5
     anew, metadata_anew = log()
-    assert [(s.removed, s.moved, s.predicted) for s in resumed] == [(s.removed, s.moved, s.predicted) for s in anew]
+    assert [(s.removed, s.moved, s.predicted) for s in resumed] == [
+        (s.removed, s.moved, s.predicted) for s in anew
+    ]
     assert metadata == metadata_anew
-    assert all(torch.equal(t, state[n]) for n, t in tpv.pruning.load(target()["model"](), "tpv-pruned").state_dict().items())
+    assert all(
+        torch.equal(t, state[n])
+        for n, t in tpv.pruning.load(target()["model"](), "tpv-pruned").state_dict().items()
+    )
     assert "Resumed" not in run("target.py", *QUICK, "--seed", 1).stderr
 
 

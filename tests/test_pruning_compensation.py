@@ -52,7 +52,9 @@ def test_rows_times_weights_are_the_outputs(build, shape) -> None:
     product = torch.einsum("rgd,god->rgo", input_rows(layer, x, slice(None)), weights(layer)).flatten(1)
     bias = 0 if layer.bias is None else layer.bias.detach()
     torch.testing.assert_close(product + bias, output_rows(layer, y))
-    assert torch.equal(input_rows(layer, x, slice(32, 64)), input_rows(layer, x, slice(None))[32 * len(product) // 40 :])
+    assert torch.equal(
+        input_rows(layer, x, slice(32, 64)), input_rows(layer, x, slice(None))[32 * len(product) // 40 :]
+    )
 
 
 def test_many_positions_are_sampled_over_the_whole_image() -> None:
@@ -63,7 +65,10 @@ def test_many_positions_are_sampled_over_the_whole_image() -> None:
     assert torch.bincount(at.flatten() % 31, minlength=31).min() > 100  # every column
     assert torch.equal(least_squares.positions(3, 7), torch.arange(7).expand(3, 7))
     layer, x = nn.Conv2d(3, 4, 3, padding=1).double(), randn(4, 3, 20, 20)
-    product = torch.einsum("rgd,god->rgo", input_rows(layer, x, slice(None)), weights(layer)).flatten(1) + layer.bias
+    product = (
+        torch.einsum("rgd,god->rgo", input_rows(layer, x, slice(None)), weights(layer)).flatten(1)
+        + layer.bias
+    )
     torch.testing.assert_close(product, output_rows(layer, layer(x)))
 
 
@@ -79,7 +84,10 @@ def test_fit_is_the_ridge_regression_of_numpy(build, shape, intercept) -> None:
     moments = moments if intercept else moments.uncentered()
     ridge = 0.1
     w, b = fit(moments, weights(layer), ridge)
-    rows, targets = input_rows(layer, x, slice(None)).numpy(), output_rows(layer, y).unflatten(1, (w.shape[0], -1)).numpy()
+    rows, targets = (
+        input_rows(layer, x, slice(None)).numpy(),
+        output_rows(layer, y).unflatten(1, (w.shape[0], -1)).numpy(),
+    )
     total = 0.0
     for g in range(w.shape[0]):
         a, t, w0 = rows[:, g], targets[:, g], weights(layer)[g].numpy()
@@ -133,7 +141,12 @@ def duplicated(layer: nn.Module, producers: list[nn.Module], a: int, b: int) -> 
 def conv_bn() -> nn.Module:
     m = settled(
         nn.Sequential(
-            nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            nn.Conv2d(3, 6, 3, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 3),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
         )
     )
     duplicated(m[0], [m[1]], 1, 4)
@@ -141,7 +154,11 @@ def conv_bn() -> nn.Module:
 
 
 def flattened() -> nn.Module:
-    m = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 4)).double().eval()
+    m = (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 4))
+        .double()
+        .eval()
+    )
     duplicated(m[0], [], 1, 4)
     return m
 
@@ -168,7 +185,11 @@ def separable() -> nn.Module:
 
 def group_norm() -> nn.Module:
     """One norm group for each channel, so that it does not mix."""
-    m = nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(1, 6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten()).double().eval()
+    m = (
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(1, 6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten())
+        .double()
+        .eval()
+    )
     duplicated(m[0], [m[1]], 1, 4)
     return m
 
@@ -220,7 +241,9 @@ def groups_of(model: nn.Module, x: Any) -> dict[str, ChannelGroup]:
     return {g.name: g for g in map(channel_group, all_groups(trace(model, x[:2])))}
 
 
-def without(model: nn.Module, x: Tensor, name: str, channels: list[int]) -> tuple[nn.Module, dict[str, Tensor]]:
+def without(
+    model: nn.Module, x: Tensor, name: str, channels: list[int]
+) -> tuple[nn.Module, dict[str, Tensor]]:
     groups = list(groups_of(model, x).values())
     name = next(g.name for g in groups if any((m.module, m.role) == (name, "producer") for m in g.members))
     return remove(model, x[:2], groups, {name: channels}).model, kept_outputs(groups, {name: channels})
@@ -255,7 +278,14 @@ def test_layers_behind_a_norm_that_mixes_channels_and_transposed_readers() -> No
     compensate(pruned, model, IMAGES, kept)
     assert moved(pruned, model, IMAGES) < 0.1 * before
     up = (
-        nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 5, 2, stride=2), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten())
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3),
+            nn.ReLU(),
+            nn.ConvTranspose2d(6, 5, 2, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(5, 4, 3),
+            nn.Flatten(),
+        )
         .double()
         .eval()
     )
@@ -361,7 +391,8 @@ class Reads(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("how", "where"), [("alone", "mean"), ("bias", "bias"), ("added", None), ("twice", None), ("listed", None), ("relu", None)]
+    ("how", "where"),
+    [("alone", "mean"), ("bias", "bias"), ("added", None), ("twice", None), ("listed", None), ("relu", None)],
 )
 def test_where_the_bias_goes(how, where) -> None:
     model, x = settled(Reads(how)), randn(4, 3, 5, 5)
@@ -382,7 +413,11 @@ def test_where_the_bias_goes(how, where) -> None:
 
 def test_no_bias_appears_and_the_fit_knows() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 2)).double().eval()
+    model = (
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 2))
+        .double()
+        .eval()
+    )
     x = randn(60, 4)
     pruned, kept = without(model, x, "0", [0, 1])
     compensate(pruned, model, x, kept)
@@ -390,10 +425,17 @@ def test_no_bias_appears_and_the_fit_knows() -> None:
     with torch.no_grad():
         a, t, w0 = pruned[1](pruned[0](x)), model[2](model[1](model[0](x))), model[2].weight[:, 2:]
         best = min(
-            ((w @ a.T - t.T).square().sum().item() for r in least_squares.RIDGES for w in [ridge_through_origin(a, t, w0, r)]), default=0.0
+            (
+                (w @ a.T - t.T).square().sum().item()
+                for r in least_squares.RIDGES
+                for w in [ridge_through_origin(a, t, w0, r)]
+            ),
+            default=0.0,
         )
         assert (pruned[2](a) - t).square().sum().item() >= best - 1e-9
-        assert any(torch.allclose(pruned[2].weight, ridge_through_origin(a, t, w0, r)) for r in least_squares.RIDGES)
+        assert any(
+            torch.allclose(pruned[2].weight, ridge_through_origin(a, t, w0, r)) for r in least_squares.RIDGES
+        )
 
 
 def ridge_through_origin(a: Tensor, t: Tensor, w0: Tensor, ridge: float) -> Tensor:
@@ -529,7 +571,9 @@ def test_a_curve_is_what_local_refits_give(refit, monkeypatch) -> None:
     group = groups_of(model, IMAGES)["0"]
     order = torch.tensor([2, 4, 0, 1, 5, 3])
     with tpv.testing.assert_unchanged(model):
-        curve = measure_curve(model, group, order, list(IMAGES.split(15)), refit=refit, output=as_output("logits"))
+        curve = measure_curve(
+            model, group, order, list(IMAGES.split(15)), refit=refit, output=as_output("logits")
+        )
     assert sorted(curve) == [1, 2, 3, 4, 5, 6]
     assert curve[6] == 0
     for width in (2, 4, 5):

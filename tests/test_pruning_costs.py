@@ -39,7 +39,11 @@ def test_resnet20() -> None:
         (nn.Linear(6, 7), (5, 6), 5 * 42),
         (nn.LSTM(4, 8, num_layers=2, batch_first=True), (5, 4), 5 * 4 * 8 * (4 + 8 + 8 + 8)),
         (nn.GRU(4, 8, batch_first=True), (5, 4), 5 * 3 * 8 * (4 + 8)),
-        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8), 5 * 4 * 64 + 2 * 25 * 8 + 2 * 5 * 8 * 16),
+        (
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            (5, 8),
+            5 * 4 * 64 + 2 * 25 * 8 + 2 * 5 * 8 * 16,
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -118,10 +122,19 @@ def test_a_weight_of_the_model_itself() -> None:
 def test_bert() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=20, max_position_embeddings=16
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=20,
+        max_position_embeddings=16,
     )
     model = transformers.BertForSequenceClassification(config)
-    batch = {"input_ids": torch.ones(2, 6, dtype=torch.long), "attention_mask": torch.ones(2, 6), "labels": torch.zeros(2)}
+    batch = {
+        "input_ids": torch.ones(2, 6, dtype=torch.long),
+        "attention_mask": torch.ones(2, 6),
+        "labels": torch.zeros(2),
+    }
     macs = module_macs(model, batch)
     layer = "bert.encoder.layer.1."
     assert macs[layer + "attention.self.query"] == 6 * 64
@@ -161,7 +174,9 @@ def test_the_model_stays_as_it_was(training) -> None:
 
 def test_batches_of_another_form() -> None:
     batch = {"left": torch.ones(3, 4), "right": torch.ones(3, 4)}
-    macs = module_macs(Tied(), batch, forward=lambda model, b: model(b["left"] + b["right"]) @ torch.ones(2, 7))
+    macs = module_macs(
+        Tied(), batch, forward=lambda model, b: model(b["left"] + b["right"]) @ torch.ones(2, 7)
+    )
     assert macs == {"": 14, "first": 32, "second.1": 8, "head": 16}
 
 

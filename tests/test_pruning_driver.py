@@ -40,7 +40,11 @@ class Block(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False), nn.BatchNorm2d(planes)
         self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False), nn.BatchNorm2d(planes)
-        self.down = nn.Sequential(nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)) if stride > 1 else nn.Identity()
+        self.down = (
+            nn.Sequential(nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+            if stride > 1
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.down(x))
@@ -106,7 +110,11 @@ def transposed() -> nn.Module:
 class Concatenated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 8, 1), nn.Conv2d(14, 10, 3, padding=1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(14, 10, 3, padding=1),
+        )
         self.head = nn.Linear(10, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +125,13 @@ def vit() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     return transformers.ViTForImageClassification(
         transformers.ViTConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4, num_labels=5
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=8,
+            patch_size=4,
+            num_labels=5,
         )
     )
 
@@ -142,7 +156,10 @@ def sentences() -> list[dict[str, Tensor]]:
     mask = torch.ones(24, 7, dtype=torch.long)
     mask[::2, 5:] = 0
     labels = torch.arange(24) % 5
-    return [{"input_ids": ids[s], "attention_mask": mask[s], "labels": labels[s]} for s in (slice(0, 10), slice(10, 24))]
+    return [
+        {"input_ids": ids[s], "attention_mask": mask[s], "labels": labels[s]}
+        for s in (slice(0, 10), slice(10, 24))
+    ]
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
@@ -209,7 +226,9 @@ def test_the_numbers_are_those_of_the_pruned_network(name, way) -> None:
     for before, after in zip(result.steps, result.steps[1:], strict=False):
         assert all(set(before.removed[g]) <= set(after.removed[g]) for g in widths)
         assert after.macs < before.macs
-    measured = Yardstick(model, list(data.split(256)) if isinstance(data, Tensor) else data, as_output("logits"), None)(result.model)[0]
+    measured = Yardstick(
+        model, list(data.split(256)) if isinstance(data, Tensor) else data, as_output("logits"), None
+    )(result.model)[0]
     assert measured.value == pytest.approx(last.moved.value)
 
 
@@ -234,7 +253,9 @@ def test_groups_that_remain_are_those_of_a_new_trace(name) -> None:
     for group in remaining(groups, removed):
         new = again[group.name]
         assert (group.width, group.tied) == (new.width, new.tied)
-        for mine, theirs in zip(*(sorted(g.members, key=lambda m: (m.module, m.role)) for g in (group, new)), strict=True):
+        for mine, theirs in zip(
+            *(sorted(g.members, key=lambda m: (m.module, m.role)) for g in (group, new)), strict=True
+        ):
             assert (mine.module, mine.role) == (theirs.module, theirs.role)
             assert dict(zip(mine.index.tolist(), mine.channel.tolist(), strict=True)) == dict(
                 zip(theirs.index.tolist(), theirs.channel.tolist(), strict=True)
@@ -314,7 +335,13 @@ def test_nothing_changes_when_it_is_interrupted(error, what) -> None:
 
     before = torch.get_rng_state()
     with assert_unchanged(model), pytest.raises(error):
-        tpv.prune(model, DataLoader(TensorDataset(data), 8, shuffle=True), allocation="curves", compensate=True, progress=stop)
+        tpv.prune(
+            model,
+            DataLoader(TensorDataset(data), 8, shuffle=True),
+            allocation="curves",
+            compensate=True,
+            progress=stop,
+        )
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -345,11 +372,20 @@ def test_flags_hooks_and_frozen_parameters_are_carried_over() -> None:
     stem = model[0].weight.clone()
     with assert_unchanged(model):
         result = tpv.prune(model, data, "macs=0.6", steps=2, compensate=True)
-    assert {n: p.requires_grad for n, p in result.model.named_parameters()} == {n: p.requires_grad for n, p in model.named_parameters()}
+    assert {n: p.requires_grad for n, p in result.model.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
     assert not any(m.training for m in result.model.modules())
     assert len(result.model[7]._forward_hooks) == 1
-    assert all(len(m._forward_hooks) == len(model.get_submodule(n)._forward_hooks) for n, m in result.model.named_modules())
-    keep = [c for c in range(8) if c not in next(v for g, v in result.steps[-1].removed.items() if g in ("0", "3.conv2"))]
+    assert all(
+        len(m._forward_hooks) == len(model.get_submodule(n)._forward_hooks)
+        for n, m in result.model.named_modules()
+    )
+    keep = [
+        c
+        for c in range(8)
+        if c not in next(v for g, v in result.steps[-1].removed.items() if g in ("0", "3.conv2"))
+    ]
     assert torch.equal(result.model[0].weight, stem[keep])
     shared = {id(p) for p in model.parameters()} & {id(p) for p in result.model.parameters()}
     assert not shared
@@ -360,7 +396,9 @@ def test_flags_hooks_and_frozen_parameters_are_carried_over() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions(dtype) -> None:
     model, data = make("vgg")
-    step = tpv.prune(model.to(dtype), data.to(dtype), "macs=0.6", allocation="curves", compensate=True).steps[-1]
+    step = tpv.prune(model.to(dtype), data.to(dtype), "macs=0.6", allocation="curves", compensate=True).steps[
+        -1
+    ]
     assert step.moved.value < step.cut.value
     assert math.isfinite(step.predicted.value)
 
@@ -371,7 +409,9 @@ def test_the_same_for_a_seed(criterion) -> None:
     results = []
     for seed in (3, 3, 4):
         torch.rand(1)
-        results.append(tpv.prune(model, data, "macs=0.6", steps=2, compensate=True, generator=seed, criterion=criterion))
+        results.append(
+            tpv.prune(model, data, "macs=0.6", steps=2, compensate=True, generator=seed, criterion=criterion)
+        )
     same = [s.removed for s in results[0].steps] == [s.removed for s in results[1].steps]
     assert same
     assert results[0].steps[-1].moved == results[1].steps[-1].moved
@@ -393,7 +433,11 @@ def test_loaders_labels_and_accuracy() -> None:
     assert last.moved_test is not None
     assert last.moved_test.value == pytest.approx(last.moved.value, rel=1e-4)
     without = tpv.prune(model, loader, "macs=0.7", steps=1)
-    assert (without.steps[-1].accuracy, without.steps[-1].moved_test, without.metadata["unpruned"]["accuracy"]) == (None, None, None)
+    assert (
+        without.steps[-1].accuracy,
+        without.steps[-1].moved_test,
+        without.metadata["unpruned"]["accuracy"],
+    ) == (None, None, None)
     assert tpv.prune(model, loader, "macs=0.7", steps=1, criterion=JC()).steps[-1].macs_share <= 0.7
 
 
@@ -401,14 +445,21 @@ def test_frozen_labels_are_those_of_the_unpruned_model(monkeypatch) -> None:
     model, data = make("vgg")
     given: list[Any] = []
     original = tpv.pruning.judgement.score
-    monkeypatch.setattr(tpv.pruning.judgement, "score", lambda *a, **k: given.append(k["frozen"]) or original(*a, **k))
+    monkeypatch.setattr(
+        tpv.pruning.judgement, "score", lambda *a, **k: given.append(k["frozen"]) or original(*a, **k)
+    )
     tpv.prune(model, data, "macs=0.5", steps=3, criterion=JBR())
     assert len(given) == 3
     assert all(torch.equal(torch.cat(list(frozen.labels)), model(data).argmax(1)) for frozen in given)
 
 
 @pytest.mark.parametrize(
-    "importance", [tp.importance.GroupMagnitudeImportance(), tp.importance.RandomImportance(), tp.importance.FPGMImportance()]
+    "importance",
+    [
+        tp.importance.GroupMagnitudeImportance(),
+        tp.importance.RandomImportance(),
+        tp.importance.FPGMImportance(),
+    ],
 )
 def test_importances_of_torch_pruning(importance) -> None:
     model, data = make("resnet")
@@ -425,16 +476,24 @@ class Wide:
 
     def __init__(self, *widths: int) -> None:
         self.groups = [ChannelGroup(str(i), w, ()) for i, w in enumerate(widths)]
-        costs = (Cost((), 5), *(Cost((i,), i + 1) for i in range(len(widths))), *(Cost((i, i + 1), 2) for i in range(len(widths) - 1)))
+        costs = (
+            Cost((), 5),
+            *(Cost((i,), i + 1) for i in range(len(widths))),
+            *(Cost((i, i + 1), 2) for i in range(len(widths) - 1)),
+        )
         self.costs = Budget("toys", costs, float(sum(c.of(widths) for c in costs)))
         generator = torch.Generator().manual_seed(0)
-        self.values = {g.name: torch.rand(g.width, generator=generator, dtype=torch.float64) for g in self.groups}
+        self.values = {
+            g.name: torch.rand(g.width, generator=generator, dtype=torch.float64) for g in self.groups
+        }
 
 
 def test_ranking_takes_the_lowest_until_the_limit_is_met() -> None:
     toy = Wide(5, 7, 3)
     ranked = sorted(
-        (v, i, c) for i, g in enumerate(toy.groups) for v, c in sorted(zip(toy.values[g.name].tolist(), range(g.width), strict=True))[:-1]
+        (v, i, c)
+        for i, g in enumerate(toy.groups)
+        for v, c in sorted(zip(toy.values[g.name].tolist(), range(g.width), strict=True))[:-1]
     )
     exact = [g.width - [i for _, i, _ in ranked[:5]].count(j) for j, g in enumerate(toy.groups)]
     for limit in (140, 90, toy.costs.of(exact), 50, 20):
@@ -458,11 +517,20 @@ def test_curves_give_the_best_widths_of_all() -> None:
     for limit in (100, 70, 45, 30, 16):
         chosen = by_curves(toy.groups, toy.values, named, {}, toy.costs, limit)
         widths = [g.width - len(chosen[g.name]) for g in toy.groups]
-        every = [(a, b, c) for a in curves[0] for b in curves[1] for c in curves[2] if toy.costs.of((a, b, c)) <= limit]
+        every = [
+            (a, b, c)
+            for a in curves[0]
+            for b in curves[1]
+            for c in curves[2]
+            if toy.costs.of((a, b, c)) <= limit
+        ]
         assert sum(c[w] for c, w in zip(curves, widths, strict=True)) == pytest.approx(
             min(sum(c[w] for c, w in zip(curves, e, strict=True)) for e in every)
         )
-        assert all(sorted(gone) == sorted(toy.values[n].argsort()[: len(gone)].tolist()) for n, gone in chosen.items())
+        assert all(
+            sorted(gone) == sorted(toy.values[n].argsort()[: len(gone)].tolist())
+            for n, gone in chosen.items()
+        )
 
 
 def test_between_measured_widths_the_target_is_filled() -> None:
@@ -473,7 +541,11 @@ def test_between_measured_widths_the_target_is_filled() -> None:
         chosen = by_curves(toy.groups, toy.values, curves, {}, toy.costs, limit)
         widths = [g.width - len(chosen[g.name]) for g in toy.groups]
         assert toy.costs.of(widths) <= limit
-        wider = [[w + (i == j) for j, w in enumerate(widths)] for i, most in enumerate((20, 30)) if widths[i] < most]
+        wider = [
+            [w + (i == j) for j, w in enumerate(widths)]
+            for i, most in enumerate((20, 30))
+            if widths[i] < most
+        ]
         assert wider
         assert all(toy.costs.of(w) > limit for w in wider)
     first = by_curves(toy.groups, toy.values, curves, {}, toy.costs, 700)
@@ -483,13 +555,24 @@ def test_between_measured_widths_the_target_is_filled() -> None:
 
 @pytest.mark.parametrize(
     "choose",
-    [by_ranking, uniformly, lambda g, v, r, c, limit: by_curves(g, v, {"0": {1: 1.0, 5: 0.0}, "1": {1: 1.0, 4: 0.0}}, r, c, limit)],
+    [
+        by_ranking,
+        uniformly,
+        lambda g, v, r, c, limit: by_curves(
+            g, v, {"0": {1: 1.0, 5: 0.0}, "1": {1: 1.0, 4: 0.0}}, r, c, limit
+        ),
+    ],
 )
 def test_choices_refused(choose) -> None:
     toy = Wide(5, 4)
-    with pytest.raises(TPVError, match="one channel left in every group there are still 10 toys of 58, more than 9"):
+    with pytest.raises(
+        TPVError, match="one channel left in every group there are still 10 toys of 58, more than 9"
+    ):
         choose(toy.groups, toy.values, {}, toy.costs, 9)
-    assert {n: len(c) for n, c in choose(toy.groups, toy.values, {}, toy.costs, 10).items()} == {"0": 4, "1": 3}
+    assert {n: len(c) for n, c in choose(toy.groups, toy.values, {}, toy.costs, 10).items()} == {
+        "0": 4,
+        "1": 3,
+    }
     toy.values["1"][2] = math.nan
     with pytest.raises(TPVError, match="the scores of 1 are NaN"):
         choose(toy.groups, toy.values, {}, toy.costs, 30)
@@ -497,8 +580,12 @@ def test_choices_refused(choose) -> None:
 
 def test_own_costs() -> None:
     model, data = make("vgg")
-    result = tpv.prune(model, data, Target("cycles", 0.5, [Cost((0,), 1.0), Cost((1,), 2.0), Cost((2,), 0.5)]), steps=1)
-    widths = [width - len(result.steps[-1].removed[g]) for g, width in result.metadata["unpruned"]["widths"].items()]
+    result = tpv.prune(
+        model, data, Target("cycles", 0.5, [Cost((0,), 1.0), Cost((1,), 2.0), Cost((2,), 0.5)]), steps=1
+    )
+    widths = [
+        width - len(result.steps[-1].removed[g]) for g, width in result.metadata["unpruned"]["widths"].items()
+    ]
     full = list(result.metadata["unpruned"]["widths"].values())
     assert widths[0] + 2 * widths[1] + 0.5 * widths[2] <= 0.5 * (full[0] + 2 * full[1] + 0.5 * full[2])
 
@@ -506,15 +593,27 @@ def test_own_costs() -> None:
 def test_own_costs_count_the_groups_that_are_left_alone_too() -> None:
     model, data = make("vgg")
     groups = channel_groups(model, data[:2])
-    milliseconds = {(w, v): 0.5 * w + v for w in range(1, groups[0].width + 1) for v in range(1, groups[1].width + 1)}
+    milliseconds = {
+        (w, v): 0.5 * w + v for w in range(1, groups[0].width + 1) for v in range(1, groups[1].width + 1)
+    }
     target = Target("ms", 0.6, [Cost((0, 1), milliseconds), Cost((2,), 2.0), Cost((0,), 1.0)])
     result = tpv.prune(model, data, target, steps=1, ignore=[groups[0].name])
     w = [g.width - len(result.steps[-1].removed.get(g.name, ())) for g in groups]
     full = [g.width for g in groups]
     assert w[0] == full[0]
-    assert abs(result.steps[-1].cost_share - (1.5 * w[0] + w[1] + 2 * w[2]) / (1.5 * full[0] + full[1] + 2 * full[2])) < 1e-12
+    assert (
+        abs(
+            result.steps[-1].cost_share
+            - (1.5 * w[0] + w[1] + 2 * w[2]) / (1.5 * full[0] + full[1] + 2 * full[2])
+        )
+        < 1e-12
+    )
     assert "Left of ms: " in str(result)
-    assert 1.5 * w[0] + w[1] + 2 * w[2] <= 0.6 * (1.5 * full[0] + full[1] + 2 * full[2]) < 1.5 * w[0] + w[1] + 2 * w[2] + 2.5
+    assert (
+        1.5 * w[0] + w[1] + 2 * w[2]
+        <= 0.6 * (1.5 * full[0] + full[1] + 2 * full[2])
+        < 1.5 * w[0] + w[1] + 2 * w[2] + 2.5
+    )
     with pytest.raises(TPVError, match="has a cost of group 9, and the network has 3"):
         tpv.prune(model, data, Target("ms", 0.6, [Cost((9,), 1.0)]), steps=1)
 
@@ -539,8 +638,14 @@ def test_own_costs_count_the_groups_that_are_left_alone_too() -> None:
         ({"steps": 0}, "steps"),
         ({"target": 0.5}, "target=0.5: give the share to keep"),
         ({"curves": {"0": {1: 2.0, 8: 0.0}}}, "curves= are for allocation='curves'"),
-        ({"allocation": "curves", "curves": {"0": {1: 2.0, 4: 0.0}}}, r"curves= have widths \[1, 4\] for 0, which has 8 channels"),
-        ({"allocation": "curves", "curves": {"0": {"1": 2.0, "8": 0.0}}}, "curves= have widths \\['1', '8'\\] for 0"),
+        (
+            {"allocation": "curves", "curves": {"0": {1: 2.0, 4: 0.0}}},
+            r"curves= have widths \[1, 4\] for 0, which has 8 channels",
+        ),
+        (
+            {"allocation": "curves", "curves": {"0": {"1": 2.0, "8": 0.0}}},
+            "curves= have widths \\['1', '8'\\] for 0",
+        ),
     ],
 )
 def test_refused(options, sentence) -> None:
@@ -596,7 +701,9 @@ def test_wrong_traces_are_refused(build) -> None:
     x = torch.randn(4, 3, 32, 32)
     with (
         assert_unchanged(model),
-        pytest.raises(TPVError, match=r"traced graph is wrong at (padded\.)?conv1: .*\.replace_padding_shortcuts"),
+        pytest.raises(
+            TPVError, match=r"traced graph is wrong at (padded\.)?conv1: .*\.replace_padding_shortcuts"
+        ),
     ):
         tpv.prune(model, x, "macs=0.8", steps=1)
 
@@ -628,13 +735,23 @@ def test_the_search_for_groups_ends_where_channels_are_rotated() -> None:
     """Torch-Pruning follows the concatenations of rotary embeddings for ever; layers beside them are pruned all the same."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    settings = {"vocab_size": 13, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "max_position_embeddings": 16}
+    settings = {
+        "vocab_size": 13,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+    }
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings, num_hidden_layers=2)).eval()
     result = tpv.prune(model, [{"input_ids": torch.arange(30).reshape(6, 5) % 13}], "params=0.9", steps=1)
     assert {name for name in result.metadata["unpruned"]["widths"] if "up_proj" in name} == {
         f"model.layers.{i}.mlp.up_proj" for i in (0, 1)
     }
-    assert result.steps[0].params == sum(p.numel() for p in result.model.parameters()) <= 0.9 * sum(p.numel() for p in model.parameters())
+    assert (
+        result.steps[0].params
+        == sum(p.numel() for p in result.model.parameters())
+        <= 0.9 * sum(p.numel() for p in model.parameters())
+    )
     assert set(result.excluded) == {f"model.layers.{i}.self_attn.v_proj" for i in (0, 1)}
     assert all("rotary" in why for why in result.excluded.values())
 
@@ -654,7 +771,10 @@ def test_verified_group_by_group() -> None:
     model, data = make("bert")
     groups = found(model, data)
     usable, excluded = verified(model, first(data), groups)
-    assert all("attention" in name and "does not run without one of its channels" in why for name, why in excluded.items())
+    assert all(
+        "attention" in name and "does not run without one of its channels" in why
+        for name, why in excluded.items()
+    )
     assert {g.name for g in usable} | excluded.keys() == {g.name for g in groups}
     assert verified(model, first(data), [])[0] == []
 
@@ -679,7 +799,10 @@ class TwoHeads(nn.Module):
 
 def test_outputs_that_do_not_count_are_told() -> None:
     model, x = TwoHeads().eval(), torch.randn(20, 6)
-    with pytest.warns(UserWarning, match="returns 2 tensors, and only the first counts: give forward="), contextlib.suppress(TPVError):
+    with (
+        pytest.warns(UserWarning, match="returns 2 tensors, and only the first counts: give forward="),
+        contextlib.suppress(TPVError),
+    ):
         tpv.prune(model, x, "params=0.8", steps=1)
     both = tpv.prune(model, x, "params=0.6", steps=1, forward=lambda m, batch: torch.cat(m(batch), 1))
     assert both.steps[-1].params_share <= 0.6

@@ -78,11 +78,21 @@ def test_what_goes_is_the_greedy_minimum_of_the_measured_damage(steps: int, outp
     made = tpv.prune(model, X, tpv.pruning.Target("channels", 0.4, costs), criterion=criterion, steps=steps)
     for step in made.steps:
         expected = greedy(model, groups, sum(map(len, step.removed.values())), output)
-        assert {name: sorted(gone) for name, gone in step.removed.items()} == {name: sorted(gone) for name, gone in expected.items()}
+        assert {name: sorted(gone) for name, gone in step.removed.items()} == {
+            name: sorted(gone) for name, gone in expected.items()
+        }
         assert step.moved.value == pytest.approx(damage(model, groups, expected, output))
     assert sum(map(len, made.steps[-1].removed.values())) == 6
-    alone = tpv.prune(model, X, tpv.pruning.Target("channels", 0.4, costs), criterion=TPVImportance(OUTPUTS, output=output), steps=1)
-    assert made.steps[-1].moved.value < alone.steps[-1].moved.value, "the network does not show what interactions are for"
+    alone = tpv.prune(
+        model,
+        X,
+        tpv.pruning.Target("channels", 0.4, costs),
+        criterion=TPVImportance(OUTPUTS, output=output),
+        steps=1,
+    )
+    assert made.steps[-1].moved.value < alone.steps[-1].moved.value, (
+        "the network does not show what interactions are for"
+    )
 
 
 @pytest.mark.parametrize("gone", [{}, {"a": [1, 4], "b": [0]}], ids=["unpruned", "drifted"])
@@ -92,10 +102,16 @@ def test_terms_of_a_set_are_its_damage_also_after_a_step(gone: Chosen) -> None:
     now, left = cut(model, groups, gone) if gone else model, remaining(groups, gone)
     terms = score(now, X, left, EXACT, frozen=freeze(model, X, EXACT)).terms
     assert total(terms, []) == pytest.approx(damage(model, groups, gone), rel=1e-5)
-    channels = [(group.name, c) for group in groups for c in range(group.width) if c not in gone.get(group.name, [])]
+    channels = [
+        (group.name, c) for group in groups for c in range(group.width) if c not in gone.get(group.name, [])
+    ]
     for chosen in ([0], [0, 2], [1, 3, 5], [2, 3, 6]):
         more = {
-            group.name: [*gone.get(group.name, []), *(c for n, c in (channels[i] for i in chosen) if n == group.name)] for group in groups
+            group.name: [
+                *gone.get(group.name, []),
+                *(c for n, c in (channels[i] for i in chosen) if n == group.name),
+            ]
+            for group in groups
         }
         assert total(terms, chosen) == pytest.approx(damage(model, groups, more), rel=1e-5)
 
@@ -107,7 +123,9 @@ def test_the_order_adds_up_to_the_damage_of_everything_that_went() -> None:
     while (channel := elimination.lowest()) is not None:
         ways = {c: total(terms, [*gone, c]) for c in range(7) if c not in gone}
         assert channel == min(ways, key=ways.__getitem__)
-        assert elimination.added()[channel].item() == pytest.approx(ways[channel] - total(terms, gone), abs=1e-5)
+        assert elimination.added()[channel].item() == pytest.approx(
+            ways[channel] - total(terms, gone), abs=1e-5
+        )
         elimination.remove(channel)
         gone.append(channel)
     assert sorted(gone) == list(range(7))
@@ -129,10 +147,15 @@ def cancelling() -> nn.Module:
 def test_two_channels_that_cancel_go_together(steps: int) -> None:
     target = tpv.pruning.Target("channels", 0.34, [tpv.pruning.Cost((0,), 1)])
     pairs = {
-        interactions: tpv.prune(cancelling(), X, target, criterion=TPVImportance(2, interactions=interactions), steps=steps)
+        interactions: tpv.prune(
+            cancelling(), X, target, criterion=TPVImportance(2, interactions=interactions), steps=steps
+        )
         for interactions in (True, False)
     }
-    assert {flag: sorted(made.steps[-1].removed["0"]) for flag, made in pairs.items()} == {True: [0, 1], False: [0, 2]}
+    assert {flag: sorted(made.steps[-1].removed["0"]) for flag, made in pairs.items()} == {
+        True: [0, 1],
+        False: [0, 2],
+    }
     assert pairs[True].steps[-1].moved.value < pairs[False].steps[-1].moved.value / 10
 
 
@@ -140,11 +163,20 @@ def test_the_last_channel_of_a_group_stays_whatever_it_would_add() -> None:
     model = branches()
     with torch.no_grad():
         model.head.weight[:, 6:] = 0  # nothing is missed without any of b
-    made = tpv.prune(model, X, tpv.pruning.Target("channels", 0.21, [tpv.pruning.Cost((0,), 1), tpv.pruning.Cost((1,), 1)]), steps=1)
+    made = tpv.prune(
+        model,
+        X,
+        tpv.pruning.Target("channels", 0.21, [tpv.pruning.Cost((0,), 1), tpv.pruning.Cost((1,), 1)]),
+        steps=1,
+    )
     assert {name: len(gone) for name, gone in made.steps[-1].removed.items()} == {"a": 5, "b": 3}
 
 
-@pytest.mark.parametrize("criterion", [EXACT, TPVImportance(2, interactions=True), JBR(interactions=True), JC(interactions=True)], ids=repr)
+@pytest.mark.parametrize(
+    "criterion",
+    [EXACT, TPVImportance(2, interactions=True), JBR(interactions=True), JC(interactions=True)],
+    ids=repr,
+)
 def test_batches_and_chunks_do_not_matter(criterion: Any) -> None:
     model, labels = branches(), torch.arange(len(X)) % OUTPUTS
     groups = channel_groups(model, X[:2])
@@ -152,13 +184,21 @@ def test_batches_and_chunks_do_not_matter(criterion: Any) -> None:
 
     def found(sizes: list[int], chunk_size: int | None) -> tuple[Tensor, Tensor]:
         data = list(zip(X.split(sizes), labels.split(sizes), strict=True))
-        terms = score(now, data, left, criterion, frozen=freeze(model, data, criterion), chunk_size=chunk_size).terms
+        terms = score(
+            now, data, left, criterion, frozen=freeze(model, data, criterion), chunk_size=chunk_size
+        ).terms
         rows = torch.cat([terms.moved.unsqueeze(1), terms.each], 1).double()
         return rows.T @ rows / len(rows), Elimination(terms.each.square().mean(0), terms).order()[0]
 
     moments, order = found([24], None)
-    drawn = criterion.probes < OUTPUTS and isinstance(criterion, TPVImportance)  # at random, in the order of the batches
-    for sizes, chunk_size in (([24], 5), ([24], 1), *(() if drawn else (([7, 16, 1], None), ([7, 16, 1], 3)))):
+    drawn = criterion.probes < OUTPUTS and isinstance(
+        criterion, TPVImportance
+    )  # at random, in the order of the batches
+    for sizes, chunk_size in (
+        ([24], 5),
+        ([24], 1),
+        *(() if drawn else (([7, 16, 1], None), ([7, 16, 1], 3))),
+    ):
         again, same_order = found(sizes, chunk_size)
         assert torch.allclose(again, moments, rtol=1e-4, atol=1e-6)
         assert torch.equal(same_order, order)
@@ -189,7 +229,9 @@ def test_what_has_moved_is_in_the_units_of_the_output(output: str) -> None:
     with torch.no_grad():
         model.head.weight.mul_(0.05)  # small movements, in which all units are squares
     gone = {"a": [0, 3], "b": [2]}
-    terms = score(cut(model, groups, gone), X, remaining(groups, gone), criterion, frozen=freeze(model, X, criterion)).terms
+    terms = score(
+        cut(model, groups, gone), X, remaining(groups, gone), criterion, frozen=freeze(model, X, criterion)
+    ).terms
     assert total(terms, []) == pytest.approx(damage(model, groups, gone, output), rel=0.03)
     more = {"b": [2, 0], "a": [0, 3, 1]}
     assert total(terms, [0, 3]) == pytest.approx(damage(model, groups, more, output), rel=0.03)
@@ -214,7 +256,9 @@ def test_padding_neither_moves_nor_is_missed() -> None:
     now = remove(model, {"x": x[:2], "attention_mask": mask[:2]}, groups, {"up": [5]}).model
 
     def moments(batch: dict[str, Tensor]) -> Tensor:
-        terms = score(now, [batch], remaining(groups, {"up": [5]}), criterion, frozen=freeze(model, [batch], criterion)).terms
+        terms = score(
+            now, [batch], remaining(groups, {"up": [5]}), criterion, frozen=freeze(model, [batch], criterion)
+        ).terms
         rows = torch.cat([terms.moved.unsqueeze(1), terms.each], 1).double()
         return rows.T @ rows / len(rows)
 
@@ -225,7 +269,9 @@ def test_padding_neither_moves_nor_is_missed() -> None:
 
 def test_an_interrupted_run_with_interactions_resumes_bit_for_bit(tmp_path: Any) -> None:
     def run(**more: Any) -> tpv.pruning.PruningResult:
-        return tpv.prune(branches(), X, "params=0.4", criterion=TPVImportance(interactions=True), steps=4, **more)
+        return tpv.prune(
+            branches(), X, "params=0.4", criterion=TPVImportance(interactions=True), steps=4, **more
+        )
 
     def stop(what: str, done: int, of: int) -> None:
         if (what, done) == ("pruning", 2):
@@ -240,18 +286,31 @@ def test_an_interrupted_run_with_interactions_resumes_bit_for_bit(tmp_path: Any)
 
 @pytest.mark.parametrize("iterative", [1, 3])
 @pytest.mark.parametrize("build", [branches, cancelling], ids=["branches", "cancelling"])
-def test_a_pruner_of_torch_pruning_takes_the_greedy_minimum(build: Callable[[], nn.Module], iterative: int) -> None:
+def test_a_pruner_of_torch_pruning_takes_the_greedy_minimum(
+    build: Callable[[], nn.Module], iterative: int
+) -> None:
     model, pruned = build(), build()
     groups = channel_groups(model, X[:2])
     imp = integration.TPVImportance(X, probes=OUTPUTS, interactions=True)
     head = list(pruned.children())[-1]
     pruner = tp.pruner.BasePruner(
-        pruned, X[:2], imp, global_pruning=True, pruning_ratio=0.6, max_pruning_ratio=0.9, iterative_steps=iterative, ignored_layers=[head]
+        pruned,
+        X[:2],
+        imp,
+        global_pruning=True,
+        pruning_ratio=0.6,
+        max_pruning_ratio=0.9,
+        iterative_steps=iterative,
+        ignored_layers=[head],
     )
     for _ in range(iterative):
         pruner.step()
-        count = sum(group.width for group in groups) - sum(m.out_features for m in pruned.children() if m is not head)
-        assert (pruned(X) - model(X)).square().sum(1).mean().item() == pytest.approx(damage(model, groups, greedy(model, groups, count)))
+        count = sum(group.width for group in groups) - sum(
+            m.out_features for m in pruned.children() if m is not head
+        )
+        assert (pruned(X) - model(X)).square().sum(1).mean().item() == pytest.approx(
+            damage(model, groups, greedy(model, groups, count))
+        )
     assert count > 1
 
 
@@ -278,7 +337,9 @@ def test_random_networks_do_not_do_better_without() -> None:
         model = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, OUTPUTS)).double().eval()
         x = torch.randn(40, 5, generator=seeded(seed)).double()
         joint, alone = (
-            tpv.prune(model, x, "params=0.5", criterion=TPVImportance(OUTPUTS, interactions=flag), steps=1).steps[-1].moved.value
+            tpv.prune(model, x, "params=0.5", criterion=TPVImportance(OUTPUTS, interactions=flag), steps=1)
+            .steps[-1]
+            .moved.value
             for flag in (True, False)
         )
         ratios.append(joint / alone)

@@ -62,17 +62,26 @@ def _slice(module: nn.Module, name: str, role: str, i: int) -> Any:
 
 
 def dense(
-    model: nn.Module, batch: Any, groups: list[ChannelGroup], criterion: Criterion, labels: Tensor | None = None, forward: Any = None
+    model: nn.Module,
+    batch: Any,
+    groups: list[ChannelGroup],
+    criterion: Criterion,
+    labels: Tensor | None = None,
+    forward: Any = None,
 ) -> Tensor:
     """(N, channels) scores of each example by the definition: (vᵀ J_g w_g)² or ‖J_g w_g‖²."""
-    jacobian = {name: j.flatten(2) for name, j in dense_jacobian(model, batch, forward, criterion.output).items()}
+    jacobian = {
+        name: j.flatten(2) for name, j in dense_jacobian(model, batch, forward, criterion.output).items()
+    }
     f = Linearization(model, forward, as_output(criterion.output)).displaced(batch, {})
     m = None
     if not isinstance(criterion, TPVImportance):
         axis = class_axis(f)
         labels = f.argmax(axis) if labels is None else labels
         kept = (labels != -100).unsqueeze(axis)
-        m = ((f.softmax(axis) - F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis)) * kept).flatten(1)
+        m = (
+            (f.softmax(axis) - F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis)) * kept
+        ).flatten(1)
     columns = []
     for group in groups:
         for channel in range(group.width):
@@ -82,7 +91,11 @@ def dense(
                 for member in group.chosen(criterion.members)
             ]
             parts = [sum(moved)] if criterion.squares == "joint" else moved
-            columns.append(sum((part if m is None else (part * m).sum(1, keepdim=True)).square().sum(1) for part in parts))
+            columns.append(
+                sum(
+                    (part if m is None else (part * m).sum(1, keepdim=True)).square().sum(1) for part in parts
+                )
+            )
     return torch.stack(columns, 1)
 
 
@@ -106,7 +119,11 @@ class Residual(nn.Module):
     def __init__(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
         super().__init__()
         self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1), norm(4)
-        self.conv1, self.inner, self.conv2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), norm(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.conv1, self.inner, self.conv2 = (
+            nn.Conv2d(4, 4, 3, padding=1, bias=False),
+            norm(4),
+            nn.Conv2d(4, 4, 3, padding=1),
+        )
         self.side, self.mix = nn.Conv2d(4, 2, 1), nn.Conv2d(6, 3, 3)
         self.head = nn.Linear(12, 3)
 
@@ -124,7 +141,12 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding, self.norm = nn.Embedding(7, 4, padding_idx=0), nn.LayerNorm(4)
-        self.up, self.twice, self.down, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 4), nn.Linear(4, 3)
+        self.up, self.twice, self.down, self.head = (
+            nn.Linear(4, 5),
+            nn.Linear(5, 5),
+            nn.Linear(5, 4),
+            nn.Linear(4, 3),
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
@@ -168,7 +190,9 @@ class ChannelsLast(nn.Module):
         self.mid, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.mid(self.first(self.norm(self.stem(x)).flatten(2).transpose(1, 2))))).mean(1)
+        return self.head(
+            torch.tanh(self.mid(self.first(self.norm(self.stem(x)).flatten(2).transpose(1, 2))))
+        ).mean(1)
 
 
 def chain(*layers: nn.Module) -> nn.Module:
@@ -250,8 +274,15 @@ def test_scores_are_the_formula(net: Net) -> None:
 def test_a_fork_a_concatenation_and_a_flattening_have_their_readers() -> None:
     groups = {g.name: g for g in prepared("residual")[2]}
     readers = {name: {m.module for m in g.members if m.role == "consumer"} for name, g in groups.items()}
-    assert readers == {"conv2": {"conv1", "side", "mix"}, "conv1": {"conv2"}, "side": {"mix"}, "mix": {"head"}}
-    assert [m.channel.tolist() for m in groups["mix"].members if m.module == "head"] == [[0] * 4 + [1] * 4 + [2] * 4]
+    assert readers == {
+        "conv2": {"conv1", "side", "mix"},
+        "conv1": {"conv2"},
+        "side": {"mix"},
+        "mix": {"head"},
+    }
+    assert [m.channel.tolist() for m in groups["mix"].members if m.module == "head"] == [
+        [0] * 4 + [1] * 4 + [2] * 4
+    ]
 
 
 def test_a_channel_goes_with_its_gate() -> None:
@@ -299,7 +330,9 @@ def test_probes_do_not_depend_on_chunks_and_batches_hold_all_examples() -> None:
 def test_what_counts_of_the_outputs(output) -> None:
     model, x, groups = prepared("residual")
     for criterion in (TPVImportance(99, output=output), TPVImportance(99, "all", output=output)):
-        assert_equal(flat(score(model, x, groups, criterion)), dense(model, x, groups, criterion).mean(0), 1e-9)
+        assert_equal(
+            flat(score(model, x, groups, criterion)), dense(model, x, groups, criterion).mean(0), 1e-9
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,7 +357,9 @@ def test_labels_that_are_no_classes_are_refused(label: int, message: str) -> Non
         score(model, [(x, y)], groups, JC())
 
 
-@pytest.mark.parametrize("batch", [lambda x: x, lambda x: (x, torch.zeros(5)), lambda x: (x, torch.zeros(4, dtype=torch.long))])
+@pytest.mark.parametrize(
+    "batch", [lambda x: x, lambda x: (x, torch.zeros(5)), lambda x: (x, torch.zeros(4, dtype=torch.long))]
+)
 def test_labels_are_needed(batch) -> None:
     model, x, groups = prepared("mlp")
     with pytest.raises(TPVError, match="JC needs integer labels of shape"):
@@ -348,7 +383,9 @@ def test_frozen_labels_are_those_of_the_unpruned_model() -> None:
 def test_frozen_labels_belong_to_their_examples() -> None:
     model, x, groups = prepared("mlp")
     labels = torch.tensor([0, 1, 2, 0, 1])
-    found = score(model, [x[:2], x[2:]], groups, JBR(), frozen=Frozen([labels[:2], labels[2:]], None), chunk_size=1)
+    found = score(
+        model, [x[:2], x[2:]], groups, JBR(), frozen=Frozen([labels[:2], labels[2:]], None), chunk_size=1
+    )
     assert_equal(flat(found), dense(model, x, groups, JBR(), labels).mean(0))
 
 
@@ -378,7 +415,9 @@ def test_tokens_have_labels_of_their_own() -> None:
     model, tokens, groups = prepared("tokens")
     labels = torch.tensor([[0, 1, -100], [2, 2, 0], [-100, -100, -100]])
     expected = dense(model, tokens, groups, JC(members="consumers"), labels)
-    found = score(model, [{"tokens": tokens, "labels": labels}], groups, JC(members="consumers"), chunk_size=2)
+    found = score(
+        model, [{"tokens": tokens, "labels": labels}], groups, JC(members="consumers"), chunk_size=2
+    )
     assert_equal(flat(found), expected.sum(0) / 2)
 
 
@@ -399,7 +438,10 @@ class TimeMajor(nn.Module):
 HIDDEN = ChannelGroup(
     "layer",
     6,
-    (Member("layer", "producer", torch.arange(6), torch.arange(6)), Member("head", "consumer", torch.arange(6), torch.arange(6))),
+    (
+        Member("layer", "producer", torch.arange(6), torch.arange(6)),
+        Member("head", "consumer", torch.arange(6), torch.arange(6)),
+    ),
 )
 
 
@@ -413,13 +455,20 @@ def test_reordered_rows_are_refused(length: int, output) -> None:
             score(model, [x[:1], x], [HIDDEN], TPVImportance(output=output))
         criterion = TPVImportance(9, "all", output=output)
         if dtype == torch.float64:
-            assert_equal(flat(score(model, x, [HIDDEN], criterion, chunk_size=1)), dense(model, x, [HIDDEN], criterion).mean(0))
+            assert_equal(
+                flat(score(model, x, [HIDDEN], criterion, chunk_size=1)),
+                dense(model, x, [HIDDEN], criterion).mean(0),
+            )
 
 
 @pytest.mark.parametrize("output", ["logits", "centered", "probabilities", "kl"])
 @pytest.mark.parametrize(
     "net",
-    [net for net in NETS if net.name in ("residual", "instance norm", "channels last", "group norm", "prelu")],
+    [
+        net
+        for net in NETS
+        if net.name in ("residual", "instance norm", "channels last", "group norm", "prelu")
+    ],
     ids=lambda net: net.name,
 )
 def test_float32_raises_no_false_alarm(net: Net, output) -> None:
@@ -428,7 +477,9 @@ def test_float32_raises_no_false_alarm(net: Net, output) -> None:
         model, x = net.build().eval(), torch.randn(8, *net.batch().shape[1:], generator=seeded(seed))
         groups = channel_groups(model, x[:2])
         found = score(model, x, groups, TPVImportance(99, "all", output=output), chunk_size=3)
-        expected = score(copy.deepcopy(model).double(), x.double(), groups, TPVImportance(99, "all", output=output))
+        expected = score(
+            copy.deepcopy(model).double(), x.double(), groups, TPVImportance(99, "all", output=output)
+        )
         assert_equal(flat(found), flat(expected), 1e-3)
 
 
@@ -438,7 +489,11 @@ def test_terms_that_cancel_raise_no_false_alarm() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer, self.mix, self.head = nn.Linear(16, 6, bias=False), nn.Linear(300, 200), nn.Linear(200, 3)
+            self.layer, self.mix, self.head = (
+                nn.Linear(16, 6, bias=False),
+                nn.Linear(300, 200),
+                nn.Linear(200, 3),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             z = F.instance_norm(self.layer(x).transpose(1, 2)).transpose(1, 2)
@@ -446,7 +501,12 @@ def test_terms_that_cancel_raise_no_false_alarm() -> None:
 
     torch.manual_seed(0)
     group = ChannelGroup("layer", 6, HIDDEN.members[:1])
-    assert score(Normed().eval(), 1000 * torch.randn(6, 50, 16), [group], JBR(members="producers")).metadata["examples"] == 6
+    assert (
+        score(Normed().eval(), 1000 * torch.randn(6, 50, 16), [group], JBR(members="producers")).metadata[
+            "examples"
+        ]
+        == 6
+    )
 
 
 class ByHand(nn.Module):
@@ -487,7 +547,9 @@ def test_a_raw_scale_is_passed_by_consumers_and_refused_otherwise() -> None:
     torch.manual_seed(0)
     model, x = ByHand("scale").double().eval(), randn(5, 4)
     groups = channel_groups(model, x[:2])
-    assert_equal(flat(score(model, x, groups, TPVImportance(9))), dense(model, x, groups, TPVImportance()).mean(0))
+    assert_equal(
+        flat(score(model, x, groups, TPVImportance(9))), dense(model, x, groups, TPVImportance()).mean(0)
+    )
     with pytest.raises(TPVError, match="scale, a parameter outside of a layer"):
         score(model, x, groups, JBR())
 
@@ -579,13 +641,20 @@ def test_frozen_layers_are_scored_too() -> None:
 def test_faults_leave_the_model_unchanged(error: type[BaseException]) -> None:
     x = image(2, 4)
     groups = prepared("residual")[2]
-    survived = faults_survived(error, range(1, 99), BY_NAME["residual"].model, lambda m: score(m, x, groups, JBR(), chunk_size=2))
+    survived = faults_survived(
+        error, range(1, 99), BY_NAME["residual"].model, lambda m: score(m, x, groups, JBR(), chunk_size=2)
+    )
     assert survived >= 4
 
 
 @pytest.mark.parametrize(
     "place",
-    ["tpv.pruning.taps.Tap.term", "tpv.pruning.scoring._Scoring._by_channel", "tpv.pruning.scoring.narrow", "tpv.pruning.scores.Sums.add"],
+    [
+        "tpv.pruning.taps.Tap.term",
+        "tpv.pruning.scoring._Scoring._by_channel",
+        "tpv.pruning.scoring.narrow",
+        "tpv.pruning.scores.Sums.add",
+    ],
 )
 def test_faults_inside_leave_the_model_unchanged(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, groups = prepared("residual")

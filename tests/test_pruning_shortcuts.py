@@ -28,7 +28,9 @@ class Lambda(nn.Module):
         return self.function(x)
 
 
-def after(shortcut: Callable[[Tensor], Tensor] | nn.Module, dims: int = 2, first: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+def after(
+    shortcut: Callable[[Tensor], Tensor] | nn.Module, dims: int = 2, first: type[nn.Module] = nn.Tanh
+) -> nn.Sequential:
     conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     module = shortcut if isinstance(shortcut, nn.Module) else Lambda(shortcut)
     return nn.Sequential(conv(3, 4, 3, padding=1), first(), module, nn.ReLU())
@@ -41,7 +43,12 @@ def padded(x: Tensor, before: int, behind: int) -> Tensor:
 MAPS = {
     "option A": (lambda x: padded(x[:, :, ::2, ::2], 2, 2), 2, (2, 2), 8),
     "stride 1": (lambda x: padded(x, 0, 3), 2, (1, 1), 7),
-    "zeros joined on": (lambda x: torch.cat([x[:, :, ::3, ::3], torch.zeros_like(x[:, :, ::3, ::3])], 1), 2, (3, 3), 8),
+    "zeros joined on": (
+        lambda x: torch.cat([x[:, :, ::3, ::3], torch.zeros_like(x[:, :, ::3, ::3])], 1),
+        2,
+        (3, 3),
+        8,
+    ),
     "fewer channels": (lambda x: x[:, [2, 0], ::2], 2, (2, 1), 2),
     "channels twice": (lambda x: torch.cat([x, x], 1), 2, (1, 1), 8),
     "one axis": (lambda x: padded(x[:, :, ::5], 1, 0), 1, (5,), 5),
@@ -98,7 +105,9 @@ def test_whatever_else_a_module_does_it_stays(name: str, first: type[nn.Module])
 
 @pytest.mark.parametrize("training", [True, False])
 def test_flags_statistics_and_random_state_stay(training: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), Lambda(MAPS["option A"][0])).train(training)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), Lambda(MAPS["option A"][0])
+    ).train(training)
     model[0].train()
     others, state = model[:3], torch.get_rng_state()
     with assert_unchanged(others):
@@ -111,7 +120,9 @@ def test_a_module_is_replaced_wherever_it_stands_and_a_nest_of_modules_once() ->
     shared = Lambda(MAPS["option A"][0])
     nest = nn.Sequential(nn.Identity(), Lambda(lambda x: padded(x, 0, 1)))
     block = nn.Sequential(nest)
-    model = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(3, 4, 1), shared), "b": shared, "c": block, "d": block})
+    model = nn.ModuleDict(
+        {"a": nn.Sequential(nn.Conv2d(3, 4, 1), shared), "b": shared, "c": block, "d": block}
+    )
 
     def forward(model: nn.ModuleDict, x: Tensor) -> Tensor:
         return model["d"](model["c"](model["a"](x)) [:, :8]).flatten(1).sum(1) + model["b"](x.expand(-1, 3, -1, -1).repeat(1, 2, 1, 1)[:, :4]).sum()  # fmt: skip
@@ -140,7 +151,12 @@ def test_a_module_with_hooks_or_of_two_widths_stays() -> None:
     hooked[2].register_forward_hook(lambda module, args, output: None)
     assert replace_padding_shortcuts(hooked, randn(2, 3, 8, 8).float()) == []
     twice = Lambda(MAPS["stride 1"][0])
-    assert replace_padding_shortcuts(nn.Sequential(nn.Conv2d(3, 3, 1), twice, nn.ReLU(), twice), randn(2, 3, 8, 8).float()) == []
+    assert (
+        replace_padding_shortcuts(
+            nn.Sequential(nn.Conv2d(3, 3, 1), twice, nn.ReLU(), twice), randn(2, 3, 8, 8).float()
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -171,7 +187,11 @@ def test_torch_pruning_sees_the_stages_of_a_resnet() -> None:
     stages = {}
     graph = torch_pruning.DependencyGraph().build_dependency(model, x)
     for group in graph.get_all_groups(root_module_types=[nn.Conv2d]):
-        out = {d.target.name.split(" ")[0] for d, _ in group if d.handler == torch_pruning.prune_conv_out_channels}
+        out = {
+            d.target.name.split(" ")[0]
+            for d, _ in group
+            if d.handler == torch_pruning.prune_conv_out_channels
+        }
         stages[frozenset(out)] = len(group[0].idxs)
     whole = {names: width for names, width in stages.items() if len(names) > 1}
     assert whole == {

@@ -74,7 +74,11 @@ def chain():
 CASES = {
     "chain": (chain, lambda: randn(2, 5), {"0": [1, 4], "2": [0]}),
     "half": (lambda: chain().half(), lambda: randn(2, 5).half(), {"0": [1, 4], "2": [0]}),
-    "bfloat16": (lambda: chain().bfloat16(), lambda: [randn(2, 5).bfloat16(), torch.ones(2, dtype=torch.long)], {"2": [3]}),
+    "bfloat16": (
+        lambda: chain().bfloat16(),
+        lambda: [randn(2, 5).bfloat16(), torch.ones(2, dtype=torch.long)],
+        {"2": [3]},
+    ),
     "tied": (Tied, lambda: {"ids": torch.ones(2, 4, dtype=torch.long), "scale": 2.0}, {"mix": [2, 3, 5]}),
     "nothing": (chain, lambda: randn(2, 5), {}),
 }
@@ -115,7 +119,9 @@ def test_a_loaded_model_has_the_same_outputs_bit_for_bit(name, tmp_path):
     assert not any(m.training for m in loaded.modules())
     assert fresh.training
     assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
-    assert {n: p.shape for n, p in loaded.named_parameters()} == {n: p.shape for n, p in cut.model.named_parameters()}
+    assert {n: p.shape for n, p in loaded.named_parameters()} == {
+        n: p.shape for n, p in cut.model.named_parameters()
+    }
 
 
 def test_frozen_parameters_stay_frozen(tmp_path):
@@ -146,7 +152,9 @@ def test_padding_shortcuts_are_replaced_where_they_were(kept_with, loaded_with, 
     original = built(Residual)
     assert tpv.pruning.shortcuts.replace_padding_shortcuts(model, x) == ["shortcut"]
     cut = remove(model, x, channel_groups(model, x), {"inner": [1, 5], "stem": [0], "outer": [0, 7]})
-    tpv.pruning.save(cut.model, tmp_path, cut.history, x, unpruned=model if kept_with == "replaced" else original)
+    tpv.pruning.save(
+        cut.model, tmp_path, cut.history, x, unpruned=model if kept_with == "replaced" else original
+    )
     fresh = built(Residual, 1)
     if loaded_with == "replaced":
         tpv.pruning.shortcuts.replace_padding_shortcuts(fresh, x)
@@ -168,7 +176,10 @@ def test_a_batch_of_another_kind_needs_an_example(tmp_path):
     tpv.pruning.save(cut.model, tmp_path, cut.history, Text(), unpruned=model)
     with pytest.raises(TPVError, match=r"was not kept: give example=, such a batch\.$"):
         tpv.pruning.load(built(Tied), tmp_path, forward=forward)
-    assert torch.equal(tpv.pruning.load(built(Tied, 1), tmp_path, example=Text(), forward=forward)(Text.ids), cut.model(Text.ids))
+    assert torch.equal(
+        tpv.pruning.load(built(Tied, 1), tmp_path, example=Text(), forward=forward)(Text.ids),
+        cut.model(Text.ids),
+    )
 
 
 def rewritten(folder, **changes):
@@ -189,8 +200,12 @@ DAMAGE = {
     r"its format is not 'tpv-pruned-model'\.$": lambda f: as_bytes(f, "pruning.json", b"[1]"),
     r"has version 99, and this tpv reads version 1": lambda f: rewritten(f, version=99),
     r"do not belong together: save the model again": lambda f: rewritten(f, history=[]),
-    r"model\.safetensors is broken: ": lambda f: as_bytes(f, "model.safetensors", b"\x08\0\0\0\0\0\0\0not json"),
-    r"safetensors is broken: .*": lambda f: as_bytes(f, "model.safetensors", (f / "model.safetensors").read_bytes()[:-1]),
+    r"model\.safetensors is broken: ": lambda f: as_bytes(
+        f, "model.safetensors", b"\x08\0\0\0\0\0\0\0not json"
+    ),
+    r"safetensors is broken: .*": lambda f: as_bytes(
+        f, "model.safetensors", (f / "model.safetensors").read_bytes()[:-1]
+    ),
     r"is broken: ": lambda f: as_bytes(f, "model.safetensors", b""),
 }
 
@@ -213,12 +228,14 @@ def test_layout_of_the_description_does_not_matter(tmp_path):
 
 
 OTHERS = {
-    r"^0\.weight of the model is of shape \(8, 5\), and that of the saved one was \(7, 5\) before pruning: ": lambda: nn.Sequential(
-        nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6, bias=False), nn.ReLU(), nn.Linear(6, 3)
+    r"^0\.weight of the model is of shape \(8, 5\), and that of the saved one was \(7, 5\) before pruning: ": lambda: (
+        nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6, bias=False), nn.ReLU(), nn.Linear(6, 3))
     ),
     r"^the model has no 4\.weight, which the saved one has": lambda: chain()[:4],
     r"^the saved model has no 5\.weight, which this one has": lambda: chain().append(nn.Linear(3, 3)),
-    r"^the model has no 2\.weight, ": lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Identity(), nn.ReLU(), nn.Linear(6, 3)),
+    r"^the model has no 2\.weight, ": lambda: nn.Sequential(
+        nn.Linear(5, 7), nn.ReLU(), nn.Identity(), nn.ReLU(), nn.Linear(6, 3)
+    ),
 }
 
 
@@ -233,7 +250,9 @@ def test_another_architecture(sentence, tmp_path):
 def test_a_model_that_is_pruned_already_is_refused(tmp_path):
     model, example, cut = pruned()
     tpv.pruning.save(cut.model, tmp_path, cut.history, example, unpruned=model)
-    with pytest.raises(TPVError, match=r"0\.weight of the model is of shape \(5, 5\).*give an unpruned instance"):
+    with pytest.raises(
+        TPVError, match=r"0\.weight of the model is of shape \(5, 5\).*give an unpruned instance"
+    ):
         tpv.pruning.load(cut.model, tmp_path)
 
 
@@ -241,7 +260,9 @@ def test_a_history_of_another_model(tmp_path):
     model, example, cut = pruned()
     for history in ([["nowhere", True, [0]]], [["0", True, [99]]], [["1", True, [0]]], [["0", True, [6]]]):
         tpv.pruning.save(cut.model, tmp_path, history, example, unpruned=model)
-        with pytest.raises(TPVError, match=r"cannot be removed from this model|do not fit what is left") as refused:
+        with pytest.raises(
+            TPVError, match=r"cannot be removed from this model|do not fit what is left"
+        ) as refused:
             tpv.pruning.load(built(chain), tmp_path)
         assert "\n" not in str(refused.value)
 
@@ -249,7 +270,9 @@ def test_a_history_of_another_model(tmp_path):
 def test_nowhere_to_write(tmp_path):
     model, example, cut = pruned()
     (tmp_path / "file").touch()
-    with pytest.raises(TPVError, match=r"cannot write to .*file/x \(Not a directory\): choose another folder\.$"):
+    with pytest.raises(
+        TPVError, match=r"cannot write to .*file/x \(Not a directory\): choose another folder\.$"
+    ):
         tpv.pruning.save(cut.model, tmp_path / "file/x", cut.history, example, unpruned=model)
 
 
@@ -292,7 +315,10 @@ def a_step(share, **changes):
 
 
 def test_a_step_survives_json_unchanged():
-    for step in (a_step(0.5), a_step(0.5, moved_test=estimate(3.0), accuracy=Estimate(0.9, math.nan, 0.0), seconds=1.5)):
+    for step in (
+        a_step(0.5),
+        a_step(0.5, moved_test=estimate(3.0), accuracy=Estimate(0.9, math.nan, 0.0), seconds=1.5),
+    ):
         back = PruningStep.from_json(step.to_json())
         assert repr(back) == repr(step)  # nan is not equal to itself
         assert back.removed == {"0": (1, 4), "2": ()}
@@ -334,7 +360,9 @@ def test_another_fingerprint_starts_afresh_and_loses_nothing(tmp_path):
 LOST = {
     "log": lambda run: (run / "log.json").write_text('{"fingerprint": 3'),
     "list": lambda run: (run / "log.json").write_text("[]"),
-    "steps": lambda run: (run / "log.json").write_text((run / "log.json").read_text().replace('"macs"', '"mac"')),
+    "steps": lambda run: (run / "log.json").write_text(
+        (run / "log.json").read_text().replace('"macs"', '"mac"')
+    ),
     "weights": lambda run: (run / "01/model.safetensors").write_bytes(b"x"),
     "description": lambda run: (run / "01/pruning.json").unlink(),
 }
@@ -380,7 +408,9 @@ def test_a_step_counts_only_once_its_network_is_there(tmp_path, monkeypatch):
 
 def a_network():
     torch.manual_seed(2)
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10, bias=False), nn.ReLU(), nn.Linear(10, 3)).eval()
+    return nn.Sequential(
+        nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10, bias=False), nn.ReLU(), nn.Linear(10, 3)
+    ).eval()
 
 
 def arguments(**changes):
@@ -402,7 +432,9 @@ class Stops:
 
 
 def same(a, b):
-    assert [repr(dataclasses.replace(s, seconds=0)) for s in a.steps] == [repr(dataclasses.replace(s, seconds=0)) for s in b.steps]
+    assert [repr(dataclasses.replace(s, seconds=0)) for s in a.steps] == [
+        repr(dataclasses.replace(s, seconds=0)) for s in b.steps
+    ]
     assert (a.history, a.curves, a.excluded, a.metadata) == (b.history, b.curves, b.excluded, b.metadata)
     state = b.model.state_dict()
     assert list(a.model.state_dict()) == list(state)
@@ -410,7 +442,9 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"allocation": "curves", "steps": 2}, {"criterion": tpv.pruning.JBR(), "compensate": False}], ids=str
+    "options",
+    [{}, {"allocation": "curves", "steps": 2}, {"criterion": tpv.pruning.JBR(), "compensate": False}],
+    ids=str,
 )
 def test_an_interrupted_run_resumes_bit_for_bit(options, tmp_path):
     with pytest.raises(KeyboardInterrupt):
@@ -419,21 +453,32 @@ def test_an_interrupted_run_resumes_bit_for_bit(options, tmp_path):
     resumed = tpv.prune(**arguments(**options), out=tmp_path, progress=rest)
     assert ("pruning", 0) not in rest.seen
     same(resumed, tpv.prune(**arguments(**options)))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.json", "model.safetensors", "pruning.json", "steps"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "log.json",
+        "model.safetensors",
+        "pruning.json",
+        "steps",
+    ]
     x = arguments()["data"][0]
     assert torch.equal(tpv.pruning.load(a_network(), tmp_path)(x), resumed.model(x))
     assert len(list((tmp_path / "steps").glob("0*"))) == len(resumed.steps)
     first = tpv.pruning.load(a_network(), tmp_path / "steps/01")
     assert sum(p.numel() for p in first.parameters()) > sum(p.numel() for p in resumed.model.parameters())
     log = json.loads((tmp_path / "log.json").read_text())
-    assert [PruningStep.from_dict(step).params for step in log["steps"]] == [step.params for step in resumed.steps]
+    assert [PruningStep.from_dict(step).params for step in log["steps"]] == [
+        step.params for step in resumed.steps
+    ]
     assert log["metadata"]["unpruned"]["widths"] == {"0": 12, "2": 10}
 
 
 def test_an_interrupted_measurement_of_curves_resumes(tmp_path, monkeypatch):
     asked = {"allocation": "curves", "steps": 1}
     measured, real = [], steps.measure_curve
-    monkeypatch.setattr(steps, "measure_curve", lambda model, group, *a, **k: measured.append(group.name) or real(model, group, *a, **k))
+    monkeypatch.setattr(
+        steps,
+        "measure_curve",
+        lambda model, group, *a, **k: measured.append(group.name) or real(model, group, *a, **k),
+    )
     with pytest.raises(KeyboardInterrupt):
         tpv.prune(**arguments(**asked), out=tmp_path, progress=Stops(1, "measuring curves"))
     resumed = tpv.prune(**arguments(**asked), out=tmp_path)
@@ -447,7 +492,12 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     again = tpv.prune(**arguments(), out=tmp_path, progress=seen)
     same(first, again)
     assert ("pruning", 2) not in seen.seen
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.json", "model.safetensors", "pruning.json", "steps"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "log.json",
+        "model.safetensors",
+        "pruning.json",
+        "steps",
+    ]
     seen = Stops(99)
     tpv.prune(**arguments(), out=tmp_path, progress=seen, fresh=True)
     assert ("pruning", 0) in seen.seen
@@ -475,7 +525,12 @@ def test_an_interrupt_between_any_two_files_loses_nothing(module, name, tmp_path
                 assert k > 0
                 break
         same(tpv.prune(**asked, out=folder), whole)
-        assert sorted(p.name for p in folder.iterdir()) == ["log.json", "model.safetensors", "pruning.json", "steps"]
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "log.json",
+            "model.safetensors",
+            "pruning.json",
+            "steps",
+        ]
 
 
 STRIDED = a_network()
@@ -492,7 +547,11 @@ CHANGES = {
     "batches": {"data": [randn(60, 6).float()]},
     "test": {"test": None},
     "forward": {"forward": lambda model, batch: model(batch[0] if isinstance(batch, tuple) else batch)},
-    "weights": {"model": nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10, bias=False), nn.ReLU(), nn.Linear(10, 3)).eval()},
+    "weights": {
+        "model": nn.Sequential(
+            nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10, bias=False), nn.ReLU(), nn.Linear(10, 3)
+        ).eval()
+    },
 }
 
 
@@ -521,12 +580,29 @@ def test_functions_that_no_file_defines(monkeypatch):
 
 def test_arguments_as_text_are_the_same_in_every_process():
     tp = pytest.importorskip("torch_pruning")
-    for make in (lambda: tp.importance.MagnitudeImportance(p=1), lambda: tpv.pruning.JBR(), lambda: {"a": [randn(3), (None, 1.5)]}):
+    for make in (
+        lambda: tp.importance.MagnitudeImportance(p=1),
+        lambda: tpv.pruning.JBR(),
+        lambda: {"a": [randn(3), (None, 1.5)]},
+    ):
         assert told(make()) == told(make())
         assert " at 0x" not in told(make())
     assert told(tp.importance.MagnitudeImportance(p=1)) != told(tp.importance.MagnitudeImportance(p=2))
     assert told(scaled(1)) == told(scaled(1)) != told(scaled(2))
-    assert len({told(f) for f in (lambda out: out[0], lambda out: out[1], lambda out, i=1: out[i], lambda out, i=2: out[i])}) == 4
+    assert (
+        len(
+            {
+                told(f)
+                for f in (
+                    lambda out: out[0],
+                    lambda out: out[1],
+                    lambda out, i=1: out[i],
+                    lambda out, i=2: out[i],
+                )
+            }
+        )
+        == 4
+    )
     assert told(functools.partial(pow, 2)) != told(functools.partial(pow, 3))
     loop = [1]
     loop.append(loop)
@@ -541,7 +617,11 @@ def test_arguments_as_text_are_the_same_in_every_process():
 def test_a_result_saves_itself(tmp_path):
     result = tpv.prune(**arguments(allocation="curves", steps=1))
     result.save(tmp_path / "kept")
-    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["log.json", "model.safetensors", "pruning.json"]
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == [
+        "log.json",
+        "model.safetensors",
+        "pruning.json",
+    ]
     x = arguments()["data"][0]
     assert torch.equal(tpv.pruning.load(a_network(), tmp_path / "kept")(x), result.model(x))
     log = json.loads((tmp_path / "kept/log.json").read_text())
@@ -553,7 +633,9 @@ def test_a_result_saves_itself(tmp_path):
 
 
 def made_by_hand(*steps, **metadata):
-    return tpv.pruning.PruningResult(chain(), steps, [], {}, {"stem": "ignored", "norm": "ignored", "x": "has a single channel"}, metadata)
+    return tpv.pruning.PruningResult(
+        chain(), steps, [], {}, {"stem": "ignored", "norm": "ignored", "x": "has a single channel"}, metadata
+    )
 
 
 UNPRUNED = {"accuracy": {"value": 0.95, "stderr": 0.01, "mc_stderr": 0.0}, "widths": {"0": 7, "2": 6}}
@@ -561,10 +643,20 @@ UNPRUNED = {"accuracy": {"value": 0.95, "stderr": 0.01, "mc_stderr": 0.0}, "widt
 
 def test_a_result_as_text():
     steps = [a_step(share, moved_test=estimate(2 * share), accuracy=estimate(share)) for share in (0.8, 0.5)]
-    text = str(made_by_hand(*steps, unpruned=UNPRUNED, criterion="JBR(confidence=0.0)", target="Target('macs', 0.5)", recalibrate=True))
+    text = str(
+        made_by_hand(
+            *steps,
+            unpruned=UNPRUNED,
+            criterion="JBR(confidence=0.0)",
+            target="Target('macs', 0.5)",
+            recalibrate=True,
+        )
+    )
     assert text.splitlines()[0] == "Target('macs', 0.5), JBR(confidence=0.0), recalibrated"
     assert re.search(r"^0 +100\.0 % +100\.0 % +95\.0 ± 1\.0 %$", text, re.MULTILINE)
-    assert re.search(r"^2 +50\.0 % +50\.0 % +0\.50 ± 0\.05 +0\.50 ± 0\.05 +1\.00 ± 0\.10 +50 ± 5 %$", text, re.MULTILINE)
+    assert re.search(
+        r"^2 +50\.0 % +50\.0 % +0\.50 ± 0\.05 +0\.50 ± 0\.05 +1\.00 ± 0\.10 +50 ± 5 %$", text, re.MULTILINE
+    )
     assert "Widths: 0: 7 → 5, 2: 6 → 6" in text
     assert "Left alone: stem, norm (ignored)." in text
     assert "Left alone: x (has a single channel)." in text
@@ -582,7 +674,9 @@ def test_a_result_as_text_without_test_inputs_and_with_long_numbers():
     result = dataclasses.replace(made_by_hand(a_step(0.5, **changes), unpruned=UNPRUNED), excluded=names)
     assert "1.23e-09" in str(result)
     assert max(map(len, str(result).splitlines())) <= 80
-    spelt_out = "TPVImportance(probes=1, members='consumers', squares='joint', output='logits', interactions=True)"
+    spelt_out = (
+        "TPVImportance(probes=1, members='consumers', squares='joint', output='logits', interactions=True)"
+    )
     assert spelt_out.split() == str(made_by_hand(criterion=spelt_out)).split()[:5], "broken inside a word"
 
 

@@ -90,7 +90,9 @@ def assert_scores(found: WeightScores, expected: dict[str, Tensor]) -> None:
     for name, scores in found.scores.items():
         padding = scores.isinf()
         assert scores.shape == expected[name].shape
-        assert (scores - expected[name])[~padding].abs().max() <= 1e-10 * max(expected[name].max(), 1e-30), name
+        assert (scores - expected[name])[~padding].abs().max() <= 1e-10 * max(expected[name].max(), 1e-30), (
+            name
+        )
 
 
 @pytest.mark.parametrize("case", WEIGHTS.values(), ids=WEIGHTS)
@@ -111,7 +113,12 @@ def test_as_many_probes_as_outputs_give_the_dense_scores(case: Case) -> None:
 
 
 def test_the_defaults_are_matrices_that_are_no_norms() -> None:
-    assert list(weight_scores(mixed(), tokens()).scores) == ["embedding.weight", "conv.weight", "mix.weight", "head.weight"]
+    assert list(weight_scores(mixed(), tokens()).scores) == [
+        "embedding.weight",
+        "conv.weight",
+        "mix.weight",
+        "head.weight",
+    ]
     norm = nn.Sequential(nn.LayerNorm((5, 4)), nn.Linear(4, 2)).double()
     assert list(weight_scores(norm, randn(3, 5, 4)).scores) == ["1.weight"]
     assert list(weight_scores(norm, randn(3, 5, 4), params="0.*").scores) == ["0.weight", "0.bias"]
@@ -120,7 +127,12 @@ def test_the_defaults_are_matrices_that_are_no_norms() -> None:
 def test_the_score_is_the_tpv_of_removing_that_weight() -> None:
     model, x = mixed(), tokens()
     found = weight_scores(model, x, TPVImportance(9))
-    for name, place in [("conv.weight", (1, 2, 0)), ("mix.weight", (3, 5)), ("head.weight", (8, 1)), ("embedding.weight", (4, 2))]:
+    for name, place in [
+        ("conv.weight", (1, 2, 0)),
+        ("mix.weight", (3, 5)),
+        ("head.weight", (8, 1)),
+        ("embedding.weight", (4, 2)),
+    ]:
         mask = torch.ones(found.scores[name].shape)
         mask[place] = 0
         removed = tpv.estimate(model, x, tpv.Masking({name: mask}))
@@ -142,9 +154,9 @@ def test_pieces_batches_and_groups_of_parameters_change_nothing(monkeypatch: pyt
     monkeypatch.setattr(unstructured, "SCRATCH_BYTES", 1)
     for data, chunk in [(x, 1), (x, 3), ([x[:2], x[2:]], 7)]:
         again = weight_scores(model, data, TPVImportance(2), chunk_size=chunk)
-        assert all(torch.allclose(again.scores[name], scores, rtol=1e-12) for name, scores in once.scores.items()) == isinstance(
-            data, Tensor
-        )
+        assert all(
+            torch.allclose(again.scores[name], scores, rtol=1e-12) for name, scores in once.scores.items()
+        ) == isinstance(data, Tensor)
         exact = weight_scores(model, data, TPVImportance(9), chunk_size=chunk)
         assert_scores(exact, dense_scores(model, x))
 
@@ -159,7 +171,13 @@ def test_gradients_by_few_examples_and_parameters_are_held_at_a_time(monkeypatch
         class Watched:
             def __enter__(self):
                 z, gradients = inner.__enter__()
-                return z, lambda v, names: seen.append([len(v) * model.get_parameter(n).numel() * 8 for n in names]) or gradients(v, names)
+                return (
+                    z,
+                    lambda v, names: (
+                        seen.append([len(v) * model.get_parameter(n).numel() * 8 for n in names])
+                        or gradients(v, names)
+                    ),
+                )
 
             def __exit__(self, *error):
                 return inner.__exit__(*error)
@@ -169,7 +187,14 @@ def test_gradients_by_few_examples_and_parameters_are_held_at_a_time(monkeypatch
     monkeypatch.setattr(unstructured.Sweep, "jacobian", watched)
     monkeypatch.setattr(unstructured, "SCRATCH_BYTES", 20_000)
     weight_scores(model, pictures(5), TPVImportance(2), chunk_size=5)
-    assert [len(names) for names in seen] == [1, 1, 2, 2] or [len(names) for names in seen] == [1, 1, 1, 1, 1, 1]
+    assert [len(names) for names in seen] == [1, 1, 2, 2] or [len(names) for names in seen] == [
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
     assert all(sum(sizes) <= 20_000 for sizes in seen)
 
 
@@ -198,15 +223,27 @@ def test_directions_of_the_cross_entropy_are_its_gradient(shape: str) -> None:
     torch.manual_seed(1)
     model, x, y = {
         "classes": (nn.Linear(3, 4), randn(5, 3), torch.tensor([0, 3, 1, 1, 2])),
-        "positions": (nn.Linear(3, 4), randn(2, 6, 3), torch.tensor([[0, 1, -100, 3, 2, 2], [1, 1, 1, -100, -100, 0]])),
-        "images": (nn.Conv2d(3, 4, 1), randn(2, 3, 2, 3), torch.tensor([[[0, 1, 2], [3, -1, 1]], [[2, 2, 2], [0, 0, 1]]])),
+        "positions": (
+            nn.Linear(3, 4),
+            randn(2, 6, 3),
+            torch.tensor([[0, 1, -100, 3, 2, 2], [1, 1, 1, -100, -100, 0]]),
+        ),
+        "images": (
+            nn.Conv2d(3, 4, 1),
+            randn(2, 3, 2, 3),
+            torch.tensor([[[0, 1, 2], [3, -1, 1]], [[2, 2, 2], [0, 0, 1]]]),
+        ),
     }[shape]
     model = model.double()
     f = model(x).detach().requires_grad_()
     classes_second = f.movedim(-1, 1) if shape == "positions" else f
-    loss = F.cross_entropy(classes_second, y.clamp(min=-100), ignore_index=-100 if shape == "positions" else -1, reduction="sum")
+    loss = F.cross_entropy(
+        classes_second, y.clamp(min=-100), ignore_index=-100 if shape == "positions" else -1, reduction="sum"
+    )
     (v,) = torch.autograd.grad(loss, f)
-    (own,) = torch.autograd.grad(F.cross_entropy(classes_second, classes_second.argmax(1), reduction="sum"), f)
+    (own,) = torch.autograd.grad(
+        F.cross_entropy(classes_second, classes_second.argmax(1), reduction="sum"), f
+    )
     for direction, cotangent in [(JC(), v), (JBR(), own)]:
         found = weight_scores(model, [(x, y)], direction)
         assert_scores(found, dense_scores(model, x, cotangent.flatten(1)))
@@ -248,17 +285,23 @@ def test_reliability_is_the_rank_correlation_of_halves() -> None:
     even, odd = (weight_scores(model, x[start::2], TPVImportance(3)).scores for start in (0, 1))
 
     def expected(names: list[str]) -> float:
-        rho = scipy.spearmanr(*(torch.cat([half[n].flatten() for n in names]) for half in (even, odd))).statistic
+        rho = scipy.spearmanr(
+            *(torch.cat([half[n].flatten() for n in names]) for half in (even, odd))
+        ).statistic
         return 2 * rho / (1 + rho)
 
     assert found.reliability == pytest.approx(expected(list(even)), abs=1e-12)
-    assert found.layer_reliability == pytest.approx({n.removesuffix(".weight"): expected([n]) for n in even}, abs=1e-12)
+    assert found.layer_reliability == pytest.approx(
+        {n.removesuffix(".weight"): expected([n]) for n in even}, abs=1e-12
+    )
     pieces = weight_scores(model, [x[:3], x[3:]], TPVImportance(3), chunk_size=2)
     assert pieces.reliability == pytest.approx(found.reliability, abs=1e-9)
     top = model(x).softmax(1).max(1).values
     sure = JBR(confidence=top.quantile(0.3).item())
     assert weight_scores(model, x, sure).n_examples < 11
-    assert weight_scores(model, x, sure, chunk_size=1).reliability == pytest.approx(weight_scores(model, x, sure).reliability, abs=1e-9)
+    assert weight_scores(model, x, sure, chunk_size=1).reliability == pytest.approx(
+        weight_scores(model, x, sure).reliability, abs=1e-9
+    )
 
 
 def test_rank_correlations() -> None:
@@ -284,7 +327,9 @@ def removed(masks: dict[str, Tensor]) -> int:
     return sum(int((~mask).sum()) for mask in masks.values())
 
 
-@pytest.mark.parametrize(("amount", "count"), [(0.5, 10), (0.33, 7), (0.0, 0), (0, 0), (1, 1), (18, 18), (0.125, 2)])
+@pytest.mark.parametrize(
+    ("amount", "count"), [(0.5, 10), (0.33, 7), (0.0, 0), (0, 0), (1, 1), (18, 18), (0.125, 2)]
+)
 def test_exactly_so_many_weights_go(amount: float, count: int) -> None:
     ties = scores_of(a=torch.ones(3, 4), b=torch.ones(8))
     masks = ties.masks(amount)
@@ -295,17 +340,24 @@ def test_exactly_so_many_weights_go(amount: float, count: int) -> None:
     spread = scores_of(a=randn(3, 4).abs(), b=randn(8, seed=1).abs())
     for name, mask in spread.masks(amount).items():
         assert removed(spread.masks(amount)) == count
-        kept = torch.cat([s[m] for s, m in zip(spread.scores.values(), spread.masks(amount).values(), strict=True)])
+        kept = torch.cat(
+            [s[m] for s, m in zip(spread.scores.values(), spread.masks(amount).values(), strict=True)]
+        )
         if count <= 12:
             assert (spread.scores[name][~mask] <= kept.min()).all()
 
 
 def test_no_parameter_is_emptied() -> None:
     found = scores_of(small=torch.tensor([1e-9, 3e-9, 2e-9, 3e-9]), large=torch.tensor([5.0, 4, 7, 6]))
-    assert {k: m.tolist() for k, m in found.masks(4).items()} == {"small": [False] * 3 + [True], "large": [True, False, True, True]}
+    assert {k: m.tolist() for k, m in found.masks(4).items()} == {
+        "small": [False] * 3 + [True],
+        "large": [True, False, True, True],
+    }
     assert {k: m.tolist() for k, m in found.masks(0.5, per_layer=True).items()} == {"small": [False, True, False, True], "large": [False, False, True, True]}  # fmt: skip
     for amount, per_layer in [(7, False), (0.9, False), (4, True), (0.95, True)]:
-        with pytest.raises(tpv.TPVError, match=r"would remove \d of \d weights, and at most \d can go.*remove fewer"):
+        with pytest.raises(
+            tpv.TPVError, match=r"would remove \d of \d weights, and at most \d can go.*remove fewer"
+        ):
             found.masks(amount, per_layer=per_layer)
     for amount in (-1, 1.0, 1.5, -0.1, True, "half", float("nan")):
         with pytest.raises(tpv.TPVError, match=r"amount must be a fraction in \[0, 1\) or an int"):
@@ -333,7 +385,10 @@ def test_padding_rows_of_a_tied_embedding_count_nowhere() -> None:
     assert found.layers["embedding"].value == pytest.approx(reference.value, rel=1e-10)
     assert found.scores["embedding.weight"][1:].sum().item() == pytest.approx(reference.value, rel=1e-10)
     halves = (
-        weight_scores(model, x[i::2], TPVImportance(7), params="embedding.weight").scores["embedding.weight"][1:].flatten() for i in (0, 1)
+        weight_scores(model, x[i::2], TPVImportance(7), params="embedding.weight")
+        .scores["embedding.weight"][1:]
+        .flatten()
+        for i in (0, 1)
     )
     rho = scipy.spearmanr(*halves).statistic
     assert found.reliability == found.layer_reliability["embedding"] == pytest.approx(2 * rho / (1 + rho))
@@ -377,7 +432,9 @@ def test_global_unstructured_takes_the_scores_and_gives_the_same_masks(amount: f
     ours = apply_masks(copy.deepcopy(model), found.masks(amount))
     theirs = copy.deepcopy(model)
     scores = found.importance_scores(theirs)
-    prune.global_unstructured(list(scores), pruning_method=prune.L1Unstructured, importance_scores=scores, amount=amount)
+    prune.global_unstructured(
+        list(scores), pruning_method=prune.L1Unstructured, importance_scores=scores, amount=amount
+    )
     for name in ("0", "4", "6"):
         assert torch.equal(ours.get_submodule(name).weight_mask, theirs.get_submodule(name).weight_mask)
         assert torch.equal(ours.get_submodule(name).weight, theirs.get_submodule(name).weight)
@@ -425,14 +482,22 @@ def test_another_model_is_refused_and_stays_as_it_was() -> None:
     with assert_unchanged(other):
         with pytest.raises(tpv.TPVError, match=r"no parameter '4\.weight'"):
             apply_masks(other, found.masks(0.5))
-        with pytest.raises(tpv.TPVError, match=r"'1\.weight' has shape \(2, 2\) in this model, and not \(1, 1\)"):
+        with pytest.raises(
+            tpv.TPVError, match=r"'1\.weight' has shape \(2, 2\) in this model, and not \(1, 1\)"
+        ):
             apply_masks(other, {"0.weight": torch.ones(8, 4, 3, 3), "1.weight": torch.ones(1, 1)})
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_anywhere_leaves_the_model_as_it_was(error: type[BaseException]) -> None:
     assert (
-        faults_survived(error, range(1, 200), network, lambda model: weight_scores(model, pictures(), TPVImportance(2), chunk_size=3)) > 5
+        faults_survived(
+            error,
+            range(1, 200),
+            network,
+            lambda model: weight_scores(model, pictures(), TPVImportance(2), chunk_size=3),
+        )
+        > 5
     )
 
 
@@ -442,7 +507,9 @@ def test_a_model_that_counts_its_calls_and_holds_gradients_stays_as_it_was() -> 
         weight_scores(model, randn(5, 3, 5, 5))
 
 
-def test_running_out_of_memory_halves_the_work_and_counts_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_halves_the_work_and_counts_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, x = network(), pictures(8)
     expected = dense_scores(model, x)
     original, calls = unstructured.widened, 0
@@ -462,7 +529,10 @@ def test_running_out_of_memory_halves_the_work_and_counts_nothing_twice(monkeypa
 def test_bad_input_is_refused() -> None:
     model, x = network(), pictures()
     for call, words in [
-        (lambda: weight_scores(model, x, TPVImportance(0)), r"TPVImportance\(probes=0\): probes must be an int of at least 1"),
+        (
+            lambda: weight_scores(model, x, TPVImportance(0)),
+            r"TPVImportance\(probes=0\): probes must be an int of at least 1",
+        ),
         (lambda: weight_scores(3, x), r"model must be"),
         (lambda: weight_scores(model, x, params="nothing"), r"matches no trainable parameter"),
         (lambda: weight_scores(nn.LayerNorm((4, 5)), x), r"no trainable weight has two dimensions"),
@@ -505,7 +575,13 @@ def test_scores_rank_the_damage_of_removing_one_weight() -> None:
             i = int(torch.randint(len(w), (), generator=generator))
             kept = w[i].clone()
             w[i] = 0
-            rows.append((found.scores[name].view(-1)[i].item(), abs(kept.item()), (model(x) - before).square().sum(1).mean().item()))
+            rows.append(
+                (
+                    found.scores[name].view(-1)[i].item(),
+                    abs(kept.item()),
+                    (model(x) - before).square().sum(1).mean().item(),
+                )
+            )
             w[i] = kept
     scores, magnitude, damage = torch.tensor(rows).T
     assert spearman(scores, damage) > 0.99 > spearman(magnitude, damage)

@@ -23,7 +23,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", README.read_text
 
 @pytest.mark.parametrize(("code", "output"), BLOCKS, ids=["first", "any model", "label noise", "pruning"])
 def test_the_code_of_the_readme_prints_its_output(code: str, output: str) -> None:
-    ran = subprocess.run([sys.executable, "-c", f"import torch; torch.set_num_threads(1)\n{code}"], capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import torch; torch.set_num_threads(1)\n{code}"],
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
     assert shape(ran.stdout) == shape(output)
 

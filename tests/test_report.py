@@ -31,14 +31,35 @@ HOSTILE = "<script>alert('&')</script>"
 
 
 def a_result(value=4.0, layers=("a", "b"), **metadata):
-    facts = {"parameters": 1234, "outputs": 3, "dtype": "float32", "device": "cpu", "seconds": 0.5, "estimator": "Exact()"}
+    facts = {
+        "parameters": 1234,
+        "outputs": 3,
+        "dtype": "float32",
+        "device": "cpu",
+        "seconds": 0.5,
+        "estimator": "Exact()",
+    }
     parts = {name: Estimate(value / len(layers), 0.1, 0.0) for name in layers}
     reason = None if layers else "each draw moves all layers at once"
-    return tpv.TPVResult(value, 0.2, 0.0, 100, parts, reason, metadata=facts | {"versions": {"tpv": "0"}} | metadata)
+    return tpv.TPVResult(
+        value, 0.2, 0.0, 100, parts, reason, metadata=facts | {"versions": {"tpv": "0"}} | metadata
+    )
 
 
 def a_linearity(v=0.01):
-    return tpv.LinearityResult(v, 0.001, 0.001, 4.0, 0.1, 4.1, 0.1, 0.98, 0.01, 100, {"estimator": "linearity(draws=8)", "seconds": 0.1})
+    return tpv.LinearityResult(
+        v,
+        0.001,
+        0.001,
+        4.0,
+        0.1,
+        4.1,
+        0.1,
+        0.98,
+        0.01,
+        100,
+        {"estimator": "linearity(draws=8)", "seconds": 0.1},
+    )
 
 
 def an_entry(name="Quantization(bits=4)", paired=True, layers=("a", "b"), v=0.01, **metadata):
@@ -48,8 +69,19 @@ def an_entry(name="Quantization(bits=4)", paired=True, layers=("a", "b"), v=0.01
 
 def a_report(title="net", **options):
     headline = an_entry("Isotropic(std=1.0)", **options)
-    settings = {"limit": 100, "estimator": "default", "seed": 0, "linearity_examples": 256, "linearity_draws": 8}
-    return Report(title, Entry(headline.perturbation, headline.result), (an_entry(**options), an_entry("SGD", **options)), settings)
+    settings = {
+        "limit": 100,
+        "estimator": "default",
+        "seed": 0,
+        "linearity_examples": 256,
+        "linearity_draws": 8,
+    }
+    return Report(
+        title,
+        Entry(headline.perturbation, headline.result),
+        (an_entry(**options), an_entry("SGD", **options)),
+        settings,
+    )
 
 
 def a_noise(paired=True, spectrum=True, output="centered logits", **metadata):
@@ -60,16 +92,24 @@ def a_noise(paired=True, spectrum=True, output="centered logits", **metadata):
         "noise_std": 0.5,
         "fit": "GradientDescent(lr=0.000367481661, steps=50)",
     }
-    found = tpv.Spectrum((4.0, 2.0, 0.5, 0.0), (0.25, 0.4, 0.2, 0.1), (0.2, 1.0, 0.8, 0.0), (0.2, 0.2, 0.1, 0.0))
+    found = tpv.Spectrum(
+        (4.0, 2.0, 0.5, 0.0), (0.25, 0.4, 0.2, 0.1), (0.2, 1.0, 0.8, 0.0), (0.2, 0.2, 0.1, 0.0)
+    )
     sides = [a_result(v, (), output=output, unit="", **facts, **metadata) for v in (2.4, 1.4, 2.56, 2.5)]
-    sides[:2] = [dataclasses.replace(side, draw_std=0.25, spectrum=found if spectrum else None) for side in sides[:2]]
+    sides[:2] = [
+        dataclasses.replace(side, draw_std=0.25, spectrum=found if spectrum else None) for side in sides[:2]
+    ]
     name = "LabelNoise(std=0.1, fit=GradientDescent(lr=None, steps=50), relative=True)"
-    return Entry(name, tpv.StabilityResult(*sides) if paired else sides[0], a_linearity(), ("rounding decides it",))
+    return Entry(
+        name, tpv.StabilityResult(*sides) if paired else sides[0], a_linearity(), ("rounding decides it",)
+    )
 
 
 def with_noise(*entries, report=None, **settings):
     report = report or a_report()
-    return dataclasses.replace(report, entries=(*report.entries, *entries), settings=report.settings | settings)
+    return dataclasses.replace(
+        report, entries=(*report.entries, *entries), settings=report.settings | settings
+    )
 
 
 class Page(HTMLParser):
@@ -248,7 +288,12 @@ def test_label_noise_that_is_left_out_says_why(capsys):
             r"the kernel of 128 training examples × 53 outputs takes 2\.0 GiB, more than is written out\. Ask for it by -p \"LabelNoise\(.*label-noise-examples 126\.$",
         ),
         (50257, 1000, 128, r"× 50,257 outputs takes 1,387,\d+\.\d GiB, more .* draws of the noise\.$"),
-        (10, 11_000_000, 128, r"are 14\.1 billion numbers.*Ask for it by -p \"LabelNoise\(.*--label-noise-examples 19\.$"),
+        (
+            10,
+            11_000_000,
+            128,
+            r"are 14\.1 billion numbers.*Ask for it by -p \"LabelNoise\(.*--label-noise-examples 19\.$",
+        ),
         (10, 1000, 1, r"two halves of the training examples"),
     ],
 )
@@ -293,7 +338,10 @@ def test_numbers_as_powers_of_ten():
     assert number("1.2 ± 0.1") == "1.2 ± 0.1"
 
 
-@pytest.mark.parametrize("options", [{}, {"paired": False}, {"layers": ()}, {"layers": tuple(f"layer{i}" + "x" * 90 for i in range(12))}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"paired": False}, {"layers": ()}, {"layers": tuple(f"layer{i}" + "x" * 90 for i in range(12))}],
+)
 def test_tables_fit_80_columns(monkeypatch, capsys, options):
     monkeypatch.setenv("COLUMNS", "200")
     report = a_report(slow_routes={f"layer{i}.weight": "no reducer" for i in range(30)}, **options)
@@ -349,7 +397,12 @@ def test_progress_only_on_a_terminal():
         to = Console(file=io.StringIO(), width=80, force_terminal=terminal)
         with progress_bars(to) as tell:
             for done in (0, 10, 20):
-                tell("Quantization(bits=4, granularity='group', group_size=32)", "linearity", done, 20 if done else None)
+                tell(
+                    "Quantization(bits=4, granularity='group', group_size=32)",
+                    "linearity",
+                    done,
+                    20 if done else None,
+                )
         out = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", to.file.getvalue())
         assert ("20/20" in out) if terminal else (out == "")
         assert max(map(len, re.split("[\r\n]", out))) <= 80
@@ -376,7 +429,9 @@ def test_stages_of_unknown_length_begin_where_the_count_falls():
 
 
 def test_kernels_are_told_block_by_block(monkeypatch):
-    monkeypatch.setattr("tpv.ntk.jacobian.GRAM_BYTES", 4 * 12 * 5)  # five of the 15 columns for the kernel's 12 rows
+    monkeypatch.setattr(
+        "tpv.ntk.jacobian.GRAM_BYTES", 4 * 12 * 5
+    )  # five of the 15 columns for the kernel's 12 rows
     told, model, x = [], torch.nn.Linear(4, 3), torch.randn(4, 4)
     stages = Stages("p", ("train",), lambda *said: told.append(said[1:]))
     with stages.watching_kernels():
@@ -408,7 +463,11 @@ def test_plot_of_the_spectrum_has_its_three_curves():
     assert list(axes.lines[0].get_ydata()) == [4.0, 2.0, 0.5], "what is 0 has no place on a logarithmic axis"
     assert list(parts.lines[0].get_ydata()) == pytest.approx([1.0, 0.8, 0.1])
     assert list(parts.lines[1].get_ydata()) == pytest.approx([0.1, 0.6, 1.0])
-    assert [t.get_text().split()[0] for t in axes.get_legend().get_texts()] == ["eigenvalue", "part", "cumulative"]
+    assert [t.get_text().split()[0] for t in axes.get_legend().get_texts()] == [
+        "eigenvalue",
+        "part",
+        "cumulative",
+    ]
     given = plt.figure().add_subplot()
     assert spectrum.plot(ax=given) is given
     with pytest.raises(tpv.TPVError, match="no eigenvalue above 0"):
@@ -452,7 +511,10 @@ def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
 
 
 def test_plot_train_test_has_line_band_and_points():
-    pairs = [("a", Estimate(1.0, 0.1, 0.0), Estimate(2.0, math.nan, 0.0)), ("b", Estimate(100.0, 1.0, 0.0), Estimate(90.0, 1.0, 0.0))]
+    pairs = [
+        ("a", Estimate(1.0, 0.1, 0.0), Estimate(2.0, math.nan, 0.0)),
+        ("b", Estimate(100.0, 1.0, 0.0), Estimate(90.0, 1.0, 0.0)),
+    ]
     axes = plot_train_test([*pairs, ("zero", Estimate(0.0, 0.0, 0.0), Estimate(1.0, 0.0, 0.0))])
     line, points = axes.lines[0], axes.lines[1]
     assert list(line.get_xdata()) == list(line.get_ydata())
@@ -467,11 +529,15 @@ def test_plot_train_test_has_line_band_and_points():
 
 
 def loader(n):
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.arange(n), torch.zeros(n)), batch_size=4)
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.arange(n), torch.zeros(n)), batch_size=4
+    )
 
 
 @pytest.mark.parametrize(
-    "data", [torch.arange(10), [torch.arange(4), torch.arange(4, 10)], [(torch.arange(10), "label")], loader(10)], ids=repr
+    "data",
+    [torch.arange(10), [torch.arange(4), torch.arange(4, 10)], [(torch.arange(10), "label")], loader(10)],
+    ids=repr,
 )
 @pytest.mark.parametrize(("limit", "expected"), [(7, 7), (4, 4), (1, 1), (100, 10), (None, 10)])
 def test_view_gives_the_first_examples_again_and_again(data, limit, expected):

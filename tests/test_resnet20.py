@@ -14,7 +14,9 @@ from torch import nn
 import tpv
 from tpv.testing import assert_unchanged, dense_tpv
 
-real = pytest.mark.skipif(not os.environ.get("TPV_DATA_DIR"), reason="TPV_DATA_DIR is not set: no CIFAR-10 and no weights")
+real = pytest.mark.skipif(
+    not os.environ.get("TPV_DATA_DIR"), reason="TPV_DATA_DIR is not set: no CIFAR-10 and no weights"
+)
 
 
 @functools.cache
@@ -28,7 +30,13 @@ def images(split: str, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "law", [tpv.Isotropic(1.0), tpv.Quantization(bits=4), tpv.Quantization(bits=4, granularity="group", group_size=16)], ids=repr
+    "law",
+    [
+        tpv.Isotropic(1.0),
+        tpv.Quantization(bits=4),
+        tpv.Quantization(bits=4, granularity="group", group_size=16),
+    ],
+    ids=repr,
 )
 def test_every_layer_agrees_with_the_dense_jacobian(law: tpv.Perturbation) -> None:
     torch.manual_seed(0)
@@ -61,7 +69,9 @@ def test_estimators_agree_within_their_errors() -> None:
 
 @real
 def test_first_order_holds_at_eight_bits_and_is_flagged_at_four() -> None:
-    eight, four = (tpv.linearity(trained(), images("test", 64), tpv.Quantization(bits=b), draws=3) for b in (8, 4))
+    eight, four = (
+        tpv.linearity(trained(), images("test", 64), tpv.Quantization(bits=b), draws=3) for b in (8, 4)
+    )
     assert eight.value < 0.12
     assert eight.holds
     assert four.value > 0.12

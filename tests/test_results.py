@@ -97,21 +97,29 @@ def test_pandas_has_a_row_per_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "batch", [lambda x, y: x, lambda x, y: (x, y), lambda x, y: {"input": x, "labels": y}], ids=["tensor", "tuple", "mapping"]
+    "batch",
+    [lambda x, y: x, lambda x, y: (x, y), lambda x, y: {"input": x, "labels": y}],
+    ids=["tensor", "tuple", "mapping"],
 )
 def test_batches_of_every_form_give_the_same(batch) -> None:
     x, y = randn(6, 4), torch.zeros(6)
     expected = tpv.estimate(network(), x, tpv.Isotropic(0.1)).value
-    assert tpv.estimate(network(), [batch(x[:4], y[:4]), batch(x[4:], y[4:])], tpv.Isotropic(0.1)).value == pytest.approx(expected)
+    assert tpv.estimate(
+        network(), [batch(x[:4], y[:4]), batch(x[4:], y[4:])], tpv.Isotropic(0.1)
+    ).value == pytest.approx(expected)
     loader = DataLoader(TensorDataset(x, y), batch_size=4)
     assert tpv.estimate(network(), loader, tpv.Isotropic(0.1)).value == pytest.approx(expected)
-    named = tpv.estimate(network(), loader, tpv.Isotropic(0.1), forward=lambda model, batch: model(batch[0])[:, :1])
+    named = tpv.estimate(
+        network(), loader, tpv.Isotropic(0.1), forward=lambda model, batch: model(batch[0])[:, :1]
+    )
     assert named.value < expected
 
 
 def test_progress_counts_examples() -> None:
     seen: list[tuple[int, int | None]] = []
-    tpv.estimate(network(), randn(6, 4), tpv.Isotropic(0.1), chunk_size=4, progress=lambda *step: seen.append(step))
+    tpv.estimate(
+        network(), randn(6, 4), tpv.Isotropic(0.1), chunk_size=4, progress=lambda *step: seen.append(step)
+    )
     assert seen == [(4, 6), (6, 6)]
 
 
@@ -133,7 +141,9 @@ def test_stability_verdicts() -> None:
 
 def test_stability_pairs_draws() -> None:
     model, law = network(), tpv.Isotropic(0.01)
-    pair = tpv.stability(model, randn(300, 4), randn(300, 4, seed=1), law, estimator=tpv.LinearizedMonteCarlo(8))
+    pair = tpv.stability(
+        model, randn(300, 4), randn(300, 4, seed=1), law, estimator=tpv.LinearizedMonteCarlo(8)
+    )
     unpaired = math.hypot(pair.train.stderr, pair.ratio * pair.test.stderr) / pair.test.value
     assert pair.ratio_stderr < 0.5 * unpaired
     assert abs(pair.ratio - 1) < 4 * pair.ratio_stderr
@@ -156,7 +166,9 @@ def test_linearity_verdicts(v: float, stderr: float, words: str) -> None:
 
 def test_a_displacement_without_effect_cannot_tell() -> None:
     model = network()
-    assert "cannot tell" in str(tpv.linearity(model, randn(3, 4), tpv.Displacement(dict(model.named_parameters()))))
+    assert "cannot tell" in str(
+        tpv.linearity(model, randn(3, 4), tpv.Displacement(dict(model.named_parameters())))
+    )
 
 
 def test_large_displacements_are_not_linear() -> None:

@@ -50,7 +50,9 @@ def counted(found: list[tuple[int, int]]) -> Callable[[int, int, int, float], No
     return lambda run, step, steps, mse: found.append((run, step))
 
 
-def jacobian(model: nn.Module, batch: Any, read: Callable[[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def jacobian(
+    model: nn.Module, batch: Any, read: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """(rows, parameters), and the parameters."""
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     args, kwargs = ((), batch) if isinstance(batch, dict) else ((batch,), {})
@@ -106,12 +108,18 @@ class Tokens(nn.Module):
         return self.head(torch.tanh(self.mix(self.embedding(input_ids))))
 
 
-@pytest.mark.parametrize(("gamma", "limit"), [(0.05, Ridge(0.05)), (0.0, Interpolation(1e-9))], ids=["ridge", "interpolation"])
-def test_training_to_the_end_gives_ridge_and_without_a_penalty_interpolation(gamma: float, limit: Any) -> None:
+@pytest.mark.parametrize(
+    ("gamma", "limit"), [(0.05, Ridge(0.05)), (0.0, Interpolation(1e-9))], ids=["ridge", "interpolation"]
+)
+def test_training_to_the_end_gives_ridge_and_without_a_penalty_interpolation(
+    gamma: float, limit: Any
+) -> None:
     x = TRAIN[:3]
     to_the_end = GradientDescent(lr=0.5, steps=3000, momentum=0.9, gamma=gamma)
     real = drawn(tpv.Retraining(noisy(to_the_end, std=1e-6, data=x)), weights(network()))
-    closed = torch.cat([d.reshape(-1) for d in noisy(limit, std=1e-6, data=x).sample(weights(network()), seeded(3)).values()])
+    closed = torch.cat(
+        [d.reshape(-1) for d in noisy(limit, std=1e-6, data=x).sample(weights(network()), seeded(3)).values()]
+    )
     assert (real - closed).norm() < 1e-5 * closed.norm()
 
 
@@ -159,13 +167,17 @@ def test_minibatches_are_consecutive_examples_in_order_whatever_the_batches() ->
         f = other(TRAIN[rows])
         nn.functional.mse_loss(f - f.mean(1, keepdim=True), targets[rows]).backward()
         optimizer.step()
-    expected = torch.cat([(p - q).detach().reshape(-1) for p, q in zip(other.parameters(), model.parameters(), strict=True)])
+    expected = torch.cat(
+        [(p - q).detach().reshape(-1) for p, q in zip(other.parameters(), model.parameters(), strict=True)]
+    )
     at = weights(model)
     assert torch.allclose(drawn(tpv.Retraining(noise, batch_size=size), at), expected, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(drawn(tpv.Retraining(noise), at), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("size", "ends"), [(None, [12]), (100, [12]), (5, [5, 10, 12]), (12, [12]), (1, list(range(1, 13)))])
+@pytest.mark.parametrize(
+    ("size", "ends"), [(None, [12]), (100, [12]), (5, [5, 10, 12]), (12, [12]), (1, list(range(1, 13)))]
+)
 def test_minibatches_cover_every_example_once(size: int | None, ends: list[int]) -> None:
     train = TrainingSet(Linearization(network()), list(TRAIN.split(7)), center=False, chunk_size=4)
     found, places, seen = [], [], 0
@@ -192,7 +204,10 @@ def test_chunks_do_not_matter_and_running_out_of_memory_halves_them(monkeypatch:
         warnings.simplefilter("always")
         found = drawn(law(GradientDescent(lr=0.2, steps=7)), weights(network()))
         at_once = drawn(law(GradientDescent(lr=0.2, steps=1)), weights(network()))
-    assert [str(w.message).partition("with ")[2] for w in said] == ["6 examples at a time.", "3 examples at a time."] * 2
+    assert [str(w.message).partition("with ")[2] for w in said] == [
+        "6 examples at a time.",
+        "3 examples at a time.",
+    ] * 2
     assert at_once.norm() > 0
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-15)
 
@@ -204,8 +219,12 @@ def test_the_first_estimate_is_finite_over_the_runs_and_equals_the_direct_differ
     seeds = torch.randint(2**62, (3,), generator=seeded(0)).tolist()
     for value, seed in zip(result.draws, seeds, strict=True):
         delta = spec.sample(weights(model), seeded(seed))
-        moved = functional_call(model, {n: p + delta[n] for n, p in model.named_parameters()}, (TEST,)) - model(TEST)
-        assert value == pytest.approx((moved - moved.mean(1, keepdim=True)).square().sum(1).mean().item(), rel=1e-10)
+        moved = functional_call(
+            model, {n: p + delta[n] for n, p in model.named_parameters()}, (TEST,)
+        ) - model(TEST)
+        assert value == pytest.approx(
+            (moved - moved.mean(1, keepdim=True)).square().sum(1).mean().item(), rel=1e-10
+        )
     assert result.value == pytest.approx(sum(result.draws) / 3)
     assert tpv.TPVResult.from_json(result.to_json()) == result
 
@@ -214,7 +233,10 @@ def test_the_first_estimate_is_finite_over_the_runs_and_equals_the_direct_differ
 def test_the_closed_form_says_the_same_draw_by_draw(center: bool) -> None:
     noise = noisy(GradientDescent(lr=0.2, steps=20, momentum=0.5, gamma=0.1), 1e-6, center=center)
     model, first_order = network(), tpv.LinearizedMonteCarlo(3)
-    closed, real = tpv.estimate(model, TEST, noise, estimator=first_order), tpv.estimate(model, TEST, tpv.Retraining(noise, runs=3))
+    closed, real = (
+        tpv.estimate(model, TEST, noise, estimator=first_order),
+        tpv.estimate(model, TEST, tpv.Retraining(noise, runs=3)),
+    )
     assert real.draws == pytest.approx(closed.draws, rel=1e-5)
     assert real.metadata["output"] == closed.metadata["output"] == ("centered logits" if center else "logits")
 
@@ -227,7 +249,9 @@ def test_facts_name_the_noise_and_the_fit_of_each_run() -> None:
     assert metadata["noise_std"] == pytest.approx(std)
     assert len(metadata["runs"]) == 3
     for run in metadata["runs"]:
-        assert run["mse_before"] == pytest.approx(std**2 * 2 / 3, rel=0.7)  # centring takes one of three dimensions
+        assert run["mse_before"] == pytest.approx(
+            std**2 * 2 / 3, rel=0.7
+        )  # centring takes one of three dimensions
         assert 0 < run["mse_after"] < run["mse_before"]
         assert run["seconds"] >= 0
     assert metadata["control_mse_after"] < 1e-24
@@ -242,7 +266,9 @@ def test_the_reported_errors_are_those_of_the_noisy_targets() -> None:
     delta = spec.sample(weights(model), seeded(seed))
     f = functional_call(model, {n: p + delta[n] for n, p in model.named_parameters()}, (TRAIN,))
     assert metadata["runs"][0]["mse_before"] == pytest.approx((z - targets).square().mean().item(), rel=1e-10)
-    assert metadata["runs"][0]["mse_after"] == pytest.approx((centered(f, f) - targets).square().mean().item(), rel=1e-10)
+    assert metadata["runs"][0]["mse_after"] == pytest.approx(
+        (centered(f, f) - targets).square().mean().item(), rel=1e-10
+    )
 
 
 def test_linearity_follows_estimate_without_training_again() -> None:
@@ -262,7 +288,9 @@ def test_linearity_follows_estimate_without_training_again() -> None:
 def test_both_sides_of_stability_share_their_runs() -> None:
     found: list[tuple[int, int]] = []
     result = tpv.stability(network(), TRAIN, TEST, law(runs=3, on_step=counted(found)))
-    assert len(found) == 3 * 4 * GD.steps  # all inputs and each half, three runs and the control, for two readings each
+    assert (
+        len(found) == 3 * 4 * GD.steps
+    )  # all inputs and each half, three runs and the control, for two readings each
     assert result.train.metadata["runs"] == result.test.metadata["runs"]
     assert result.train.metadata["noise_std"] == 1e-3
 
@@ -271,7 +299,10 @@ def test_single_examples_of_a_network_with_norms_add_up() -> None:
     """Alone, an example's gradient is wrong on the CPU behind this BatchNorm."""
     torch.manual_seed(1)
     model, x = settled(Patches()), randn(3, 3, 6, 6)
-    whole, single = (drawn(tpv.Retraining(noisy(GradientDescent(0.02, 4), 0.1, data)), weights(model)) for data in ([x], list(x.split(1))))
+    whole, single = (
+        drawn(tpv.Retraining(noisy(GradientDescent(0.02, 4), 0.1, data)), weights(model))
+        for data in ([x], list(x.split(1)))
+    )
     assert torch.allclose(whole, single, rtol=1e-9, atol=1e-14)
 
 
@@ -316,11 +347,18 @@ def test_the_variance_around_the_control_is_that_of_the_trained_networks() -> No
     with pytest.warns(UserWarning, match="drift"):
         result = tpv.estimate(model, TEST, spec, output="logits", chunk_size=4)
     at = weights(model)
-    deltas = [spec.control(at), *(spec.sample(at, seeded(s)) for s in torch.randint(2**62, (2,), generator=seeded(0)).tolist())]
-    start, *others = (functional_call(model, {n: p + d[n] for n, p in model.named_parameters()}, (TEST,)) for d in deltas)
+    deltas = [
+        spec.control(at),
+        *(spec.sample(at, seeded(s)) for s in torch.randint(2**62, (2,), generator=seeded(0)).tolist()),
+    ]
+    start, *others = (
+        functional_call(model, {n: p + d[n] for n, p in model.named_parameters()}, (TEST,)) for d in deltas
+    )
     expected = sum((f - start).square().sum(1).mean().item() for f in others) / 2
     assert result.metadata["control"]["variance"] == pytest.approx(expected, rel=1e-10)
-    assert result.metadata["control"]["value"] == pytest.approx((start - model(TEST)).square().sum(1).mean().item(), rel=1e-10)
+    assert result.metadata["control"]["value"] == pytest.approx(
+        (start - model(TEST)).square().sum(1).mean().item(), rel=1e-10
+    )
 
 
 def test_first_order_draws_have_a_control_too() -> None:
@@ -329,7 +367,9 @@ def test_first_order_draws_have_a_control_too() -> None:
         result = tpv.estimate(model, TEST, spec, output="logits", estimator=tpv.LinearizedMonteCarlo(2))
     assert set(result.metadata["control"]) == {"value"}
     _, tangent = Linearization(model).jvp(TEST, spec.control(weights(model)))
-    assert result.metadata["control"]["value"] == pytest.approx(tangent.square().sum(1).mean().item(), rel=1e-10)
+    assert result.metadata["control"]["value"] == pytest.approx(
+        tangent.square().sum(1).mean().item(), rel=1e-10
+    )
 
 
 def test_a_sum_keeps_the_control_and_the_facts() -> None:
@@ -359,25 +399,46 @@ def test_a_factory_of_the_same_optimizer_gives_the_same_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Rprop, torch.optim.NAdam]
+    "make",
+    [
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.RMSprop,
+        torch.optim.Adagrad,
+        torch.optim.Rprop,
+        torch.optim.NAdam,
+    ],
 )
 def test_adaptive_optimizers_are_refused_unless_asked_for(make: Any) -> None:
     with pytest.raises(tpv.TPVError, match=rf"refuses {make.__name__}, because"):
         tpv.estimate(network(), TEST, law(optimizer=lambda params: make(params, lr=1e-3)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert tpv.estimate(network(), TEST, law(optimizer=lambda params: make(params, lr=1e-3), adaptive=True)).value > 0
+        assert (
+            tpv.estimate(
+                network(), TEST, law(optimizer=lambda params: make(params, lr=1e-3), adaptive=True)
+            ).value
+            > 0
+        )
 
 
 def test_asgd_is_let_through() -> None:
-    assert drawn(law(optimizer=lambda params: torch.optim.ASGD(params, lr=0.1, lambd=0)), weights(network())).norm() > 0
+    assert (
+        drawn(
+            law(optimizer=lambda params: torch.optim.ASGD(params, lr=0.1, lambd=0)), weights(network())
+        ).norm()
+        > 0
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
         (lambda model: lambda params: None, "gave a NoneType"),
-        (lambda model: lambda params: torch.optim.SGD(model.parameters(), lr=0.1), "other tensors than the parameters"),
+        (
+            lambda model: lambda params: torch.optim.SGD(model.parameters(), lr=0.1),
+            "other tensors than the parameters",
+        ),
         (lambda model: lambda params: torch.optim.LBFGS(params), "several times in a step"),
         (lambda model: lambda params: torch.optim.SGD(params, lr=0.1, maximize=True), "climbs the loss"),
     ],
@@ -391,7 +452,9 @@ def test_optimizers_that_cannot_serve_are_refused_before_any_step(make: Any, sen
 
 
 def test_a_run_that_does_not_fit_is_named() -> None:
-    with pytest.warns(UserWarning, match=r"retraining run 1 did not fit its noisy targets: .* from \S+ to \S+ in 3 steps"):
+    with pytest.warns(
+        UserWarning, match=r"retraining run 1 did not fit its noisy targets: .* from \S+ to \S+ in 3 steps"
+    ):
         drawn(law(GradientDescent(lr=5.0, steps=3), std=0.1), weights(network()))
 
 
@@ -414,12 +477,16 @@ def test_the_noise_is_that_of_the_training_set() -> None:
     model, noise = network(), noisy(GradientDescent(lr=0.5, steps=1), 1e-2, center=False)
     j, _ = jacobian(model, TRAIN, lambda f: f)
     epsilon = 1e-2 * train_noise(noise, model)[0].reshape(-1)
-    assert torch.allclose(drawn(tpv.Retraining(noise), weights(model)), 0.5 * 2 / 36 * (j.T @ epsilon), rtol=1e-9)
+    assert torch.allclose(
+        drawn(tpv.Retraining(noise), weights(model)), 0.5 * 2 / 36 * (j.T @ epsilon), rtol=1e-9
+    )
 
 
 def test_one_example_with_one_output_is_enough() -> None:
     model = settled(nn.Linear(4, 1))
-    result = tpv.estimate(model, TEST, tpv.Retraining(noisy(GradientDescent(0.01, 5), data=TRAIN[:1]), runs=1))
+    result = tpv.estimate(
+        model, TEST, tpv.Retraining(noisy(GradientDescent(0.01, 5), data=TRAIN[:1]), runs=1)
+    )
     assert result.value > 0
     assert result.metadata["runs"][0]["mse_after"] < result.metadata["runs"][0]["mse_before"]
 
@@ -499,13 +566,19 @@ def test_broken_and_foreign_files_are_done_again(tmp_path: Any, content: bytes |
     "other",
     [
         lambda folder, seen: tpv.Retraining(noisy(std=2e-3), runs=1, folder=folder, on_step=seen),
-        lambda folder, seen: tpv.Retraining(noisy(GradientDescent(0.2, 6)), runs=1, folder=folder, on_step=seen),
+        lambda folder, seen: tpv.Retraining(
+            noisy(GradientDescent(0.2, 6)), runs=1, folder=folder, on_step=seen
+        ),
         lambda folder, seen: tpv.Retraining(noisy(data=TRAIN + 1e-9), runs=1, folder=folder, on_step=seen),
         lambda folder, seen: tpv.Retraining(noisy(center=False), runs=1, folder=folder, on_step=seen),
         lambda folder, seen: tpv.Retraining(noisy(params="2.*"), runs=1, folder=folder, on_step=seen),
         lambda folder, seen: law(runs=1, folder=folder, on_step=seen, batch_size=6),
-        lambda folder, seen: law(runs=1, folder=folder, on_step=seen, optimizer=lambda p: torch.optim.SGD(p, lr=0.21)),
-        lambda folder, seen: law(runs=1, folder=folder, on_step=seen, targets=network()(TRAIN).detach() + 1e-9),
+        lambda folder, seen: law(
+            runs=1, folder=folder, on_step=seen, optimizer=lambda p: torch.optim.SGD(p, lr=0.21)
+        ),
+        lambda folder, seen: law(
+            runs=1, folder=folder, on_step=seen, targets=network()(TRAIN).detach() + 1e-9
+        ),
     ],
 )
 def test_runs_of_anything_else_are_not_taken_from_the_folder(tmp_path: Any, other: Any) -> None:
@@ -517,7 +590,9 @@ def test_runs_of_anything_else_are_not_taken_from_the_folder(tmp_path: Any, othe
     assert {run for run, _ in found} == {0, 1}
 
 
-def test_what_does_not_fit_in_memory_goes_to_files_and_is_not_trained_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_in_memory_goes_to_files_and_is_not_trained_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("tpv.retraining.store._MEMORY_BYTES", 500)
     monkeypatch.setattr("tpv.estimators.base._CACHE_BYTES", 0)
     found: list[tuple[int, int]] = []
@@ -542,13 +617,25 @@ def test_data_in_a_changing_order_is_refused(shuffled: DataLoader) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: tpv.Retraining(tpv.Isotropic(0.1)), r"Retraining\(noise=Isotropic\(std=0\.1\)\): give a tpv\.LabelNoise"),
-        (lambda: law(Ridge(0.1)), r"cannot follow Ridge\(gamma=0\.1\), which has no steps: give LabelNoise a GradientDescent"),
+        (
+            lambda: tpv.Retraining(tpv.Isotropic(0.1)),
+            r"Retraining\(noise=Isotropic\(std=0\.1\)\): give a tpv\.LabelNoise",
+        ),
+        (
+            lambda: law(Ridge(0.1)),
+            r"cannot follow Ridge\(gamma=0\.1\), which has no steps: give LabelNoise a GradientDescent",
+        ),
         (lambda: law(Interpolation()), "which has no steps"),
         (lambda: law(runs=0), r"Retraining\(runs=0\): runs must be an int of at least 1"),
         (lambda: law(batch_size=0), r"Retraining\(batch_size=0\): batch_size must be an int of at least 1"),
-        (lambda: law(optimizer="sgd"), r"optimizer=\.\.\.\) is a str: give a function, such as lambda parameters"),
-        (lambda: law(targets=torch.arange(12)), r"targets=\.\.\.\) is torch\.int64: give a floating-point tensor"),
+        (
+            lambda: law(optimizer="sgd"),
+            r"optimizer=\.\.\.\) is a str: give a function, such as lambda parameters",
+        ),
+        (
+            lambda: law(targets=torch.arange(12)),
+            r"targets=\.\.\.\) is torch\.int64: give a floating-point tensor",
+        ),
         (lambda: law(targets=[1.0]), "is list: give"),
         (lambda: law(targets=torch.full((12, 3), math.nan)), "NaN or infinity"),
         (lambda: law(folder=3), r"folder=3\): folder must be a path"),
@@ -563,7 +650,9 @@ def test_wrong_options_get_one_sentence(make: Any, sentence: str) -> None:
 def test_targets_and_folders_that_do_not_fit_are_refused_before_any_step(tmp_path: Any) -> None:
     (tmp_path / "file").write_text("")
     found: list[tuple[int, int]] = []
-    with pytest.raises(tpv.TPVError, match=r"has the shape \(12, 2\); the outputs on the training data have \(12, 3\)"):
+    with pytest.raises(
+        tpv.TPVError, match=r"has the shape \(12, 2\); the outputs on the training data have \(12, 3\)"
+    ):
         tpv.estimate(network(), TEST, law(targets=randn(12, 2), on_step=counted(found)))
     with pytest.raises(tpv.TPVError, match=r"nothing can be written there .* choose another folder"):
         tpv.estimate(network(), TEST, law(folder=tmp_path / "file", on_step=counted(found)))
@@ -571,7 +660,9 @@ def test_targets_and_folders_that_do_not_fit_are_refused_before_any_step(tmp_pat
 
 
 def test_the_text_names_what_differs_from_the_defaults() -> None:
-    spec = tpv.Retraining(noisy(GradientDescent(lr=0.2, steps=7)), runs=3, batch_size=4, targets=randn(12, 3), folder="here")
+    spec = tpv.Retraining(
+        noisy(GradientDescent(lr=0.2, steps=7)), runs=3, batch_size=4, targets=randn(12, 3), folder="here"
+    )
     assert repr(spec) == (
         "Retraining(noise=LabelNoise(std=0.001, fit=GradientDescent(lr=0.2, steps=7)), runs=3, batch_size=4, targets=...)"
     )

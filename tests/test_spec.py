@@ -47,8 +47,14 @@ def mine(tmp_path, monkeypatch):
         ("tpv:Isotropic(std=1e-3)", tpv.Isotropic(1e-3)),
         ("tpv.Isotropic(0.5)", tpv.Isotropic(0.5)),
         ("Quantization(params=['a:b + c', '(d'])", tpv.Quantization(params=["a:b + c", "(d"])),
-        ("Isotropic(0.1) + SGDNoise(lr=0.1, batch_size=8)", tpv.Isotropic(0.1) + tpv.SGDNoise(lr=0.1, batch_size=8)),
-        ("Isotropic(1) + Isotropic(2) + Isotropic(3)", tpv.Isotropic(1) + tpv.Isotropic(2) + tpv.Isotropic(3)),
+        (
+            "Isotropic(0.1) + SGDNoise(lr=0.1, batch_size=8)",
+            tpv.Isotropic(0.1) + tpv.SGDNoise(lr=0.1, batch_size=8),
+        ),
+        (
+            "Isotropic(1) + Isotropic(2) + Isotropic(3)",
+            tpv.Isotropic(1) + tpv.Isotropic(2) + tpv.Isotropic(3),
+        ),
     ],
 )
 def test_text_gives_what_the_code_gives(text, made):
@@ -56,7 +62,11 @@ def test_text_gives_what_the_code_gives(text, made):
 
 
 def test_a_repr_can_be_read_again():
-    for made in (tpv.Quantization(bits=4, error="actual"), tpv.SGDNoise(lr=0.1, batch_size=8), tpv.Isotropic(1.0) + tpv.Isotropic(2.0)):
+    for made in (
+        tpv.Quantization(bits=4, error="actual"),
+        tpv.SGDNoise(lr=0.1, batch_size=8),
+        tpv.Isotropic(1.0) + tpv.Isotropic(2.0),
+    ):
         assert parse_perturbation(repr(made)) == made
 
 
@@ -82,7 +92,10 @@ def test_label_noise_comes_without_data(text, fit, name):
 def test_label_noise_without_data_says_what_is_missing():
     made = parse_perturbation("LabelNoise(std=0.1, fit=Ridge(0.1))")
     for law in (made, made + tpv.Isotropic(0.1)):
-        with pytest.raises(tpv.TPVError, match=r"LabelNoise\(std=0\.1, fit=Ridge\(gamma=0\.1\)\) has no training inputs .*: give data="):
+        with pytest.raises(
+            tpv.TPVError,
+            match=r"LabelNoise\(std=0\.1, fit=Ridge\(gamma=0\.1\)\) has no training inputs .*: give data=",
+        ):
             tpv.estimate(torch.nn.Linear(3, 2), torch.ones(4, 3), law)
 
 
@@ -106,11 +119,20 @@ def test_a_class_of_ones_own(mine):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("Quantisation(bits=4)", r"'Quantisation' is not a perturbation of tpv: .*Did you mean 'Quantization'\?"),
+        (
+            "Quantisation(bits=4)",
+            r"'Quantisation' is not a perturbation of tpv: .*Did you mean 'Quantization'\?",
+        ),
         ("Exact()", r"'Exact' is not a perturbation of tpv"),
-        ("Quantization(bit=4)", r"Quantization has no option 'bit': its options are bits, granularity, .*Did you mean 'bits'\?"),
+        (
+            "Quantization(bit=4)",
+            r"Quantization has no option 'bit': its options are bits, granularity, .*Did you mean 'bits'\?",
+        ),
         ("Quantization(bits=0)", r"Quantization\(bits=0\): bits must be an int in \[1, 16\]\."),
-        ("SGDNoise(lr=0.1)", r"SGDNoise: missing a required argument: 'batch_size'; its options are lr, batch_size, momentum, params\."),
+        (
+            "SGDNoise(lr=0.1)",
+            r"SGDNoise: missing a required argument: 'batch_size'; its options are lr, batch_size, momentum, params\.",
+        ),
         ("Isotropic(1, 2, 3)", r"Isotropic: too many positional arguments"),
         ("Isotropic(std=1, std=2)", r"write every option out, once"),
         ("Isotropic(**{'std': 1})", r"write every option out, once"),
@@ -124,20 +146,35 @@ def test_a_class_of_ones_own(mine):
             r"Retraining needs a LabelNoise with its training data, which text cannot give: use it from",
         ),
         ("tpv:Retraining()", r"Retraining needs a LabelNoise with its training data"),
-        ("LabelNoise(0.1)", r"LabelNoise\(fit=\.\.\.\) is a NoneType: give std, .* tpv\.Interpolation\(\), tpv\.Ridge"),
+        (
+            "LabelNoise(0.1)",
+            r"LabelNoise\(fit=\.\.\.\) is a NoneType: give std, .* tpv\.Interpolation\(\), tpv\.Ridge",
+        ),
         (
             "LabelNoise(0.1, data=[1], fit=Ridge(1))",
             r"LabelNoise has no option 'data': its options are std, fit, center, relative, params\.",
         ),
         ("LabelNoise(0.1, Ridge(1))", r"LabelNoise: too many positional arguments"),
-        ("LabelNoise(0.1, fit=GradientDecent(steps=5))", r"only literal values .* Did you mean 'GradientDescent'\?"),
+        (
+            "LabelNoise(0.1, fit=GradientDecent(steps=5))",
+            r"only literal values .* Did you mean 'GradientDescent'\?",
+        ),
         ("LabelNoise(0.1, fit=Ridge(gamma=0))", r"Ridge\(gamma=0\) is no penalty"),
-        ("LabelNoise(0.1, fit=Ridge(gama=1))", r"Ridge has no option 'gama': its options are gamma\. Did you mean 'gamma'\?"),
-        ("LabelNoise(0.1, fit=GradientDescent(steps=5))", r"GradientDescent: missing a required argument: 'lr'"),
+        (
+            "LabelNoise(0.1, fit=Ridge(gama=1))",
+            r"Ridge has no option 'gama': its options are gamma\. Did you mean 'gamma'\?",
+        ),
+        (
+            "LabelNoise(0.1, fit=GradientDescent(steps=5))",
+            r"GradientDescent: missing a required argument: 'lr'",
+        ),
         ("LabelNoise(0.1, fit=Ridge(gamma=f()))", r"Ridge\(\.\.\. f\(\) \.\.\.\): only literal values"),
         ("Ridge(gamma=1)", r"'Ridge' is not a perturbation of tpv"),
         ("Isotropic(std=Ridge(1))", r"Isotropic\(std=Ridge\(gamma=1\)\): std must be a number"),
-        ("Quantization(error='actual') + Isotropic(1.0)", r"only independent zero-mean perturbations can be added"),
+        (
+            "Quantization(error='actual') + Isotropic(1.0)",
+            r"only independent zero-mean perturbations can be added",
+        ),
         ("Isotropic(1) - Isotropic(1)", r"cannot be read"),
         ("Quantization(bits=4", r"cannot be read"),
         ("Isotropic(1)(2)", r"cannot be read"),
@@ -160,14 +197,21 @@ def test_everything_else_is_one_sentence(mine, text, sentence):
 
 
 def test_nothing_is_evaluated(tmp_path):
-    for text in (f"Quantization(bits=open({str(tmp_path / 'x')!r}, 'w'))", "Isotropic(std=__import__('os').getpid())", "exec('1')"):
+    for text in (
+        f"Quantization(bits=open({str(tmp_path / 'x')!r}, 'w'))",
+        "Isotropic(std=__import__('os').getpid())",
+        "exec('1')",
+    ):
         with pytest.raises(tpv.TPVError):
             parse_perturbation(text)
     assert not (tmp_path / "x").exists()
 
 
 def test_an_unknown_estimator_names_the_known_ones():
-    with pytest.raises(tpv.TPVError, match=r"'Exac' is not an estimator of tpv: there are Exact, HutchPlusPlus, .*Did you mean 'Exact'\?"):
+    with pytest.raises(
+        tpv.TPVError,
+        match=r"'Exac' is not an estimator of tpv: there are Exact, HutchPlusPlus, .*Did you mean 'Exact'\?",
+    ):
         parse_estimator("Exac")
     with pytest.raises(tpv.TPVError, match=r"Hutchinson\(probes=0\): probes must be an int"):
         parse_estimator("Hutchinson(probes=0)")

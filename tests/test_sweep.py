@@ -31,17 +31,24 @@ class ByRow(tpv.DiagonalPerturbation):
     """A different variance for every output channel."""
 
     def variance(self, at):
-        return {name: (torch.rand(len(w), generator=seeded(6)).double() + 0.1).reshape(-1, *[1] * (w.ndim - 1)) for name, w in at.items()}
+        return {
+            name: (torch.rand(len(w), generator=seeded(6)).double() + 0.1).reshape(-1, *[1] * (w.ndim - 1))
+            for name, w in at.items()
+        }
 
 
 def assert_agrees(result: tpv.TPVResult, reference: dict[str, float], tolerance: float = 1e-10) -> None:
     assert result.value == pytest.approx(reference["total"], rel=tolerance)
     assert sum(layer.value for layer in result.layers.values()) == pytest.approx(result.value, rel=1e-12)
     for name, layer in result.layers.items():
-        assert layer.value == pytest.approx(reference[name], rel=tolerance, abs=tolerance * reference["total"]), name
+        assert layer.value == pytest.approx(
+            reference[name], rel=tolerance, abs=tolerance * reference["total"]
+        ), name
 
 
-@pytest.mark.parametrize("law", [tpv.Isotropic(0.3), ByRow(), Elementwise()], ids=["scalar", "rows", "elements"])
+@pytest.mark.parametrize(
+    "law", [tpv.Isotropic(0.3), ByRow(), Elementwise()], ids=["scalar", "rows", "elements"]
+)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_exact_agrees_with_the_dense_jacobian(case: Case, law: tpv.Perturbation) -> None:
     model = case.model()
@@ -63,7 +70,9 @@ def test_all_probes_of_a_frame_are_exact(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_one_jvp_agrees_with_the_dense_jacobian(case: Case) -> None:
     model = case.model()
-    other = {name: p.detach() + randn(*p.shape, seed=2) for name, p in model.named_parameters() if p.requires_grad}
+    other = {
+        name: p.detach() + randn(*p.shape, seed=2) for name, p in model.named_parameters() if p.requires_grad
+    }
     law = tpv.Displacement(other)
     result = tpv.estimate(model, [case.batch()], law)
     assert result.value == pytest.approx(dense_tpv(model, case.batch(), law)["total"], rel=1e-10)
@@ -112,10 +121,18 @@ def test_an_input_overwritten_after_its_call_is_refused_by_autograd() -> None:
         tpv.estimate(Overwriting().double(), [randn(1, 3)], tpv.Isotropic(1.0))
 
 
-@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"dilation": 2}, {"groups": 8}, {"padding": "same", "bias": False}])
-def test_float32_takes_the_grouped_convolution_and_agrees(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2, "padding": 1}, {"dilation": 2}, {"groups": 8}, {"padding": "same", "bias": False}],
+)
+def test_float32_takes_the_grouped_convolution_and_agrees(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Conv2d(8, 8, 3, **options), nn.Tanh(), nn.AvgPool2d(3), nn.Flatten()).double(), randn(3, 8, 15, 15)
+    model, x = (
+        nn.Sequential(nn.Conv2d(8, 8, 3, **options), nn.Tanh(), nn.AvgPool2d(3), nn.Flatten()).double(),
+        randn(3, 8, 15, 15),
+    )
     expected = dense_tpv(model, x, tpv.Isotropic(1.0))
     monkeypatch.setattr("tpv.sweep.conv.ConvCall._unfolded", None)
     assert_agrees(tpv.estimate(model.float(), x.float(), tpv.Isotropic(1.0)), expected, tolerance=1e-5)

@@ -20,7 +20,9 @@ def assert_exact(model: nn.Module, batch: object, **options) -> tpv.TPVResult:
     result = tpv.estimate(model, [batch], LAW, estimator=tpv.Exact(), **options)
     reference = dense_tpv(model, batch, LAW, options.get("forward"))
     assert result.value == pytest.approx(reference["total"], rel=1e-10)
-    assert {n: e.value for n, e in result.layers.items()} == pytest.approx({n: reference[n] for n in result.layers}, rel=1e-10)
+    assert {n: e.value for n, e in result.layers.items()} == pytest.approx(
+        {n: reference[n] for n in result.layers}, rel=1e-10
+    )
     return result
 
 
@@ -51,12 +53,16 @@ def test_time_major_rows_are_seen_when_they_first_come_in_several() -> None:
     class Flattened(Ragged):
         def forward(self, x: Tensor) -> Tensor:
             n, t, _ = x.shape
-            return self.head(torch.tanh(self.rows(x.transpose(0, 1).reshape(t * n, -1))).reshape(t, n, -1).sum(0))
+            return self.head(
+                torch.tanh(self.rows(x.transpose(0, 1).reshape(t * n, -1))).reshape(t, n, -1).sum(0)
+            )
 
     torch.manual_seed(0)
     model, first, second = Flattened().double(), randn(3, 1, 3), randn(3, 4, 3, seed=1)
     expected = (dense_tpv(model, first, LAW)["total"] + dense_tpv(model, second, LAW)["total"]) / 2
-    assert tpv.estimate(model, [first, second], LAW, estimator=tpv.Exact()).value == pytest.approx(expected, rel=1e-10)
+    assert tpv.estimate(model, [first, second], LAW, estimator=tpv.Exact()).value == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def small() -> nn.Sequential:
@@ -88,7 +94,9 @@ def test_a_hook_that_the_ends_do_not_show_is_found_on_a_later_batch() -> None:
     model, x = Gated().double(), randn(6, 3).abs()
     batches = [-x, x]
     expected = sum(dense_tpv(model, b, LAW)["total"] for b in batches) / 2
-    assert tpv.estimate(model, batches, LAW, estimator=tpv.Exact()).value == pytest.approx(expected, rel=1e-10)
+    assert tpv.estimate(model, batches, LAW, estimator=tpv.Exact()).value == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def test_a_part_under_no_grad_is_refused() -> None:
@@ -111,17 +119,29 @@ def test_a_part_under_no_grad_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.05)])
-@pytest.mark.parametrize("law", [tpv.Quantization(bits=8), tpv.Isotropic(1e-4), tpv.Isotropic(1e-6)], ids=repr)
-def test_half_precision_squares_neither_vanish_nor_overflow(law: tpv.Perturbation, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    "law", [tpv.Quantization(bits=8), tpv.Isotropic(1e-4), tpv.Isotropic(1e-6)], ids=repr
+)
+def test_half_precision_squares_neither_vanish_nor_overflow(
+    law: tpv.Perturbation, dtype: torch.dtype, tolerance: float
+) -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).to(dtype), randn(16, 64).to(dtype)
+    model, x = (
+        nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).to(dtype),
+        randn(16, 64).to(dtype),
+    )
     half = tpv.estimate(model, x, law, estimator=tpv.Exact()).value
-    assert half == pytest.approx(tpv.estimate(model.double(), x.double(), law, estimator=tpv.Exact()).value, rel=tolerance)
+    assert half == pytest.approx(
+        tpv.estimate(model.double(), x.double(), law, estimator=tpv.Exact()).value, rel=tolerance
+    )
 
 
 def test_autocast_in_forward_agrees() -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)), randn(4, 2, 5, 5).float()
+    model, x = (
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)),
+        randn(4, 2, 5, 5).float(),
+    )
 
     def cast(model: nn.Module, batch: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -140,7 +160,9 @@ def test_plain_lists_are_split_with_the_tensors_beside_them() -> None:
 
     expected = assert_exact(model, (x, lengths), forward=scaled).value
     for size in (2, 6):
-        drawn = tpv.estimate(model, [(x, lengths)], LAW, estimator=tpv.Exact(), forward=scaled, chunk_size=size)
+        drawn = tpv.estimate(
+            model, [(x, lengths)], LAW, estimator=tpv.Exact(), forward=scaled, chunk_size=size
+        )
         assert drawn.value == pytest.approx(expected, rel=1e-10)
 
 
@@ -187,7 +209,9 @@ def test_displacement_warns_about_frozen_parameters_and_masking_about_unknown_na
     model = small()
     model[0].requires_grad_(False)
     with pytest.warns(UserWarning, match=r"2 buffers or frozen parameters.*first: '0\.weight'"):
-        tpv.estimate(model, randn(4, 3), tpv.Displacement({name: p + 1 for name, p in model.state_dict().items()}))
+        tpv.estimate(
+            model, randn(4, 3), tpv.Displacement({name: p + 1 for name, p in model.state_dict().items()})
+        )
     with pytest.raises(tpv.TPVError, match="not a trainable parameter"):
         tpv.estimate(small(), randn(4, 3), tpv.Masking({"0.wieght": torch.zeros(())}, params="*"))
 
@@ -244,12 +268,14 @@ def test_batchnorm_over_a_single_example_on_the_cpu() -> None:
 
     torch.manual_seed(0)
     model, x = settled(Patches()), randn(5, 2, 4, 4)
-    jacobian = torch.func.vmap(torch.func.jacrev(lambda w, x: torch.func.functional_call(model, w, (x[None],))[0]), (None, 0))(
-        {name: p.detach() for name, p in model.named_parameters()}, x
-    )
+    jacobian = torch.func.vmap(
+        torch.func.jacrev(lambda w, x: torch.func.functional_call(model, w, (x[None],))[0]), (None, 0)
+    )({name: p.detach() for name, p in model.named_parameters()}, x)
     expected = 0.09 * sum(j.square().sum() for j in jacobian.values()).item() / len(x)
     for data, chunk in ((x, None), (x, 1), (list(x.split(1)), None)):
-        assert tpv.estimate(model, data, tpv.Isotropic(0.3), chunk_size=chunk).value == pytest.approx(expected, rel=1e-9)
+        assert tpv.estimate(model, data, tpv.Isotropic(0.3), chunk_size=chunk).value == pytest.approx(
+            expected, rel=1e-9
+        )
     assert dense_tpv(model, x, tpv.Isotropic(0.3))["total"] == pytest.approx(expected, rel=1e-9)
 
 

@@ -18,7 +18,9 @@ from tpv.testing import assert_unchanged
 VERBS = [
     lambda m, x, **k: tpv.estimate(m, x, tpv.Isotropic(0.1), estimator=tpv.Exact(), chunk_size=2, **k),
     lambda m, x, **k: tpv.estimate(m, x, tpv.Isotropic(0.1), estimator=tpv.Hutchinson(2), chunk_size=2, **k),
-    lambda m, x, **k: tpv.estimate(m, x, tpv.Quantization(bits=3), estimator=tpv.MonteCarlo(2), chunk_size=2, **k),
+    lambda m, x, **k: tpv.estimate(
+        m, x, tpv.Quantization(bits=3), estimator=tpv.MonteCarlo(2), chunk_size=2, **k
+    ),
     lambda m, x, **k: tpv.linearity(m, x, tpv.Quantization(bits=3), draws=2, chunk_size=2, **k),
 ]
 
@@ -143,7 +145,10 @@ def test_nothing_of_a_pass_stays_in_memory() -> None:
     gc.disable()
     try:
         tpv.estimate(
-            nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 3, batch_first=True), Last()), randn(8, 2, 3).float(), tpv.Isotropic(1.0), chunk_size=2
+            nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 3, batch_first=True), Last()),
+            randn(8, 2, 3).float(),
+            tpv.Isotropic(1.0),
+            chunk_size=2,
         )
         left = [type(o).__name__ for o in gc.get_objects() if str(type(o).__module__).startswith("tpv.sweep")]
     finally:

@@ -10,7 +10,9 @@ from tpv.testing import assert_unchanged, check_model
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("architecture", ZOO, ids=[a.name for a in ZOO])
-def test_every_parameter_agrees_with_the_dense_jacobian(architecture: Architecture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_parameter_agrees_with_the_dense_jacobian(
+    architecture: Architecture, capsys: pytest.CaptureFixture[str]
+) -> None:
     with architecture.context():
         model, batch = architecture.model(), architecture.batch()
         with assert_unchanged(model):

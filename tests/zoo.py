@@ -81,11 +81,20 @@ GROUPED = CAUSAL | {"num_key_value_heads": 1}
 GPT2 = IDS | {"n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
 STACK = {"layers": 2, "attention_heads": 2, "ffn_dim": 12}
 TWO_STACKS = (
-    IDS | {f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in STACK.items()} | {"d_model": 8, "decoder_start_token_id": 1}
+    IDS
+    | {f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in STACK.items()}
+    | {"d_model": 8, "decoder_start_token_id": 1}
 )
 PATCHES = {"image_size": 8, "patch_size": 4, "num_labels": 3}
 STAGES = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "num_labels": 3}
-PYRAMID = {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [8, 12], "patch_sizes": [3, 3], "strides": [4, 2], "num_labels": 3}
+PYRAMID = {
+    "num_encoder_blocks": 2,
+    "depths": [1, 1],
+    "hidden_sizes": [8, 12],
+    "patch_sizes": [3, 3],
+    "strides": [4, 2],
+    "num_labels": 3,
+}
 
 
 def hugging(kind: str, **settings: Any) -> Callable[[], nn.Module]:
@@ -266,7 +275,9 @@ class Encoder(nn.Module):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.axis = 1 if settings.get("batch_first") else 0
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, **settings), 2, enable_nested_tensor=self.axis == 1)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 12, **settings), 2, enable_nested_tensor=self.axis == 1
+        )
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -298,11 +309,19 @@ class NanoGPT(nn.Module):
             super().__init__()
             self.heads = heads
             self.ln_1, self.ln_2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
-            self.attention, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-            self.mlp = nn.Sequential(nn.Linear(width, 2 * width, bias=False), nn.GELU(), nn.Linear(2 * width, width, bias=False))
+            self.attention, self.out = (
+                nn.Linear(width, 3 * width, bias=False),
+                nn.Linear(width, width, bias=False),
+            )
+            self.mlp = nn.Sequential(
+                nn.Linear(width, 2 * width, bias=False), nn.GELU(), nn.Linear(2 * width, width, bias=False)
+            )
 
         def forward(self, x: Tensor) -> Tensor:
-            q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.attention(self.ln_1(x)).chunk(3, -1))
+            q, k, v = (
+                part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                for part in self.attention(self.ln_1(x)).chunk(3, -1)
+            )
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.out(mixed.transpose(1, 2).flatten(2))
             return x + self.mlp(self.ln_2(x))
@@ -329,7 +348,11 @@ class RawParameters(nn.Module):
         super().__init__()
         self.token, self.positions = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 6, 4))
         self.heads = nn.Parameter(torch.randn(2, 4, 3) / 2)
-        self.mix, self.bias, self.scale = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5)), nn.Parameter(torch.tensor(0.7))
+        self.mix, self.bias, self.scale = (
+            nn.Parameter(torch.randn(6, 5)),
+            nn.Parameter(torch.randn(5)),
+            nn.Parameter(torch.tensor(0.7)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
@@ -376,7 +399,9 @@ class Mixer(nn.Module):
 
 
 def conv_block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
 
 
 class Patches(nn.Module):
@@ -412,7 +437,10 @@ class DenseNet(nn.Module):
         self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
         widths = [4 + growth * i for i in range(3)]
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(w), nn.ReLU(inplace=True), nn.Conv2d(w, growth, 3, padding=1, bias=False)) for w in widths
+            nn.Sequential(
+                nn.BatchNorm2d(w), nn.ReLU(inplace=True), nn.Conv2d(w, growth, 3, padding=1, bias=False)
+            )
+            for w in widths
         )
         self.norm, self.head = nn.BatchNorm2d(4 + 3 * growth), nn.Linear(4 + 3 * growth, 3)
 
@@ -420,14 +448,18 @@ class DenseNet(nn.Module):
         features = [self.stem(x)]
         for layer in self.layers:
             features.append(layer(torch.cat(features, 1)))
-        return self.head(F.adaptive_avg_pool2d(F.relu(self.norm(torch.cat(features, 1)), inplace=True), 1).flatten(1))
+        return self.head(
+            F.adaptive_avg_pool2d(F.relu(self.norm(torch.cat(features, 1)), inplace=True), 1).flatten(1)
+        )
 
 
 class SqueezeExcite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.depthwise = conv_block(3, 6), nn.Conv2d(6, 6, 3, padding=1, groups=6)
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 2, 1), nn.SiLU(), nn.Conv2d(2, 6, 1), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 2, 1), nn.SiLU(), nn.Conv2d(2, 6, 1), nn.Sigmoid()
+        )
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -440,7 +472,11 @@ class InPlaceResiduals(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.conv_1, self.conv_2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.stem, self.conv_1, self.conv_2 = (
+            nn.Conv2d(3, 4, 3),
+            nn.Conv2d(4, 6, 3, stride=2, padding=1),
+            nn.Conv2d(6, 6, 3, padding=1),
+        )
         self.norm_1, self.norm_2 = nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True)
         self.shortcut = nn.Conv2d(4, 6, 1, stride=2)
         self.head = nn.Linear(6, 3)
@@ -457,7 +493,9 @@ class Siamese(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tower = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 5))
+        self.tower = nn.Sequential(
+            nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 5)
+        )
         self.head = nn.Linear(10, 2)
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
@@ -491,7 +529,9 @@ class GraphNet(nn.Module):
         n, size, _ = nodes.shape
         h = self.node(nodes)
         for _ in range(2):
-            pairs = torch.cat([h.unsqueeze(2).expand(-1, -1, size, -1), h.unsqueeze(1).expand(-1, size, -1, -1)], -1)
+            pairs = torch.cat(
+                [h.unsqueeze(2).expand(-1, -1, size, -1), h.unsqueeze(1).expand(-1, size, -1, -1)], -1
+            )
             messages = (adjacency.unsqueeze(-1) * self.edge(pairs)).sum(2)
             h = self.update(messages.flatten(0, 1), h.flatten(0, 1)).unflatten(0, (n, size))
         return self.head(h.sum(1))
@@ -513,11 +553,16 @@ class Bags(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sum, self.max = nn.EmbeddingBag(VOCABULARY, 4, mode="sum"), nn.EmbeddingBag(VOCABULARY, 4, mode="max", padding_idx=0)
+        self.sum, self.max = (
+            nn.EmbeddingBag(VOCABULARY, 4, mode="sum"),
+            nn.EmbeddingBag(VOCABULARY, 4, mode="max", padding_idx=0),
+        )
         self.head = nn.Linear(8, 3)
 
     def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        return self.head(torch.cat([self.sum(tokens, per_sample_weights=weights), self.max(tokens)], 1).tanh())
+        return self.head(
+            torch.cat([self.sum(tokens, per_sample_weights=weights), self.max(tokens)], 1).tanh()
+        )
 
 
 class PartlyCompiled(nn.Module):
@@ -527,7 +572,9 @@ class PartlyCompiled(nn.Module):
         super().__init__()
         torch.compiler.reset()
         self.stem = nn.Linear(4, 6)
-        self.block = torch.compile(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)), backend="eager")
+        self.block = torch.compile(
+            nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)), backend="eager"
+        )
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -574,28 +621,40 @@ def decoder() -> nn.Module:
     )
 
 
-def normalised(conv: Callable[[nn.Module], nn.Module], linear: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
+def normalised(
+    conv: Callable[[nn.Module], nn.Module], linear: Callable[[nn.Module], nn.Module]
+) -> Callable[[], nn.Module]:
     """A convolution and a linear layer with reparametrised weights."""
 
     def build() -> nn.Module:
         with warnings.catch_warnings(action="ignore"):  # nn.utils.weight_norm is deprecated and in use
-            return nn.Sequential(conv(nn.Conv1d(2, 4, 3)), nn.LeakyReLU(0.2), nn.Flatten(), linear(nn.Linear(16, 3)))
+            return nn.Sequential(
+                conv(nn.Conv1d(2, 4, 3)), nn.LeakyReLU(0.2), nn.Flatten(), linear(nn.Linear(16, 3))
+            )
 
     return build
 
 
 def orthogonal_layers() -> nn.Module:
-    return nn.Sequential(orthogonal(nn.Linear(4, 4)), nn.Tanh(), orthogonal(nn.Linear(4, 3), "weight", "householder"))
+    return nn.Sequential(
+        orthogonal(nn.Linear(4, 4)), nn.Tanh(), orthogonal(nn.Linear(4, 3), "weight", "householder")
+    )
 
 
-BERT, GPT_2, LLAMA = (next(a for a in (*ENCODERS, *DECODERS) if a.name == name) for name in ("BERT", "GPT-2", "Llama"))
+BERT, GPT_2, LLAMA = (
+    next(a for a in (*ENCODERS, *DECODERS) if a.name == name) for name in ("BERT", "GPT-2", "Llama")
+)
 WEIGHT_NORMS = normalised(weight_norm, weight_norm)
 OLD_WEIGHT_NORMS = normalised(nn.utils.weight_norm, lambda linear: nn.utils.weight_norm(linear, dim=None))
 SPECTRAL_NORMS = normalised(spectral_norm, spectral_norm)
 
 PLAIN = [
     Architecture("TransformerEncoder", lambda: Encoder(batch_first=True), lambda: {"x": randn(3, 5, 8)}),
-    Architecture("TransformerEncoder, time first", lambda: Encoder(norm_first=True, activation="gelu"), lambda: {"x": randn(3, 5, 8)}),
+    Architecture(
+        "TransformerEncoder, time first",
+        lambda: Encoder(norm_first=True, activation="gelu"),
+        lambda: {"x": randn(3, 5, 8)},
+    ),
     Architecture("TransformerEncoder, padded", lambda: Encoder(batch_first=True), lambda: masked(5, 8)),
     Architecture("MultiheadAttention", Attending, masked),
     Architecture("nanoGPT", NanoGPT, tokens),
@@ -614,16 +673,29 @@ PLAIN = [
     Architecture("DenseNet", DenseNet, lambda: randn(3, 3, 6, 6)),
     Architecture("squeeze and excitation", SqueezeExcite, lambda: randn(3, 3, 6, 6)),
     Architecture("in-place residuals", InPlaceResiduals, lambda: randn(3, 3, 9, 9)),
-    Architecture("Siamese", Siamese, lambda: (randn(3, 2, 6), randn(3, 2, 6, seed=1)), lambda model, batch: model(*batch)),
-    Architecture("deep sets", DeepSets, lambda: {"points": randn(3, 5, 3), "present": (~masked()["mask"]).double()}),
-    Architecture("graph network", GraphNet, lambda: {"nodes": randn(3, 4, 3), "adjacency": (randn(3, 4, 4, seed=1) > 0).double()}),
+    Architecture(
+        "Siamese",
+        Siamese,
+        lambda: (randn(3, 2, 6), randn(3, 2, 6, seed=1)),
+        lambda model, batch: model(*batch),
+    ),
+    Architecture(
+        "deep sets", DeepSets, lambda: {"points": randn(3, 5, 3), "present": (~masked()["mask"]).double()}
+    ),
+    Architecture(
+        "graph network",
+        GraphNet,
+        lambda: {"nodes": randn(3, 4, 3), "adjacency": (randn(3, 4, 4, seed=1) > 0).double()},
+    ),
     Architecture("bilinear", Pair, lambda: {"left": randn(4, 3), "right": randn(4, 5, seed=1)}),
     Architecture("embedding bags", Bags, lambda: {"tokens": tokens(), "weights": randn(3, 5)}),
     Architecture("compiled", compiled, lambda: randn(4, 4)),
     Architecture("compiled in place", compiled_in_place, lambda: randn(4, 4)),
     Architecture("compiled in part", PartlyCompiled, lambda: randn(4, 4)),
     peft("LoRA on BERT", "LoraConfig", BERT, "SEQ_CLS", r=2, target_modules=["query", "value"]),
-    peft("LoRA on GPT-2", "LoraConfig", GPT_2, "CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True),
+    peft(
+        "LoRA on GPT-2", "LoraConfig", GPT_2, "CAUSAL_LM", r=2, target_modules=["c_attn"], fan_in_fan_out=True
+    ),
     peft("DoRA on BERT", "LoraConfig", BERT, "SEQ_CLS", r=2, target_modules=["dense"], use_dora=True),
     peft("prompt tuning on Llama", "PromptTuningConfig", LLAMA, "CAUSAL_LM", num_virtual_tokens=2),
 ]

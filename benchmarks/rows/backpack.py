@@ -91,7 +91,18 @@ def residual(block: Any) -> Iterator[nn.Module]:
 
 REWRITTEN = "it takes networks of modules that it knows: ResNet-20 is rewritten so, LayerNorm and attention are not among them"
 ROWS = tuple(
-    Row("BackPACK", method, prepare, law, 64, calls, batches, "--no-deps backpack-for-pytorch einops unfoldNd", note, every)
+    Row(
+        "BackPACK",
+        method,
+        prepare,
+        law,
+        64,
+        calls,
+        batches,
+        "--no-deps backpack-for-pytorch einops unfoldNd",
+        note,
+        every,
+    )
     for method, prepare, law, calls, batches, note, every in (
         ("DiagGGNExact", diagonal_exact, Law.EXACT, 3, (8, 16, 32), REWRITTEN, True),
         ("DiagGGNMC(1)", diagonal_sampled, Law.EXAMPLES, 12, (16, 32, 64), REWRITTEN, False),

@@ -39,7 +39,9 @@ def xtrace(subject: Subject, batch: int) -> Run:
 def frobenius(subject: Subject, batch: int) -> Run:
     from curvlinops import TransposedJacobianLinearOperator, hutchinson_squared_fro
 
-    transposed = TransposedJacobianLinearOperator(*data(subject, batch), num_data=len(subject.inputs), check_deterministic=False)
+    transposed = TransposedJacobianLinearOperator(
+        *data(subject, batch), num_data=len(subject.inputs), check_deterministic=False
+    )
     return seeded(lambda: hutchinson_squared_fro(transposed, COLUMNS) / len(subject.inputs))
 
 
@@ -49,11 +51,17 @@ def gauss_newton(subject: Subject, batch: int) -> Any:
 
     model, parameters, batches = data(subject, batch)
     loss = nn.MSELoss(reduction="sum")
-    return GGNLinearOperator(model, loss, parameters, batches, num_data=len(subject.inputs), check_deterministic=False)
+    return GGNLinearOperator(
+        model, loss, parameters, batches, num_data=len(subject.inputs), check_deterministic=False
+    )
 
 
 def data(subject: Subject, batch: int) -> tuple[nn.Module, list[nn.Parameter], list[tuple[Tensor, Tensor]]]:
-    return subject.model, subject.parameters, [(x, subject.zeros(len(x))) for x in subject.inputs.split(batch)]
+    return (
+        subject.model,
+        subject.parameters,
+        [(x, subject.zeros(len(x))) for x in subject.inputs.split(batch)],
+    )
 
 
 def seeded(trace: Callable[[], Tensor]) -> Run:
@@ -74,6 +82,12 @@ ROWS = tuple(
         ("hutchinson_trace", hutchinson, Law.DRAWS, 12, f"{COLUMNS} Gauss-Newton matvecs a call"),
         ("hutchpp_trace", hutchpp, Law.SKETCH, 5, f"{THIRDS} Gauss-Newton matvecs a call{TAKEN}"),
         ("xtrace", xtrace, Law.SKETCH, 5, f"{SKETCH} Gauss-Newton matvecs a call{TAKEN}"),
-        ("hutchinson_squared_fro", frobenius, Law.DRAWS, 12, f"{COLUMNS} matvecs with the transposed Jacobian a call"),
+        (
+            "hutchinson_squared_fro",
+            frobenius,
+            Law.DRAWS,
+            12,
+            f"{COLUMNS} matvecs with the transposed Jacobian a call",
+        ),
     )
 )

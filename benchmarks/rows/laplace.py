@@ -18,11 +18,15 @@ def diagonal(backend: str, subject: Subject, batch: int) -> Run:
     from laplace import Laplace
 
     model = as_modules(subject) if backend == "BackPackGGN" else subject.flat()
-    loader = DataLoader(TensorDataset(subject.inputs, subject.zeros(len(subject.inputs)).flatten(1)), batch_size=batch)
+    loader = DataLoader(
+        TensorDataset(subject.inputs, subject.zeros(len(subject.inputs)).flatten(1)), batch_size=batch
+    )
     kind = getattr(laplace.curvature, backend)
 
     def run(seed: int) -> Answer:
-        posterior = Laplace(model, "regression", subset_of_weights="all", hessian_structure="diag", backend=kind)
+        posterior = Laplace(
+            model, "regression", subset_of_weights="all", hessian_structure="diag", backend=kind
+        )
         with sdpa_kernel(SDPBackend.MATH):
             posterior.fit(loader)
         return Answer(torch.tensor([posterior.H.double().sum().item() / len(subject.inputs)]))
@@ -42,7 +46,11 @@ ROWS = tuple(
         every_output=True,
     )
     for backend, batches, note in (
-        ("CurvlinopsGGN", (1, 2, 4), "its diagonal is a `jacrev` over the batch, which it holds as one matrix"),
+        (
+            "CurvlinopsGGN",
+            (1, 2, 4),
+            "its diagonal is a `jacrev` over the batch, which it holds as one matrix",
+        ),
         ("AsdlGGN", (8, 16, 32), ""),
         ("BackPackGGN", (8, 16, 32), REWRITTEN),
     )

@@ -60,7 +60,10 @@ def displaced(subject: Subject, deltas: Iterator[Weights]) -> Tensor:
     """‖J(x) δ‖² of every example, each with the next δ."""
     weights, f = single(subject)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        values = [jvp(lambda w, x=x: f(w, x), (weights,), (next(deltas),))[1].double().square().sum() for x in subject.inputs]
+        values = [
+            jvp(lambda w, x=x: f(w, x), (weights,), (next(deltas),))[1].double().square().sum()
+            for x in subject.inputs
+        ]
     return torch.stack(values).cpu()
 
 
@@ -68,7 +71,10 @@ def normal(subject: Subject, seed: int) -> Iterator[Weights]:
     """Independent δ ~ N(0, I) without end."""
     generator = torch.Generator(subject.inputs.device).manual_seed(seed)
     while True:
-        yield {name: torch.empty_like(p, requires_grad=False).normal_(generator=generator) for name, p in subject.model.named_parameters()}
+        yield {
+            name: torch.empty_like(p, requires_grad=False).normal_(generator=generator)
+            for name, p in subject.model.named_parameters()
+        }
 
 
 LOOP = "example loop"
@@ -76,6 +82,17 @@ OWN_NOTE = "the paper's estimator: a Jacobian-vector product with a random δ of
 ROWS = (
     Row(LOOP, "K backward passes", exact, examples=32, every_output=True, single=True),
     Row(LOOP, "one probe", probe, Law.EXAMPLES, examples=32, single=True),
-    Row(LOOP, "weight-space draws", own_draws, Law.EXAMPLES, examples=32, calls=12, single=True, note=OWN_NOTE),
-    Row(LOOP, "weight-space draw, shared", shared_draw, Law.DRAWS, examples=32, calls=12, single=True, note="the same δ for all examples"),
+    Row(
+        LOOP, "weight-space draws", own_draws, Law.EXAMPLES, examples=32, calls=12, single=True, note=OWN_NOTE
+    ),
+    Row(
+        LOOP,
+        "weight-space draw, shared",
+        shared_draw,
+        Law.DRAWS,
+        examples=32,
+        calls=12,
+        single=True,
+        note="the same δ for all examples",
+    ),
 )

@@ -20,7 +20,12 @@ def trace(subject: Subject, batch: int) -> Run:
 
     def run(seed: int) -> Answer:
         fisher = FIM(
-            model, loader, PMatImplicit, variant="regression", device=device, function=lambda *d: model(d[0].to(device)).flatten(1)
+            model,
+            loader,
+            PMatImplicit,
+            variant="regression",
+            device=device,
+            function=lambda *d: model(d[0].to(device)).flatten(1),
         )
         return Answer(fisher.trace().detach().double().reshape(1).cpu())
 

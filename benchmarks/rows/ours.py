@@ -16,7 +16,9 @@ STD = 1e-4
 
 def estimate(estimator: tpv.Estimator, subject: Subject, batch: int) -> Run:
     def run(seed: int) -> Answer:
-        r = tpv.estimate(subject.model, subject.inputs, tpv.Isotropic(STD), estimator=estimator, generator=seed)
+        r = tpv.estimate(
+            subject.model, subject.inputs, tpv.Isotropic(STD), estimator=estimator, generator=seed
+        )
         stderr = r.mc_stderr / STD**2 if math.isfinite(r.mc_stderr) else None
         return Answer(torch.tensor([r.value / STD**2]), stderr)
 
@@ -24,7 +26,9 @@ def estimate(estimator: tpv.Estimator, subject: Subject, batch: int) -> Run:
 
 
 EXACT = Row("tpv", "Exact", functools.partial(estimate, tpv.Exact()), examples=512, every_output=True)
-HUTCHINSON = Row("tpv", "Hutchinson(1)", functools.partial(estimate, tpv.Hutchinson(1)), Law.EXAMPLES, examples=1024)
+HUTCHINSON = Row(
+    "tpv", "Hutchinson(1)", functools.partial(estimate, tpv.Hutchinson(1)), Law.EXAMPLES, examples=1024
+)
 ROWS = (
     EXACT,
     HUTCHINSON,

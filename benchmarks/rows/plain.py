@@ -29,7 +29,12 @@ def every_cotangent(subject: Subject, batch: int) -> Run:
 
 
 UNIT = Row(
-    "plain", "forward + backward", forward_backward, examples=256, batches=(16, 32, 64, 128, 256), note="also the floor of one cotangent"
+    "plain",
+    "forward + backward",
+    forward_backward,
+    examples=256,
+    batches=(16, 32, 64, 128, 256),
+    note="also the floor of one cotangent",
 )
 FLOOR = Row(
     "plain",

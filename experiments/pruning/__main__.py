@@ -26,7 +26,9 @@ Chosen = Annotated[Names, typer.Option("--network", help="Which network.")]
 Seeds = Annotated[int, typer.Option(help="How many sets of calibration images.")]
 Images = Annotated[int, typer.Option(help="Calibration images in each.")]
 Test = Annotated[int | None, typer.Option(help="Only the first so many test images.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Seconds instead of hours: a random network and random images.")]
+Smoke = Annotated[
+    bool, typer.Option("--smoke", help="Seconds instead of hours: a random network and random images.")
+]
 
 
 def _network(name: str, quick: bool) -> Network:
@@ -35,10 +37,16 @@ def _network(name: str, quick: bool) -> Network:
 
 
 @app.command()
-def ranks(network: Chosen = Names.resnet20, seeds: Seeds = 3, images: Images = 512, smoke: Smoke = False) -> None:
+def ranks(
+    network: Chosen = Names.resnet20, seeds: Seeds = 3, images: Images = 512, smoke: Smoke = False
+) -> None:
     """Spearman's correlation of scores with the true damage of deleting each channel."""
-    print(f"{network}, {images} calibration images: mean over {seeds} sets, their range, 95 % interval over channels for the first\n")
-    additive = {name: make for name, make in EVERY.items() if name != "TPV, jointly"}  # which is an order of removal, not a score
+    print(
+        f"{network}, {images} calibration images: mean over {seeds} sets, their range, 95 % interval over channels for the first\n"
+    )
+    additive = {
+        name: make for name, make in EVERY.items() if name != "TPV, jointly"
+    }  # which is an order of removal, not a score
     for row in rank_table(_network(network, smoke), additive, seeds, images):
         print(row, flush=True)
 
@@ -48,9 +56,20 @@ def sizes(network: Chosen = Names.resnet20, seeds: Seeds = 3, smoke: Smoke = Fal
     """The same for our criterion by number of calibration images."""
     rows = []
     for images in (16, 32, 64, 128, 256, 512, 1024, 2048) if not smoke else (4, 8):
-        row = rank_table(_network(network, smoke), {name: EVERY[name] for name in ("TPV", "JBR by example", "JBR")}, seeds, images)
+        row = rank_table(
+            _network(network, smoke),
+            {name: EVERY[name] for name in ("TPV", "JBR by example", "JBR")},
+            seeds,
+            images,
+        )
         rows.append(
-            (str(images), *(f"{r.mean:.3f} ({min(v.value for v in r.ranks):.3f} … {max(v.value for v in r.ranks):.3f})" for r in row))
+            (
+                str(images),
+                *(
+                    f"{r.mean:.3f} ({min(v.value for v in r.ranks):.3f} … {max(v.value for v in r.ranks):.3f})"
+                    for r in row
+                ),
+            )
         )
     print(table((f"images ({network})", "TPV", "JBR by example", "JBR as published"), rows))
 
@@ -71,7 +90,9 @@ def accuracy(
     images: Images = 512,
     test: Test = None,
     criterion: Annotated[list[str] | None, typer.Option(help="Repeatable; by default all.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A file for the plot, such as docs/pruning-resnet20.svg.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A file for the plot, such as docs/pruning-resnet20.svg.")
+    ] = None,
     smoke: Smoke = False,
 ) -> None:
     """Accuracy against MACs and parameters under one ranking of all channels, nothing trained or re-fitted."""
@@ -94,7 +115,9 @@ def restore(
 ) -> None:
     """What recalibration, re-fitting and measured curves give back."""
     chosen = _network(network, smoke)
-    print(f"{network}, {images} calibration images, {seeds} sets; unpruned {100 * _accuracy(chosen, test):.1f} %\n")
+    print(
+        f"{network}, {images} calibration images, {seeds} sets; unpruned {100 * _accuracy(chosen, test):.1f} %\n"
+    )
     print(restored_table(chosen, tuple(keep or (0.5, 0.4)), seeds, images, test, tuple(variant or VARIANTS)))
 
 

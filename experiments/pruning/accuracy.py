@@ -17,7 +17,13 @@ Trajectories = dict[str, list[tuple[PruningStep, ...]]]
 
 
 def trajectories(
-    network: Network, keep: float, steps: int, seeds: int, images: int, test: int | None, names: tuple[str, ...]
+    network: Network,
+    keep: float,
+    steps: int,
+    seeds: int,
+    images: int,
+    test: int | None,
+    names: tuple[str, ...],
 ) -> Trajectories:
     """Name → the steps of each calibration set; criteria without data or randomness run once."""
     found: Trajectories = {}
@@ -25,9 +31,25 @@ def trajectories(
         found[name] = []
         for seed in range(1 if name in WITHOUT_DATA else seeds):
             found[name].append(
-                run(network, f"{name} {steps}", seed, f"macs={keep}", images, test, criterion=EVERY[name], steps=steps).steps
+                run(
+                    network,
+                    f"{name} {steps}",
+                    seed,
+                    f"macs={keep}",
+                    images,
+                    test,
+                    criterion=EVERY[name],
+                    steps=steps,
+                ).steps
             )
-            print(network.name, name, seed, [round(step.accuracy.value, 3) for step in found[name][-1]], file=sys.stderr, flush=True)
+            print(
+                network.name,
+                name,
+                seed,
+                [round(step.accuracy.value, 3) for step in found[name][-1]],
+                file=sys.stderr,
+                flush=True,
+            )
     return found
 
 
@@ -56,7 +78,14 @@ def plot(found: Trajectories, base: float, file: Path) -> None:
             x = [1, *[sum(getattr(s, share) for s in same) / len(same) for same in zip(*runs, strict=True)]]
             cells = [over_seeds([s.accuracy for s in same]) for same in zip(*runs, strict=True)]
             style = {"color": plt.get_cmap("tab20")(i), "lw": 1} | styles.get(name, {})
-            ax.errorbar(x, [base, *[c.value for c in cells]], [0, *[c.stderr for c in cells]], label=name, elinewidth=0.7, **style)
+            ax.errorbar(
+                x,
+                [base, *[c.value for c in cells]],
+                [0, *[c.stderr for c in cells]],
+                label=name,
+                elinewidth=0.7,
+                **style,
+            )
         ax.set_xlabel("share of the MACs" if share == "macs_share" else "share of the parameters")
         ax.invert_xaxis()
         ax.spines[["top", "right"]].set_visible(False)

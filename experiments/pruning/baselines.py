@@ -25,7 +25,9 @@ CRITERIA: dict[str, Callable[[nn.Module, Calibration], Criterion]] = {
     "Taylor": lambda model, data: Shipped(tp.importance.GroupTaylorImportance(**SUM), mean_gradient, data),
     "Taylor with BN": lambda model, data: FirstOrder(data.images, data.labels, absolute_mean),
     "Hessian": lambda model, data: Shipped(tp.importance.GroupHessianImportance(**SUM), last_square, data),
-    "Hessian mended": lambda model, data: Shipped(tp.importance.GroupHessianImportance(**SUM), mean_square, data),
+    "Hessian mended": lambda model, data: Shipped(
+        tp.importance.GroupHessianImportance(**SUM), mean_square, data
+    ),
     "JC": lambda model, data: FirstOrder(data.images, data.labels, squares_of_means),
     "JBR": lambda model, data: FirstOrder(data.images, predictions(model, data.images), squares_of_means),
 }

@@ -35,7 +35,10 @@ def cost_table(network: Network, images: int, repeats: int = 5) -> str:
             work()
             seconds[name].append(time.perf_counter() - started)
     unit = statistics.median(seconds["forward + backward"])
-    rows = [(name, f"{statistics.median(s) / unit:.2f}", f"{min(s) / unit:.2f} … {max(s) / unit:.2f}") for name, s in seconds.items()]
+    rows = [
+        (name, f"{statistics.median(s) / unit:.2f}", f"{min(s) / unit:.2f} … {max(s) / unit:.2f}")
+        for name, s in seconds.items()
+    ]
     return table(("a scoring pass, in forward+backwards", "median", "range"), rows)
 
 

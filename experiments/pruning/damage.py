@@ -59,5 +59,8 @@ def damages(network: Network, n: int = 256) -> dict[str, Tensor]:
     if not file.is_file():
         model, x = network.model(), network.images("test", slice(n))[0]
         found = groups(model, x)
-        save_file({name: true_damage(model, x, g) for name, g in zip(root_names(model, found), found, strict=True)}, file)
+        save_file(
+            {name: true_damage(model, x, g) for name, g in zip(root_names(model, found), found, strict=True)},
+            file,
+        )
     return load_file(file)

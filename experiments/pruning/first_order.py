@@ -55,7 +55,9 @@ class FirstOrder:
 
     def __call__(self, group: tp.dependency.Group) -> Tensor:
         size = len(group[0].idxs)
-        return sum(self.reduce(m.summed(self._sums[m.layer, m.side], size), self._share) for m in members(group))
+        return sum(
+            self.reduce(m.summed(self._sums[m.layer, m.side], size), self._share) for m in members(group)
+        )
 
 
 def _sides(layer: nn.Module, products: dict[nn.Parameter, Tensor]) -> tuple[Side, ...]:

@@ -50,7 +50,9 @@ class Network:
 
 def _random_table() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (64, 3, 16, 16), generator=generator, dtype=torch.uint8), torch.randint(10, (64,), generator=generator)
+    return torch.randint(256, (64, 3, 16, 16), generator=generator, dtype=torch.uint8), torch.randint(
+        10, (64,), generator=generator
+    )
 
 
 NETWORKS = {

@@ -35,10 +35,16 @@ OURS: dict[str, Callable[[nn.Module, Calibration], Criterion]] = {
     "JC by example": lambda model, data: Ours(JC(_labelled(data))),
     "JBR by example": lambda model, data: Ours(JBR(data.images)),
     "TPV": lambda model, data: Ours(TPVImportance(data.images, generator=data.seed)),
-    "TPV, jointly": lambda model, data: Ours(TPVImportance(data.images, interactions=True, generator=data.seed)),
+    "TPV, jointly": lambda model, data: Ours(
+        TPVImportance(data.images, interactions=True, generator=data.seed)
+    ),
     "TPV, exact": lambda model, data: Ours(TPVImportance(data.images, probes=10, generator=data.seed)),
-    "TPV, all members": lambda model, data: Ours(TPVImportance(data.images, members="all", generator=data.seed)),
-    "TPV, producers": lambda model, data: Ours(TPVImportance(data.images, members="producers", generator=data.seed)),
+    "TPV, all members": lambda model, data: Ours(
+        TPVImportance(data.images, members="all", generator=data.seed)
+    ),
+    "TPV, producers": lambda model, data: Ours(
+        TPVImportance(data.images, members="producers", generator=data.seed)
+    ),
     "TPV in KL": lambda model, data: Ours(TPVImportance(data.images, output="kl", generator=data.seed)),
 }
 """Name → criterion, as in :data:`CRITERIA`."""

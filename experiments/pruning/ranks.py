@@ -30,7 +30,9 @@ def spearman(scores: Tensor, damage: Tensor, draws: int = 1000) -> Rank:
     """Of scores and damage of the same channels (C,)."""
     pairs = torch.stack([scores.double(), damage.double()], 1).numpy()
     generator = np.random.default_rng(0)
-    drawn = [spearmanr(pairs[generator.integers(len(pairs), size=len(pairs))]).statistic for _ in range(draws)]
+    drawn = [
+        spearmanr(pairs[generator.integers(len(pairs), size=len(pairs))]).statistic for _ in range(draws)
+    ]
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Rank(float(spearmanr(pairs).statistic), float(low), float(high))
 
@@ -68,11 +70,16 @@ def scores(criterion: Criterion, model: nn.Module, x: Tensor) -> dict[str, Tenso
     """By the name of a group's root, the score of each channel."""
     criterion.refresh(model)
     found = groups(model, x)
-    return {name: criterion(group).detach() for name, group in zip(root_names(model, found), found, strict=True)}
+    return {
+        name: criterion(group).detach() for name, group in zip(root_names(model, found), found, strict=True)
+    }
 
 
 def rank_table(
-    network: Network, criteria: Mapping[str, Callable[[nn.Module, Calibration], Criterion]] = CRITERIA, seeds: int = 3, n: int = 512
+    network: Network,
+    criteria: Mapping[str, Callable[[nn.Module, Calibration], Criterion]] = CRITERIA,
+    seeds: int = 3,
+    n: int = 512,
 ) -> list[Row]:
     """A row for each criterion, over all channels of the network together."""
     damage = damages(network)

@@ -29,7 +29,15 @@ class Following:
         return self._criterion(group)
 
 
-def run(network: Network, name: str, seed: int, target: str, images: int = 512, test: int | None = None, **options: Any) -> PruningResult:
+def run(
+    network: Network,
+    name: str,
+    seed: int,
+    target: str,
+    images: int = 512,
+    test: int | None = None,
+    **options: Any,
+) -> PruningResult:
     """A network pruned on random training images.
 
     Args:
@@ -42,7 +50,11 @@ def run(network: Network, name: str, seed: int, target: str, images: int = 512, 
     if make is not None:
         options["criterion"] = Following(make(model, data))
     x, y = network.images("test", slice(test))
-    folder = cache_folder("pruning") / network.name / re.sub(r"\W+", "-", f"{name} {target} {images} {test} {seed}")
+    folder = (
+        cache_folder("pruning")
+        / network.name
+        / re.sub(r"\W+", "-", f"{name} {target} {images} {test} {seed}")
+    )
     return tpv.prune(model, data.images, target, test=_batches(x, y), generator=seed, out=folder, **options)
 
 

@@ -12,7 +12,11 @@ def over_seeds(values: Sequence[Estimate]) -> Estimate:
     """The mean over calibration sets; its standard error is that of the test images, which all share, and of the sets together."""
     mean = sum(v.value for v in values) / len(values)
     images = sum(v.stderr for v in values) / len(values)
-    sets = math.sqrt(sum((v.value - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else 0.0
+    sets = (
+        math.sqrt(sum((v.value - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+        if len(values) > 1
+        else 0.0
+    )
     return Estimate(mean, math.hypot(images, sets), sets)
 
 

@@ -28,7 +28,11 @@ class VGG(nn.Module):
             if isinstance(width, str):
                 layers.append(nn.MaxPool2d(2))
             else:
-                layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(inputs, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                ]
                 inputs = width
         self.features = nn.Sequential(*layers)
         self.linear = nn.Linear(inputs, classes)
@@ -43,7 +47,9 @@ def train() -> VGG:
     network = VGG().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), LR, MOMENTUM, weight_decay=DECAY, nesterov=True)
     steps = -(-len(x) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, epochs=EPOCHS, steps_per_epoch=steps, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LR, epochs=EPOCHS, steps_per_epoch=steps, pct_start=0.25
+    )
     for epoch in range(EPOCHS):
         total = 0.0
         for chosen in torch.randperm(len(x)).split(BATCH):

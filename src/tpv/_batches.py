@@ -26,9 +26,13 @@ def batches(data: object) -> Iterable[Any]:
             raise TPVError("data is an empty tensor: give at least one example along the first axis.")
         return _TensorBatches(data)
     if isinstance(data, Mapping | tuple | str | bytes):
-        raise TPVError(f"data is a single {type(data).__name__}, not a collection of batches: wrap one batch in a list, [batch].")
+        raise TPVError(
+            f"data is a single {type(data).__name__}, not a collection of batches: wrap one batch in a list, [batch]."
+        )
     if not isinstance(data, Iterable):
-        raise TPVError(f"data must be a tensor or an iterable of batches, for example a DataLoader; got {type(data).__name__}.")
+        raise TPVError(
+            f"data must be a tensor or an iterable of batches, for example a DataLoader; got {type(data).__name__}."
+        )
     if isinstance(data, Iterator):
         raise TPVError(
             "data is a one-shot iterator, and the data is read more than once: give the DataLoader, a list of batches or a tensor."
@@ -154,12 +158,18 @@ def twice(batch: Any) -> Any:
 
 def has_plain_rows(batch: Any, size: int) -> bool:
     """Whether examples come in a plain list too, such as one of strings or lengths."""
-    nested = isinstance(batch, Mapping | list | tuple) and any(has_plain_rows(value, size) for value in _values(batch))
+    nested = isinstance(batch, Mapping | list | tuple) and any(
+        has_plain_rows(value, size) for value in _values(batch)
+    )
     return _is_plain(batch, size) or nested
 
 
 def _is_plain(batch: Any, size: int) -> bool:
-    return isinstance(batch, list) and len(batch) == size and not any(isinstance(v, Tensor | Mapping | list | tuple) for v in batch)
+    return (
+        isinstance(batch, list)
+        and len(batch) == size
+        and not any(isinstance(v, Tensor | Mapping | list | tuple) for v in batch)
+    )
 
 
 def rows_of(batch: Any, chosen: Sequence[int], size: int) -> Any:

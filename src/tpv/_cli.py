@@ -14,7 +14,11 @@ from tpv._errors import TPVError
 from tpv.report.target import describe
 
 TargetArgument = Annotated[
-    str, typer.Argument(metavar="TARGET", help="A Python file or module that defines model, train_data and optionally test_data.")
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A Python file or module that defines model, train_data and optionally test_data.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Device = Annotated[str | None, typer.Option(help="Where to move model and batches, such as 'cuda'.")]

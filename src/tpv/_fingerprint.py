@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 def weights_digest(model: nn.Module) -> str:
     """A hash of every parameter and buffer, by name, and of the types of modules and the numbers and texts that they hold."""
-    state = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    state = dict(
+        [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    )
     return digest(*state.values(), names=(*state, *_settings(model)))
 
 
@@ -19,7 +21,10 @@ def _settings(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         yield f"{name}: {type(module).__qualname__}"
         for key, value in vars(module).items():
-            if all(isinstance(part, bool | int | float | str) for part in (value if isinstance(value, tuple) else [value])):
+            if all(
+                isinstance(part, bool | int | float | str)
+                for part in (value if isinstance(value, tuple) else [value])
+            ):
                 yield f"{name}.{key}={value!r}"
 
 

@@ -38,7 +38,10 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = []
     for row in [header, *rows]:
-        cells = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
+        cells = [
+            row[0].ljust(widths[0]),
+            *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)],
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -46,8 +49,14 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def described(spec: object) -> str:
     """'Quantization(bits=4)': the options of a dataclass that differ from their defaults, and the first one always."""
     shown = [f for f in dataclasses.fields(spec) if f.repr] if dataclasses.is_dataclass(spec) else []
-    values = {f.name: getattr(spec, f.name) for i, f in enumerate(shown) if i == 0 or getattr(spec, f.name) != f.default}
-    options = [f"{name}={called(value) if callable(value) else repr(value)}" for name, value in values.items()]
+    values = {
+        f.name: getattr(spec, f.name)
+        for i, f in enumerate(shown)
+        if i == 0 or getattr(spec, f.name) != f.default
+    }
+    options = [
+        f"{name}={called(value) if callable(value) else repr(value)}" for name, value in values.items()
+    ]
     return f"{type(spec).__name__}({', '.join(options)})"
 
 

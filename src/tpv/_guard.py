@@ -77,7 +77,10 @@ class Attributes:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._kept = [(vars(m), {key: value for key, value in vars(m).items() if key not in _OWN}) for m in module.modules()]
+        self._kept = [
+            (vars(m), {key: value for key, value in vars(m).items() if key not in _OWN})
+            for m in module.modules()
+        ]
         self._entries: list[tuple[Any, Any]] = []
         self._tensors: list[tuple[Tensor, Tensor]] = []
         for _, before in self._kept:

@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 
-from tpv._batches import batch_size, batches, count_examples, has_plain_rows, map_tensors, per_example, rows_of, tensors
+from tpv._batches import (
+    batch_size,
+    batches,
+    count_examples,
+    has_plain_rows,
+    map_tensors,
+    per_example,
+    rows_of,
+    tensors,
+)
 
 
 def chosen(data: Iterable[Any], keep: Sequence[bool]) -> list[Any]:
@@ -42,14 +51,22 @@ class LargeBatches:
 
 
 def _fits(parts: list[Any]) -> bool:
-    return sum(map(batch_size, parts)) <= 1024 and sum(t.numel() * t.element_size() for t in tensors(parts)) <= 2**28
+    return (
+        sum(map(batch_size, parts)) <= 1024
+        and sum(t.numel() * t.element_size() for t in tensors(parts)) <= 2**28
+    )
 
 
 def _alike(a: Any, b: Any) -> bool:
     """Whether two batches differ in nothing but their number of examples, and every tensor counts them."""
-    shapes = [[(t.shape[1:], t.dtype, t.device, per_example(t, batch_size(batch))) for t in tensors(batch)] for batch in (a, b)]
+    shapes = [
+        [(t.shape[1:], t.dtype, t.device, per_example(t, batch_size(batch))) for t in tensors(batch)]
+        for batch in (a, b)
+    ]
     plain = not any(has_plain_rows(batch, batch_size(batch)) for batch in (a, b))
-    return type(a) is type(b) and plain and shapes[0] == shapes[1] and all(counted for *_, counted in shapes[0])
+    return (
+        type(a) is type(b) and plain and shapes[0] == shapes[1] and all(counted for *_, counted in shapes[0])
+    )
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -20,7 +20,10 @@ from tpv.pruning import Criterion
 
 T = TypeVar("T")
 
-_PYTHON_ONLY = {"Displacement": "state_dict with tensors", "Retraining": "a LabelNoise with its training data"}
+_PYTHON_ONLY = {
+    "Displacement": "state_dict with tensors",
+    "Retraining": "a LabelNoise with its training data",
+}
 
 
 def parse_perturbation(text: str) -> Perturbation:
@@ -79,7 +82,9 @@ def _parsed(text: str, like: str = "Quantization(bits=4)") -> ast.expr:
     try:
         return ast.parse(_dotted(text.strip()), mode="eval").body
     except (SyntaxError, tokenize.TokenError, ValueError):
-        raise TPVError(f"{text!r} cannot be read: write a class with its options, such as {like!r}.") from None
+        raise TPVError(
+            f"{text!r} cannot be read: write a class with its options, such as {like!r}."
+        ) from None
 
 
 def _dotted(text: str) -> str:
@@ -121,13 +126,19 @@ def _class(node: ast.expr, text: str, base: type[T]) -> type[T]:
         return known[node.id]
     if isinstance(node, ast.Attribute):
         return _imported(ast.unparse(node.value), node.attr, base)
-    raise TPVError(f"{text!r} cannot be read: write a class with its options, such as 'Quantization(bits=4)'.")
+    raise TPVError(
+        f"{text!r} cannot be read: write a class with its options, such as 'Quantization(bits=4)'."
+    )
 
 
 def _known(base: type[T]) -> dict[str, type[T]]:
     """The finished classes of that kind in the public names."""
     public = {name: getattr(module, name) for module in (tpv, tpv.pruning) for name in module.__all__}
-    return {n: c for n, c in public.items() if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)}
+    return {
+        n: c
+        for n, c in public.items()
+        if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)
+    }
 
 
 def _imported(module: str, name: str, base: type[T]) -> type[T]:
@@ -136,10 +147,14 @@ def _imported(module: str, name: str, base: type[T]) -> type[T]:
     except Exception as error:
         raise TPVError(f"{module}:{name} cannot be imported: {type(error).__name__}: {error}.") from error
     if found is None:
-        raise TPVError(f"{module} defines no {name!r}.{did_you_mean(name, vars(importlib.import_module(module)))}")
+        raise TPVError(
+            f"{module} defines no {name!r}.{did_you_mean(name, vars(importlib.import_module(module)))}"
+        )
     if not (inspect.isclass(found) and issubclass(found, base)) or inspect.isabstract(found):
         home = "tpv" if hasattr(tpv, base.__name__) else "tpv.pruning"
-        raise TPVError(f"{module}:{name} is not {_article(base)}: subclass {home}.{base.__name__} and write its methods.")
+        raise TPVError(
+            f"{module}:{name} is not {_article(base)}: subclass {home}.{base.__name__} and write its methods."
+        )
     return found
 
 
@@ -147,7 +162,11 @@ def _value(owner: str, node: ast.expr) -> Any:
     """A literal, or a way to fit with literal options."""
     name = ast.unparse(node.func if isinstance(node, ast.Call) else node).removeprefix("tpv.")
     if name in _known(Fit):  # type: ignore[type-abstract]
-        call = ast.Call(ast.Name(name), node.args, node.keywords) if isinstance(node, ast.Call) else ast.Name(name)
+        call = (
+            ast.Call(ast.Name(name), node.args, node.keywords)
+            if isinstance(node, ast.Call)
+            else ast.Name(name)
+        )
         return _made(call, ast.unparse(node), Fit)  # type: ignore[type-abstract]
     try:
         return ast.literal_eval(node)
@@ -171,9 +190,13 @@ def _options(owner: str, keywords: list[ast.keyword], text: str) -> dict[str, An
 def _bound(cls: type[Any], arguments: list[Any], options: dict[str, Any]) -> inspect.BoundArguments:
     signature = _signature(cls)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    allowed = f"its options are {', '.join(signature.parameters)}" if signature.parameters else "it has no options"
+    allowed = (
+        f"its options are {', '.join(signature.parameters)}" if signature.parameters else "it has no options"
+    )
     if not open_ended and (unknown := [name for name in options if name not in signature.parameters]):
-        raise TPVError(f"{cls.__name__} has no option {unknown[0]!r}: {allowed}.{did_you_mean(unknown[0], signature.parameters)}")
+        raise TPVError(
+            f"{cls.__name__} has no option {unknown[0]!r}: {allowed}.{did_you_mean(unknown[0], signature.parameters)}"
+        )
     try:
         return signature.bind(*arguments, **options)
     except TypeError as error:

@@ -130,11 +130,16 @@ class Moments:
         contrast = torch.zeros_like(self.total)
         contrast[a], contrast[b] = 1.0, -value
         contrast /= self.mean[b]
-        errors = [(contrast @ c @ contrast).clamp(min=0).sqrt().item() for c in (self.covariance, self.mc_covariance)]
+        errors = [
+            (contrast @ c @ contrast).clamp(min=0).sqrt().item()
+            for c in (self.covariance, self.mc_covariance)
+        ]
         return Estimate(value, *errors)
 
 
-def independent_ratio(a: Estimate, b: Estimate, draws_a: Tensor | None = None, draws_b: Tensor | None = None) -> Estimate:
+def independent_ratio(
+    a: Estimate, b: Estimate, draws_a: Tensor | None = None, draws_b: Tensor | None = None
+) -> Estimate:
     """Ratio a/b of two independent samples of examples, paired over the draws they share.
 
     Args:
@@ -145,7 +150,11 @@ def independent_ratio(a: Estimate, b: Estimate, draws_a: Tensor | None = None, d
         return Estimate(math.nan, math.nan, math.nan)
     value = a.value / b.value
     if draws_a is None or draws_b is None or len(draws_a) < 2:
-        return Estimate(value, math.hypot(a.stderr, value * b.stderr) / b.value, math.hypot(a.mc_stderr, value * b.mc_stderr) / b.value)
+        return Estimate(
+            value,
+            math.hypot(a.stderr, value * b.stderr) / b.value,
+            math.hypot(a.mc_stderr, value * b.mc_stderr) / b.value,
+        )
     examples = [max(e.stderr**2 - e.mc_stderr**2, 0.0) for e in (a, b)]
     paired = (draws_a - value * draws_b).var().item() / len(draws_a)
     total = examples[0] + value**2 * examples[1] + paired

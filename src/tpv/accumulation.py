@@ -40,7 +40,8 @@ class Run:
         self.chunk_size = max(1, self.chunk_size // 2)
         release_memory()
         warnings.warn(
-            f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save the time.", stacklevel=5
+            f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save the time.",
+            stacklevel=5,
         )
 
     def metadata(self, generator: Seed, started: float, **asked: Any) -> dict[str, Any]:
@@ -59,7 +60,11 @@ class Run:
             "dtype": str(weight.dtype).removeprefix("torch."),
             **self.procedure.facts(),
             "seconds": round(time.perf_counter() - started, 3),
-            "versions": {"tpv": version("tpv"), "torch": torch.__version__, "python": platform.python_version()},
+            "versions": {
+                "tpv": version("tpv"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
         }
 
 
@@ -76,7 +81,13 @@ def as_generator(seed: Seed) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def accumulate(lin: Linearization, data: Any, begin: Callable[[int], Procedure], chunk_size: int | None, progress: Progress | None) -> Run:
+def accumulate(
+    lin: Linearization,
+    data: Any,
+    begin: Callable[[int], Procedure],
+    chunk_size: int | None,
+    progress: Progress | None,
+) -> Run:
     """One pass over the data, chunk by chunk. ``begin`` gets the number of outputs per example."""
     run: Run | None = None
     checked: set[int] = set()

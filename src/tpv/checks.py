@@ -33,7 +33,9 @@ def check_model(model: nn.Module) -> None:
             for a model without trainable floating-point parameters.
     """
     check_module(model)
-    if isinstance(model, torch.jit.ScriptModule) and not isinstance(model, torch.jit._trace.TopLevelTracedModule):
+    if isinstance(model, torch.jit.ScriptModule) and not isinstance(
+        model, torch.jit._trace.TopLevelTracedModule
+    ):
         raise TPVError(
             "the model is a torch.jit.ScriptModule, whose layers cannot be told apart: give the nn.Module that it was made from."
         )
@@ -43,7 +45,11 @@ def check_model(model: nn.Module) -> None:
     trainable = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
     if not trainable:
         frozen = any(p.is_floating_point() for p in model.parameters())
-        cause = "all its parameters are frozen: call model.requires_grad_(True)" if frozen else "it has no floating-point parameters"
+        cause = (
+            "all its parameters are frozen: call model.requires_grad_(True)"
+            if frozen
+            else "it has no floating-point parameters"
+        )
         raise TPVError(f"the model has nothing to disturb, because {cause}.")
     for name, parameter in model.named_parameters():
         if problem := _untreatable(parameter):
@@ -67,7 +73,9 @@ def _unsteady(module: nn.Module) -> str | None:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
         return f"a {kind} with max_norm, which rewrites its weights in every forward pass: set max_norm=None."
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.scale_grad_by_freq or module.sparse):
-        return f"a {kind} with scale_grad_by_freq or sparse gradients, which are no Jacobian: set both to False."
+        return (
+            f"a {kind} with scale_grad_by_freq or sparse gradients, which are no Jacobian: set both to False."
+        )
     return None
 
 
@@ -75,7 +83,9 @@ def _untreatable(parameter: nn.Parameter) -> str | None:
     if parameter.device.type == "mps":
         return f"on {parameter.device}, which has no float64 for sums: call model.cpu()."
     if parameter.is_complex() and parameter.requires_grad:
-        return "complex, and TPV is defined for real weights: freeze it, or hold its real and imaginary parts."
+        return (
+            "complex, and TPV is defined for real weights: freeze it, or hold its real and imaginary parts."
+        )
     return None
 
 
@@ -88,7 +98,9 @@ def check_device(model: nn.Module, batch: Any) -> None:
     home = {p.device for p in model.parameters()}
     for tensor in tensors(batch):
         if tensor.is_inference():
-            raise TPVError("the batch was made under torch.inference_mode(), and autograd cannot use it: make it outside, or clone() it.")
+            raise TPVError(
+                "the batch was made under torch.inference_mode(), and autograd cannot use it: make it outside, or clone() it."
+            )
         if tensor.device not in home and tensor.ndim:
             raise TPVError(
                 f"the batch is on {tensor.device} and the model on {', '.join(sorted(map(str, home)))}: "
@@ -114,7 +126,9 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
     size = batch_size(batch)
     m = min(4, size)
     few = narrow(batch, 0, m, size)
-    with torch.enable_grad():  # so that a tensor of weights that the model keeps has its history, and using it twice fails aloud
+    with (
+        torch.enable_grad()
+    ):  # so that a tensor of weights that the model keeps has its history, and using it twice fails aloud
         first = lin(few).detach()
     if len(first) != m:
         raise TPVError(
@@ -159,9 +173,7 @@ def explain_non_finite(lin: Linearization, batch: Any) -> str:
         for handle in handles:
             handle.remove()
     if culprits:
-        return (
-            f"the outputs are NaN or infinite; {culprits[0]} is the first module to produce them: check its inputs and the dtype's range."
-        )
+        return f"the outputs are NaN or infinite; {culprits[0]} is the first module to produce them: check its inputs and the dtype's range."
     return (
         "the result is NaN or infinite although the outputs are finite: gradients or displaced outputs overflow; "
         "use a wider dtype or a smaller perturbation."

@@ -39,7 +39,9 @@ def _saved_bytes(lin: Linearization, example: Any) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            found[storage.data_ptr()] = max(found.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size())
+            found[storage.data_ptr()] = max(
+                found.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size()
+            )
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -61,7 +63,11 @@ def available_bytes(device: torch.device) -> int:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 4 * 2**30
+        return (
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+            if hasattr(os, "sysconf")
+            else 4 * 2**30
+        )
 
 
 def release_memory() -> None:

@@ -12,7 +12,17 @@ from typing import Annotated
 import torch
 import typer
 
-from tpv._cli import Debug, Device, Fresh, Json, Seed, TargetArgument, device_of, one_sentence, stdout_for_json
+from tpv._cli import (
+    Debug,
+    Device,
+    Fresh,
+    Json,
+    Seed,
+    TargetArgument,
+    device_of,
+    one_sentence,
+    stdout_for_json,
+)
 from tpv._spec import parse_estimator, parse_perturbation
 from tpv.cli_prune import prune
 from tpv.report.contents import Report
@@ -54,7 +64,11 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _main(asked: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False) -> None:
+def _main(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -73,17 +87,32 @@ def report(
     perturbation: Annotated[
         list[str] | None,
         typer.Option(
-            "--perturbation", "-p", help="Such as 'Quantization(bits=4)', 'a + b' or 'package.module:MyNoise(p=0.1)'; repeatable."
+            "--perturbation",
+            "-p",
+            help="Such as 'Quantization(bits=4)', 'a + b' or 'package.module:MyNoise(p=0.1)'; repeatable.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many examples of each data set.")] = None,
-    estimator: Annotated[str | None, typer.Option(help="Such as 'Hutchinson(probes=4)'; by default each perturbation's own.")] = None,
-    output: Annotated[Measured, typer.Option(help="What counts: outputs, their softmax, or the KL divergence in nats.")] = Measured.logits,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many examples of each data set.")
+    ] = None,
+    estimator: Annotated[
+        str | None, typer.Option(help="Such as 'Hutchinson(probes=4)'; by default each perturbation's own.")
+    ] = None,
+    output: Annotated[
+        Measured, typer.Option(help="What counts: outputs, their softmax, or the KL divergence in nats.")
+    ] = Measured.logits,
     layers: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Group parameters by this expression in their names, such as 'layer\\.\\d+'.")
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Group parameters by this expression in their names, such as 'layer\\.\\d+'.",
+        ),
     ] = None,
     label_noise_examples: Annotated[
-        int, typer.Option(min=2, help="How many training inputs LabelNoise is fitted on, and test inputs it is read on.")
+        int,
+        typer.Option(
+            min=2, help="How many training inputs LabelNoise is fitted on, and test inputs it is read on."
+        ),
     ] = NOISE_EXAMPLES,
     seed: Seed = 0,
     device: Device = None,
@@ -126,7 +155,9 @@ def _produce(target: Target, plan: Plan, out: Path, *, fresh: bool, quiet: bool 
         with progress_bars(told) as tell:
             made = measure(target, plan, kept, tell)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{len(kept)} of {parts} parts are finished; the same command resumes.") from None
+        raise KeyboardInterrupt(
+            f"{len(kept)} of {parts} parts are finished; the same command resumes."
+        ) from None
     write(out / "report.json", made.to_json() + "\n")
     write(out / "report.html", page(made))
     kept.discard()

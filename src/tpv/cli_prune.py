@@ -12,7 +12,17 @@ import typer
 from rich.console import Console
 
 import tpv.pruning
-from tpv._cli import Debug, Device, Fresh, Json, Seed, TargetArgument, device_of, one_sentence, stdout_for_json
+from tpv._cli import (
+    Debug,
+    Device,
+    Fresh,
+    Json,
+    Seed,
+    TargetArgument,
+    device_of,
+    one_sentence,
+    stdout_for_json,
+)
 from tpv._errors import TPVError, did_you_mean
 from tpv._files import put_text
 from tpv._spec import parse_criterion
@@ -50,22 +60,39 @@ class _Plan:
 
 def prune(
     target: TargetArgument,
-    share: Annotated[str, typer.Option("--target", help="What is to stay: 'macs=0.5' or 'params=0.5'.")] = "macs=0.5",
+    share: Annotated[
+        str, typer.Option("--target", help="What is to stay: 'macs=0.5' or 'params=0.5'.")
+    ] = "macs=0.5",
     criterion: Annotated[
         str,
-        typer.Option(help="tpv, jbr, jc (needs labels), random, l1, l2; or a class with options, such as 'JBR(confidence=0.9)'."),
+        typer.Option(
+            help="tpv, jbr, jc (needs labels), random, l1, l2; or a class with options, such as 'JBR(confidence=0.9)'."
+        ),
     ] = "tpv",
     allocation: Annotated[
-        Allocated, typer.Option(help="One ranking of all channels, the same share of every layer, or the best widths by measured curves.")
+        Allocated,
+        typer.Option(
+            help="One ranking of all channels, the same share of every layer, or the best widths by measured curves."
+        ),
     ] = Allocated.ranking,
     steps: Annotated[int | None, typer.Option(min=1, help="By default 9, or 1 with curves.")] = None,
-    compensate: Annotated[bool, typer.Option("--compensate", help="Re-fit the layers behind removed channels, without labels.")] = False,
-    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Set BatchNorm's statistics anew.")] = False,
-    ignore: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Layers whose channels all stay; repeatable.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Calibrate on the first so many training inputs.")] = CALIBRATION,
+    compensate: Annotated[
+        bool, typer.Option("--compensate", help="Re-fit the layers behind removed channels, without labels.")
+    ] = False,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Set BatchNorm's statistics anew.")
+    ] = False,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Layers whose channels all stay; repeatable.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Calibrate on the first so many training inputs.")
+    ] = CALIBRATION,
     seed: Seed = 0,
     device: Device = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pruned network, pruning.json, log.json and pruning.svg.")] = Path("tpv-pruned"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pruned network, pruning.json, log.json and pruning.svg.")
+    ] = Path("tpv-pruned"),
     as_json: Json = False,
     fresh: Fresh = False,
     debug: Debug = False,
@@ -95,12 +122,22 @@ def prune(
         told = console(stderr=as_json)
         if not as_json:
             told.print(f"{made}\n")
-        told.print(f"tpv.pruning.load(model, {str(out)!r}) reads the pruned network:\n{out / 'model.safetensors'}", soft_wrap=True)
+        told.print(
+            f"tpv.pruning.load(model, {str(out)!r}) reads the pruned network:\n{out / 'model.safetensors'}",
+            soft_wrap=True,
+        )
 
 
 def _criterion(text: str, seed: int) -> Any:
     """A criterion, None for the library's own choice."""
-    short: tuple[Criterion | Magnitude | Random | None, ...] = (None, JBR(), JC(), Random(seed), Magnitude(1), Magnitude(2))
+    short: tuple[Criterion | Magnitude | Random | None, ...] = (
+        None,
+        JBR(),
+        JC(),
+        Random(seed),
+        Magnitude(1),
+        Magnitude(2),
+    )
     if text.strip().lower() in _SHORT:
         return dict(zip(_SHORT, short, strict=True))[text.strip().lower()]
     if text.isidentifier() and text not in tpv.pruning.__all__:
@@ -122,7 +159,14 @@ def _produce(target: Target, plan: _Plan) -> PruningResult:
         watch = _Watch(told, tell)
         try:
             made = tpv_prune(
-                target.model, data, plan.share, test=test, forward=target.forward, out=plan.out, progress=watch, **plan.options
+                target.model,
+                data,
+                plan.share,
+                test=test,
+                forward=target.forward,
+                out=plan.out,
+                progress=watch,
+                **plan.options,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(watch.said) from None
@@ -140,11 +184,17 @@ class _Watch:
     def __call__(self, what: str, done: int, total: int) -> None:
         if what == "pruning":
             if self._steps is None and done:
-                self._told.print(f"Resumed: {done} of {total} steps were finished before; --fresh starts afresh.")
+                self._told.print(
+                    f"Resumed: {done} of {total} steps were finished before; --fresh starts afresh."
+                )
             self._steps = done, total
         self._tell("tpv", what, done, total)
 
     @property
     def said(self) -> str:
         """What is finished."""
-        return f"{self._steps[0]} of {self._steps[1]} steps are finished; the same command resumes." if self._steps else ""
+        return (
+            f"{self._steps[0]} of {self._steps[1]} steps are finished; the same command resumes."
+            if self._steps
+            else ""
+        )

@@ -28,7 +28,9 @@ def is_cross_fitted(law: Perturbation, train: object) -> TypeGuard[Law]:
         TPVError: if it is but cannot be split, because it is a part of a sum or on other inputs than ``train``.
     """
     if isinstance(law, Sum) and any(isinstance(part, Law) for part in law.parts):
-        raise TPVError("stability cannot cross-fit a sum: ask for its LabelNoise or Retraining alone, and for the other parts alone.")
+        raise TPVError(
+            "stability cannot cross-fit a sum: ask for its LabelNoise or Retraining alone, and for the other parts alone."
+        )
     if not isinstance(law, Law):
         return False
     if law.data is not train:

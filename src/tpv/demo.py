@@ -69,4 +69,6 @@ def _digits() -> tuple[Tensor, Tensor]:
         raise TPVError("the demo needs scikit-learn: pip install 'tpv[cli]'") from error
     found = load_digits()
     order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1)[order] / 16, torch.tensor(found.target)[order]
+    return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1)[order] / 16, torch.tensor(
+        found.target
+    )[order]

@@ -97,12 +97,18 @@ def estimate(
     with _fixed_point(model, perturbation, forward, output) as lin:
         groups(layers, lin.weights.select(perturbation.params))
         if estimator is not None and not isinstance(estimator, Estimator):
-            raise TPVError(f"estimator must be a tpv.Estimator such as tpv.Exact() or tpv.Hutchinson(probes=4), got {estimator!r}.")
+            raise TPVError(
+                f"estimator must be a tpv.Estimator such as tpv.Exact() or tpv.Hutchinson(probes=4), got {estimator!r}."
+            )
         data = LargeBatches(data) if isinstance(perturbation, LabelNoise) else batches(data)
         examples = count_examples(data)
 
         def begin(outputs: int) -> Procedure:
-            chosen = estimator if estimator is not None else default_estimator(lin, perturbation, examples, outputs)
+            chosen = (
+                estimator
+                if estimator is not None
+                else default_estimator(lin, perturbation, examples, outputs)
+            )
             return chosen.begin(Setting(lin, perturbation, as_generator(generator), outputs, layers))
 
         run = accumulate(lin, data, begin, chunk_size, progress)
@@ -153,7 +159,9 @@ def stability(
         True
     """
     if not isinstance(generator, int):
-        raise TPVError(f"stability(generator={generator!r}): give an int seed, so that both sides share their draws.")
+        raise TPVError(
+            f"stability(generator={generator!r}): give an int seed, so that both sides share their draws."
+        )
     noise = perturbation if is_cross_fitted(perturbation, train) else None
     if estimator is None:
         estimator = _common_estimator(model, (train, test), perturbation, forward, output)
@@ -213,20 +221,30 @@ def linearity(
 
         def begin(outputs: int) -> Procedure:
             setting = Setting(lin, perturbation, as_generator(generator), outputs)
-            return DrawnProcedure(setting, draws, "linearity", ["gap", "finite", "first_order"], comparison, followed=1)
+            return DrawnProcedure(
+                setting, draws, "linearity", ["gap", "finite", "first_order"], comparison, followed=1
+            )
 
         run = accumulate(lin, batches(data), begin, chunk_size, progress)
-    return LinearityResult.from_moments(run.moments, run.metadata(generator, started, perturbation=repr(perturbation)))
+    return LinearityResult.from_moments(
+        run.moments, run.metadata(generator, started, perturbation=repr(perturbation))
+    )
 
 
-def default_estimator(lin: Linearization, perturbation: Perturbation, examples: int | None, outputs: int) -> Estimator:
+def default_estimator(
+    lin: Linearization, perturbation: Perturbation, examples: int | None, outputs: int
+) -> Estimator:
     """Exact where it is affordable or the displacement is fixed, else one probe per example, else draws; real ones for retraining."""
     if perturbation.deterministic:
         return Exact()
     if isinstance(perturbation, Retraining):
         return MonteCarlo(perturbation.runs)
     if isinstance(perturbation, LabelNoise):
-        return Exact() if perturbation.meet(lin.weights.select(perturbation.params)).ntk.dense else HutchPlusPlus()
+        return (
+            Exact()
+            if perturbation.meet(lin.weights.select(perturbation.params)).ntk.dense
+            else HutchPlusPlus()
+        )
     if diagonal(perturbation, lin.weights) is None:
         return LinearizedMonteCarlo()
     affordable = outputs == 1 or (examples is not None and examples * outputs <= _FEW_SWEEPS)
@@ -234,7 +252,11 @@ def default_estimator(lin: Linearization, perturbation: Perturbation, examples: 
 
 
 def _common_estimator(
-    model: nn.Module, sides: tuple[object, ...], perturbation: Perturbation, forward: Forward | None, output: OutputSpec | None
+    model: nn.Module,
+    sides: tuple[object, ...],
+    perturbation: Perturbation,
+    forward: Forward | None,
+    output: OutputSpec | None,
 ) -> Estimator:
     """The default for the larger of several data sets."""
     with _fixed_point(model, perturbation, forward, output) as lin:
@@ -252,7 +274,9 @@ def _fixed_point(
     model: nn.Module, perturbation: Perturbation, forward: Forward | None, output: OutputSpec | None
 ) -> Iterator[Linearization]:
     if not isinstance(perturbation, Perturbation):
-        raise TPVError(f"perturbation must be a tpv.Perturbation such as tpv.Quantization(bits=8), got {perturbation!r}.")
+        raise TPVError(
+            f"perturbation must be a tpv.Perturbation such as tpv.Quantization(bits=8), got {perturbation!r}."
+        )
     check_model(model)
     chosen = as_output(perturbation.output if output is None else output)
     with unchanged(model):

@@ -38,10 +38,15 @@ def groups(spec: LayersSpec, names: Iterable[str]) -> dict[str, str]:
     if isinstance(spec, str):
         return _by_expression(spec, names)
     if isinstance(spec, Mapping):
-        return _by_globs({layer: [globs] if isinstance(globs, str) else list(globs) for layer, globs in spec.items()}, names)
+        return _by_globs(
+            {layer: [globs] if isinstance(globs, str) else list(globs) for layer, globs in spec.items()},
+            names,
+        )
     if callable(spec):
         return {name: str(spec(name)) for name in names}
-    raise TPVError(f"layers={spec!r}: give a regular expression, a mapping from layers to glob patterns, or a function of the name.")
+    raise TPVError(
+        f"layers={spec!r}: give a regular expression, a mapping from layers to glob patterns, or a function of the name."
+    )
 
 
 def _by_expression(text: str, names: list[str]) -> dict[str, str]:
@@ -51,18 +56,31 @@ def _by_expression(text: str, names: list[str]) -> dict[str, str]:
         raise TPVError(f"layers={text!r} is no regular expression: {error}.") from error
     found = {name: expression.search(name) for name in names}
     if not any(found.values()):
-        raise TPVError(f"layers={text!r} matches no parameter: names look like {next(iter(names), '(none)')!r}.")
-    return {name: (match.group(1 if expression.groups else 0) or OTHER) if match else OTHER for name, match in found.items()}
+        raise TPVError(
+            f"layers={text!r} matches no parameter: names look like {next(iter(names), '(none)')!r}."
+        )
+    return {
+        name: (match.group(1 if expression.groups else 0) or OTHER) if match else OTHER
+        for name, match in found.items()
+    }
 
 
 def _by_globs(layers: Mapping[str, list[str]], names: list[str]) -> dict[str, str]:
     for layer, globs in layers.items():
         for glob in globs:
             if not fnmatch.filter(names, glob):
-                raise TPVError(f"layers={{{layer!r}: {glob!r}}} matches no parameter.{did_you_mean(glob, names)}")
+                raise TPVError(
+                    f"layers={{{layer!r}: {glob!r}}} matches no parameter.{did_you_mean(glob, names)}"
+                )
     found = {
-        name: next((layer for layer, globs in layers.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)), OTHER) for name in names
+        name: next(
+            (layer for layer, globs in layers.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)),
+            OTHER,
+        )
+        for name in names
     }
     if empty := [layer for layer in layers if layer not in found.values()]:
-        raise TPVError(f"layers: {empty[0]!r} gets no parameter, because earlier patterns match all of its own or it has none.")
+        raise TPVError(
+            f"layers: {empty[0]!r} gets no parameter, because earlier patterns match all of its own or it has none."
+        )
     return found

@@ -36,7 +36,9 @@ class Linearization:
         output: what of the outputs counts.
     """
 
-    def __init__(self, model: nn.Module, forward: Forward | None = None, output: Output | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, forward: Forward | None = None, output: Output | None = None
+    ) -> None:
         self.model = model
         self.output = output or as_output("logits")
         self.weights = Weights(model, linearization=self)
@@ -52,7 +54,11 @@ class Linearization:
         On the CPU the backward pass of BatchNorm and InstanceNorm over a single example is wrong (torch 2.13) where the
         gradient that it gets is laid out channels last.
         """
-        return self._normalised and batch_size(batch) == 1 and next(iter(self.weights.values())).device.type == "cpu"
+        return (
+            self._normalised
+            and batch_size(batch) == 1
+            and next(iter(self.weights.values())).device.type == "cpu"
+        )
 
     def __call__(self, batch: Any) -> Tensor:
         """Predictions z (N, ...), with gradients wherever the caller enabled them."""
@@ -144,7 +150,9 @@ def _double_backward(
         value = f(w)
         v = torch.zeros_like(value, requires_grad=True)
         pulled = torch.autograd.grad(value, list(w.values()), v, create_graph=True, allow_unused=True)
-        inner = sum(((g * d).sum() for g, d in zip(pulled, delta.values(), strict=True) if g is not None), v.sum() * 0)
+        inner = sum(
+            ((g * d).sum() for g, d in zip(pulled, delta.values(), strict=True) if g is not None), v.sum() * 0
+        )
         (tangent,) = torch.autograd.grad(inner, v)
     return value.detach(), tangent.detach()
 

@@ -45,13 +45,19 @@ def as_output(spec: OutputSpec) -> Output:
         return Output(name, "", lambda raw: _chosen(spec(raw), name), same, _squares)
     known = {
         "logits": Output("logits", "", outputs_tensor, same, _squares),
-        "centered": Output("centered logits", "squared centred logits", outputs_tensor, centered, _moved_centered),
-        "probabilities": Output("probabilities", "squared probability", _class_scores, _softmax, _moved_probabilities),
+        "centered": Output(
+            "centered logits", "squared centred logits", outputs_tensor, centered, _moved_centered
+        ),
+        "probabilities": Output(
+            "probabilities", "squared probability", _class_scores, _softmax, _moved_probabilities
+        ),
         "kl": Output("kl", "nats", _class_scores, _fisher_root, _kl),
     }
     if spec not in known:
         hint = did_you_mean(str(spec), known)
-        raise TPVError(f"output={spec!r}: give {', '.join(map(repr, known))}, or a function from what the model returns to a tensor.{hint}")
+        raise TPVError(
+            f"output={spec!r}: give {', '.join(map(repr, known))}, or a function from what the model returns to a tensor.{hint}"
+        )
     return known[spec]
 
 

@@ -38,7 +38,9 @@ class TrainingSet:
     Cost: one forward pass.
     """
 
-    def __init__(self, lin: Linearization, data: object, *, center: bool, chunk_size: int | None = None) -> None:
+    def __init__(
+        self, lin: Linearization, data: object, *, center: bool, chunk_size: int | None = None
+    ) -> None:
         self.lin = lin.reading(centered if center else same)
         self.center = center
         self.data = batches(data)
@@ -91,7 +93,9 @@ class TrainingSet:
             yield from self.placed(batch, z.numel() // len(z), start, step)
             start += z.numel()
 
-    def placed(self, batch: Any, outputs: int, start: int, step: int | None = None) -> Iterator[tuple[Any, slice]]:
+    def placed(
+        self, batch: Any, outputs: int, start: int, step: int | None = None
+    ) -> Iterator[tuple[Any, slice]]:
         """The :meth:`parts` of a batch with their places, from ``start`` on, in a vector with so many outputs for each example."""
         for part in self.parts(batch, step):
             stop = start + batch_size(part) * outputs

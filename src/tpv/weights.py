@@ -36,7 +36,9 @@ class Weights(Mapping[str, Tensor]):
         (['0.weight', '0.bias'], (2, 3), Linear(in_features=3, out_features=2, bias=True))
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str] | None = None, linearization: Linearization | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, names: Sequence[str] | None = None, linearization: Linearization | None = None
+    ) -> None:
         self._model, self._linearization = model, linearization
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
         self._tensors = {n: trainable[n].detach() for n in (trainable if names is None else names)}
@@ -58,7 +60,9 @@ class Weights(Mapping[str, Tensor]):
             TPVError: where there is none, because the weights were made by hand.
         """
         if self._linearization is None:
-            raise TPVError("this perturbation runs the model, and these weights stand alone: use it through tpv.estimate.")
+            raise TPVError(
+                "this perturbation runs the model, and these weights stand alone: use it through tpv.estimate."
+            )
         return self._linearization
 
     def module(self, name: str) -> nn.Module:
@@ -111,12 +115,17 @@ class Weights(Mapping[str, Tensor]):
         if callable(patterns):
             chosen = [name for name, weight in self._tensors.items() if patterns(name, weight)]
             if not chosen:
-                raise TPVError(f"params={called(patterns)} selects none of the {len(self)} trainable parameters.")
+                raise TPVError(
+                    f"params={called(patterns)} selects none of the {len(self)} trainable parameters."
+                )
             return Weights(self._model, chosen, self._linearization)
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
         for glob in globs:
             if not fnmatch.filter(self._tensors, glob):
-                hint = did_you_mean(glob, self._tensors) or f" Names look like {next(iter(self._tensors), '(none)')!r}."
+                hint = (
+                    did_you_mean(glob, self._tensors)
+                    or f" Names look like {next(iter(self._tensors), '(none)')!r}."
+                )
                 raise TPVError(f"params={glob!r} matches no trainable parameter.{hint}")
         matching = [n for n in self._tensors if any(fnmatch.fnmatchcase(n, g) for g in globs)]
         return Weights(self._model, matching, self._linearization)

@@ -42,7 +42,11 @@ class LayerSweep:
 
 def route_facts(sweep: Sweep) -> dict[str, Any]:
     """How many weights move, the parameters without a closed form, and those that the outputs do not depend on."""
-    slow = {name: route for name, route in sweep.routes.items() if "gradients" in route and name not in (sweep.unreached or ())}
+    slow = {
+        name: route
+        for name, route in sweep.routes.items()
+        if "gradients" in route and name not in (sweep.unreached or ())
+    }
     found: dict[str, Any] = {"moved_parameters": sum(sweep.lin.weights[n].numel() for n in sweep.names)}
     found |= {"slow_routes": slow} if slow else {}
     return found | ({"unused_parameters": sorted(sweep.unreached)} if sweep.unreached else {})

@@ -9,7 +9,16 @@ import torch
 
 from tpv._errors import TPVError
 from tpv.estimators._sweeping import LayerSweep
-from tpv.estimators.base import TOTAL, Contribution, Draws, Estimator, Piece, Procedure, Setting, squared_norms
+from tpv.estimators.base import (
+    TOTAL,
+    Contribution,
+    Draws,
+    Estimator,
+    Piece,
+    Procedure,
+    Setting,
+    squared_norms,
+)
 from tpv.estimators.kernel import KernelProcedure
 from tpv.perturbations.base import diagonal
 from tpv.perturbations.label_noise import LabelNoise
@@ -75,7 +84,9 @@ class _BasisSweep(Procedure):
 class _Directional(Procedure):
     method = "Exact(), one Jacobian-vector product"
     backward = False
-    no_layers = "a fixed displacement moves all layers at once, and their contributions to ‖Jδ‖² do not add up"
+    no_layers = (
+        "a fixed displacement moves all layers at once, and their contributions to ‖Jδ‖² do not add up"
+    )
 
     def __init__(self, setting: Setting) -> None:
         self.names = [TOTAL]

@@ -61,10 +61,16 @@ class Hutchinson(Estimator):
 
     def begin(self, setting: Setting) -> Procedure:
         """A sweep of random cotangents."""
-        variance = None if setting.perturbation.deterministic else diagonal(setting.perturbation, setting.lin.weights)
+        variance = (
+            None
+            if setting.perturbation.deterministic
+            else diagonal(setting.perturbation, setting.lin.weights)
+        )
         if variance is None:
             instead = "Exact()" if setting.perturbation.deterministic else "LinearizedMonteCarlo(draws=16)"
-            raise TPVError(f"Hutchinson needs a perturbation with variances, and {setting.perturbation!r} has none: use {instead}.")
+            raise TPVError(
+                f"Hutchinson needs a perturbation with variances, and {setting.perturbation!r} has none: use {instead}."
+            )
         return _RandomSweep(self.probes, LayerSweep(setting, variance, passes=self.probes), setting.generator)
 
 
@@ -81,9 +87,14 @@ class _RandomSweep(Procedure):
             k = outputs[0].numel()
             v = self._probes_of(piece, k)
             used = min(self._probes, k)
-            paired = used == 1 < k and (self._examples < _PAIRED_EXAMPLES or self._pieces % _PAIRED_PIECES == 0)
+            paired = used == 1 < k and (
+                self._examples < _PAIRED_EXAMPLES or self._pieces % _PAIRED_PIECES == 0
+            )
             passes = 2 if paired else used
-            swept = [self._layers.by_layer(squares(v[:, r].to(outputs), last=r == passes - 1)) for r in range(passes)]
+            swept = [
+                self._layers.by_layer(squares(v[:, r].to(outputs), last=r == passes - 1))
+                for r in range(passes)
+            ]
         values = torch.stack(swept[:used], dim=1)
         noise = (swept[0] - swept[1]) / math.sqrt(2) if paired else probe_noise(values, k)
         self._pieces += 1

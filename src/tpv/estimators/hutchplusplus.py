@@ -62,7 +62,9 @@ class HutchPlusPlus(Estimator):
         """Find the eigenvectors and fit the draws."""
         law = setting.perturbation
         if not isinstance(law, LabelNoise):
-            raise TPVError(f"HutchPlusPlus() is for LabelNoise, and this is {law!r}: use LinearizedMonteCarlo(draws=16).")
+            raise TPVError(
+                f"HutchPlusPlus() is for LabelNoise, and this is {law!r}: use LinearizedMonteCarlo(draws=16)."
+            )
         at = setting.lin.weights.select(law.params)
         found = law.meet(at)
         needed = (self.rank + self.draws) * sum(w.numel() * w.element_size() for w in at.values())

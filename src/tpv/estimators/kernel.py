@@ -39,7 +39,9 @@ class KernelProcedure(Procedure):
         self._second = torch.zeros(*self._fit.ntk.shape, dtype=torch.float64, device=self._fit.ntk.device)
         self._examples = 0
         self._sweep = self._fit.ntk.sweep(setting.lin)
-        self.chunk_size = max(1, _BYTES // (self._fit.train.rows * setting.outputs * self._fit.ntk.dtype.itemsize))
+        self.chunk_size = max(
+            1, _BYTES // (self._fit.train.rows * setting.outputs * self._fit.ntk.dtype.itemsize)
+        )
 
     def contribution(self, piece: Piece) -> Contribution:
         outputs = self._lin.displaced(narrow(piece.batch, 0, 1, piece.n), {}).numel()
@@ -62,7 +64,9 @@ class KernelProcedure(Procedure):
         columns = (k, self._fit.filter, second.diagonal(), in_sample)
         return {
             "draw_std": math.sqrt(2) * torch.linalg.matrix_norm(second).item(),
-            "spectrum": Spectrum(*(tuple(float(f"{x:.7g}") for x in column[:kept].tolist()) for column in columns)),
+            "spectrum": Spectrum(
+                *(tuple(float(f"{x:.7g}") for x in column[:kept].tolist()) for column in columns)
+            ),
         }
 
 
@@ -71,7 +75,10 @@ def _warn_if_decided_by_rounding(fit: NoisyFit, value: Tensor) -> None:
     k, _ = fit.ntk.eigh()
     rounding = 30 * torch.finfo(fit.ntk.dtype).eps
     cutoff = fit.fit.rcond if isinstance(fit.fit, Interpolation) and fit.fit.rcond else 0.0
-    for level, what in ((10 * cutoff, f"within a factor of 10 of rcond={cutoff:g}"), (rounding, "at the level of the kernel's rounding")):
+    for level, what in (
+        (10 * cutoff, f"within a factor of 10 of rcond={cutoff:g}"),
+        (rounding, "at the level of the kernel's rounding"),
+    ):
         share = (value[k < level * k[0]].sum() / value.sum().clamp(min=math.ulp(0.0))).item()
         if share > _DECIDED:
             warnings.warn(

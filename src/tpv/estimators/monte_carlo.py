@@ -48,7 +48,9 @@ class LinearizedMonteCarlo(Estimator):
 
     def begin(self, setting: Setting) -> Procedure:
         """Jacobian-vector products."""
-        return DrawnProcedure(setting, self.draws, "LinearizedMonteCarlo", [TOTAL], tangent, undisturbed=False)
+        return DrawnProcedure(
+            setting, self.draws, "LinearizedMonteCarlo", [TOTAL], tangent, undisturbed=False
+        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,12 @@ class DrawnProcedure(Procedure):
         followed: int = 0,
     ) -> None:
         fixed = setting.perturbation.deterministic
-        self.names, self._quantities, self._lin, self._undisturbed = names, quantities, setting.lin, undisturbed
+        self.names, self._quantities, self._lin, self._undisturbed = (
+            names,
+            quantities,
+            setting.lin,
+            undisturbed,
+        )
         self._deltas = Draws(setting, 1 if fixed else draws)
         self.draws = 0 if fixed else draws
         self.method = f"{method}(draws={self._deltas.count})"
@@ -119,7 +126,9 @@ class DrawnProcedure(Procedure):
 
     def contribution(self, piece: Piece) -> Contribution:
         references = self._references(piece)
-        drawn = torch.stack([self._values(piece, self._deltas[d], references) for d in range(self._deltas.count)], dim=1)
+        drawn = torch.stack(
+            [self._values(piece, self._deltas[d], references) for d in range(self._deltas.count)], dim=1
+        )
         if self._control is not None:
             self._control.update(self._values(piece, self._control.delta, references), drawn, len(self.names))
         values = drawn[..., : len(self.names)]
@@ -139,21 +148,32 @@ class DrawnProcedure(Procedure):
         return torch.stack([summed(masked(q, piece.batch)) for q in found], dim=1)
 
 
-def tangent(lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]) -> list[Tensor]:
+def tangent(
+    lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]
+) -> list[Tensor]:
     """(J δ)²."""
     return [lin.jvp(batch, delta)[1].double().square()]
 
 
-def finite(lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]) -> list[Tensor]:
+def finite(
+    lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]
+) -> list[Tensor]:
     """What the outputs moved by: (f(w + δ) − f(w))², or the output's own divergence."""
     moved = lin.displaced(batch, delta)
     return [lin.output.divergence(reference, moved) for reference in references]
 
 
-def comparison(lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]) -> list[Tensor]:
+def comparison(
+    lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]
+) -> list[Tensor]:
     """(Δz − Jδ)², the finite divergence and (Jδ)² from the same δ."""
     base, *controls = references
     moved, linear = lin.displaced(batch, delta), lin.jvp(batch, delta)[1].double()
     before, after = (lin.output.coordinates(f.double(), base.double()) for f in (base, moved))
     gap = (masked(after - before, batch) - linear).square()
-    return [gap, lin.output.divergence(base, moved), linear.square(), *(lin.output.divergence(c, moved) for c in controls)]
+    return [
+        gap,
+        lin.output.divergence(base, moved),
+        linear.square(),
+        *(lin.output.divergence(c, moved) for c in controls),
+    ]

@@ -65,8 +65,21 @@ class Importance:
 
     verify: bool = True
 
-    def __init__(self, data: object, criterion: Criterion, forward: Forward | None, generator: Seed, chunk_size: int | None) -> None:
-        self.data, self.criterion, self.forward, self.generator, self.chunk_size = data, criterion, forward, generator, chunk_size
+    def __init__(
+        self,
+        data: object,
+        criterion: Criterion,
+        forward: Forward | None,
+        generator: Seed,
+        chunk_size: int | None,
+    ) -> None:
+        self.data, self.criterion, self.forward, self.generator, self.chunk_size = (
+            data,
+            criterion,
+            forward,
+            generator,
+            chunk_size,
+        )
         self._model: nn.Module | None = None
         self._frozen: Frozen | None = None
         self._state: Any = None
@@ -82,8 +95,12 @@ class Importance:
         model, graph = group._DG.model, group._DG
         if (state := _state(model)) != self._state:
             self._found, self._state = {}, None
-            with suppress(TPVError):  # for the sake of some group, which may not be asked for: then each by itself
-                self._score(model, [channel_group(each) for each in all_groups(graph, self.criterion.members)])
+            with suppress(
+                TPVError
+            ):  # for the sake of some group, which may not be asked for: then each by itself
+                self._score(
+                    model, [channel_group(each) for each in all_groups(graph, self.criterion.members)]
+                )
             self._state = state
         mine = channel_group(group)
         if mine.name in self._wrong:
@@ -108,7 +125,9 @@ class Importance:
         for group, values in zip(groups, _distinct(found), strict=True):
             for m in group.members:
                 known = self._found.get((m.module, m.role), torch.empty(0, dtype=torch.float64))
-                longer = torch.full((max(len(known), int(m.index.max()) + 1),), torch.nan, dtype=torch.float64)
+                longer = torch.full(
+                    (max(len(known), int(m.index.max()) + 1),), torch.nan, dtype=torch.float64
+                )
                 longer[: len(known)] = known
                 longer[m.index] = values[m.channel]
                 self._found[m.module, m.role] = longer
@@ -158,7 +177,13 @@ class TPVImportance(Importance):
         generator: Seed = 0,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(data, criteria.TPVImportance(probes, members, squares, output, interactions), forward, generator, chunk_size)
+        super().__init__(
+            data,
+            criteria.TPVImportance(probes, members, squares, output, interactions),
+            forward,
+            generator,
+            chunk_size,
+        )
 
 
 class JBR(Importance):
@@ -180,7 +205,9 @@ class JBR(Importance):
         forward: Forward | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(data, criteria.JBR(confidence, members, squares, interactions), forward, 0, chunk_size)
+        super().__init__(
+            data, criteria.JBR(confidence, members, squares, interactions), forward, 0, chunk_size
+        )
 
 
 class JC(Importance):
@@ -213,7 +240,9 @@ def _state(model: nn.Module) -> Any:
 def _whole(graph: Any, group: Any) -> Any:
     """The group with all channels of its root."""
     root = group[0].dep
-    widths = graph.get_out_channels if graph.is_out_channel_pruning_fn(root.handler) else graph.get_in_channels
+    widths = (
+        graph.get_out_channels if graph.is_out_channel_pruning_fn(root.handler) else graph.get_in_channels
+    )
     return graph.get_pruning_group(root.target.module, root.handler, list(range(widths(root.target.module))))
 
 

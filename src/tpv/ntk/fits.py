@@ -75,7 +75,9 @@ class Interpolation(Fit):
     def filter(self, eigenvalues: Tensor, outputs: int, largest: float) -> Tensor:
         """1/k, and 0 below the threshold."""
         kept = eigenvalues > (self.rcond or 1e-10) * largest
-        return torch.where(kept, 1 / eigenvalues.where(kept, torch.ones_like(eigenvalues)), torch.zeros_like(eigenvalues))
+        return torch.where(
+            kept, 1 / eigenvalues.where(kept, torch.ones_like(eigenvalues)), torch.zeros_like(eigenvalues)
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,7 +158,9 @@ class GradientDescent(Fit):
         curvature, push = self._curvature(eigenvalues, outputs), 2 / outputs
         self._refuse_divergence(lr, self._curvature(largest, outputs))
         # (a, v, 1) → (a − ηv', v', 1) with v' = βv + curvature·a − push
-        velocity = torch.stack([curvature, *(torch.full_like(curvature, x) for x in (self.momentum, -push))], -1)
+        velocity = torch.stack(
+            [curvature, *(torch.full_like(curvature, x) for x in (self.momentum, -push))], -1
+        )
         unit = torch.eye(3, dtype=torch.float64, device=eigenvalues.device).expand(*curvature.shape, 3, 3)
         step = torch.stack([unit[..., 0, :] - lr * velocity, velocity, unit[..., 2, :]], -2)
         after: Tensor = torch.linalg.matrix_power(step, self.steps)

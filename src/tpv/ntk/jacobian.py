@@ -41,7 +41,9 @@ class JacobianRows:
         """(rows, number of columns). Cost: a forward pass and one backward pass for each output of an example."""
         weights, names = self.sweep.lin.weights, [name for name, _, _ in columns]
         width = sum(stop - start for _, start, stop in columns)
-        out = torch.empty(self.rows, width, dtype=widest(weights, self.sweep.names), device=weights[names[0]].device)
+        out = torch.empty(
+            self.rows, width, dtype=widest(weights, self.sweep.names), device=weights[names[0]].device
+        )
         for batch, places in self.chunks():
             with self.sweep.jacobian(batch) as (z, gradients):
                 n = len(z)
@@ -52,7 +54,9 @@ class JacobianRows:
                     found = gradients(v, names)
                     at = 0
                     for name, start, stop in columns:
-                        here[:, k, at : at + stop - start] = weights.without_padding(name, found[name]).reshape(n, -1)[:, start:stop]
+                        here[:, k, at : at + stop - start] = weights.without_padding(
+                            name, found[name]
+                        ).reshape(n, -1)[:, start:stop]
                         at += stop - start
         return out
 

@@ -60,11 +60,22 @@ class Krylov:
         """
         while block.shape[1] and self.basis.shape[1] < min(2 * rank, len(block)):
             block = self.extend(block)
-            _log.info("eigenvectors: %d of %d products with the kernel", self.basis.shape[1], min(2 * rank, len(block)))
+            _log.info(
+                "eigenvectors: %d of %d products with the kernel",
+                self.basis.shape[1],
+                min(2 * rank, len(block)),
+            )
         k, s = self.ritz()
         return k[:rank], self.basis @ s[:, :rank]
 
-    def apply(self, filter_: Callable[[Tensor], Tensor], block: Tensor, *, tolerance: float = 1e-3, limit: int = 2000) -> Tensor:
+    def apply(
+        self,
+        filter_: Callable[[Tensor], Tensor],
+        block: Tensor,
+        *,
+        tolerance: float = 1e-3,
+        limit: int = 2000,
+    ) -> Tensor:
         r"""φ(K)B for a block B (rows, R).
 
         Stops when the predictions that the fit moves, KφB, change by less than ``tolerance`` of their size from one step to the
@@ -90,7 +101,9 @@ class Krylov:
             k, s = self.ritz()
             weights = s @ (filter_(k).unsqueeze(1) * (s.T @ (self.basis.T @ block)))
             moved = self.image @ weights
-            change = (torch.linalg.matrix_norm(moved - before) / torch.linalg.matrix_norm(moved).clamp(min=_TINY)).item()
+            change = (
+                torch.linalg.matrix_norm(moved - before) / torch.linalg.matrix_norm(moved).clamp(min=_TINY)
+            ).item()
             _log.info("%d products with the kernel: predictions changed by %.1e of their size", spent, change)
             if change <= tolerance or not new:
                 return self.basis @ weights

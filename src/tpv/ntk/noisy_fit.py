@@ -62,7 +62,9 @@ class NoisyFit:
     @property
     def directions(self) -> Tensor:
         """(nK, nK): K(x, ·) times column i is what noise of this std along the i-th eigenvector moves at x."""
-        return self.ntk.eigh()[1].to(self.ntk.dtype, copy=True).mul_((self.std * self.filter).to(self.ntk.dtype))
+        return (
+            self.ntk.eigh()[1].to(self.ntk.dtype, copy=True).mul_((self.std * self.filter).to(self.ntk.dtype))
+        )
 
     def response(self, noise: Tensor) -> Tensor:
         """φ(K)ε for noise (nK, R), float64."""

@@ -90,7 +90,11 @@ class NTK:
         check_model(model)
         with unchanged(model):
             lin = Linearization(model, forward, _linear(output))
-            self._begin(TrainingSet(lin, data, center=center, chunk_size=chunk_size), list(lin.weights.select(params)), dense)
+            self._begin(
+                TrainingSet(lin, data, center=center, chunk_size=chunk_size),
+                list(lin.weights.select(params)),
+                dense,
+            )
 
     @classmethod
     def of(cls, train: TrainingSet, names: list[str], dense: bool | None = None) -> NTK:
@@ -146,7 +150,9 @@ class NTK:
 
     def sweep(self, lin: Linearization) -> Sweep:
         """Gradients by the kernel's parameters, of outputs as ``lin`` reads them."""
-        moved = {name: lin.weights.without_padding(name, torch.ones((), device=self.device)) for name in self.names}
+        moved = {
+            name: lin.weights.without_padding(name, torch.ones((), device=self.device)) for name in self.names
+        }
         return Sweep(lin, moved, passes=self.train.rows // self.train.examples)
 
     @property
@@ -189,7 +195,9 @@ class NTK:
 
     def _vectors(self, v: Tensor) -> Tensor:
         if v.ndim != 2 or v.shape[0] != self.train.rows:
-            raise TPVError(f"this kernel has {self.train.rows} rows, and the vectors have the shape {tuple(v.shape)}: give (rows, R).")
+            raise TPVError(
+                f"this kernel has {self.train.rows} rows, and the vectors have the shape {tuple(v.shape)}: give (rows, R)."
+            )
         return v.to(self.device, self.dtype)
 
     def pull(self, v: Tensor) -> dict[str, Tensor]:
@@ -204,18 +212,29 @@ class NTK:
                 self.train.check_order(z.detach(), places)
                 for r in range(v.shape[1]):
                     cotangent = v[places, r].reshape(z.shape).to(z.dtype)
-                    found = torch.autograd.grad(z, parameters, cotangent, retain_graph=r + 1 < v.shape[1], allow_unused=True)
+                    found = torch.autograd.grad(
+                        z, parameters, cotangent, retain_graph=r + 1 < v.shape[1], allow_unused=True
+                    )
                     for sum_, g in zip(total, found, strict=True):
                         if g is not None:
                             sum_[r] += g
-        return {name: lin.weights.without_padding(name, sum_) for name, sum_ in zip(self.names, total, strict=True)}
+        return {
+            name: lin.weights.without_padding(name, sum_)
+            for name, sum_ in zip(self.names, total, strict=True)
+        }
 
     def push(self, tangents: Tangents, data: object = None) -> Tensor:
         """Jδ for R displacements, (nK, R); at other inputs if ``data`` is given. Cost: R Jacobian-vector products."""
         with unchanged(self.lin.model):
             count = len(next(iter(tangents.values())))
             found = [
-                torch.stack([self.lin.jvp(batch, {n: d[r] for n, d in tangents.items()})[1].reshape(-1) for r in range(count)], 1)
+                torch.stack(
+                    [
+                        self.lin.jvp(batch, {n: d[r] for n, d in tangents.items()})[1].reshape(-1)
+                        for r in range(count)
+                    ],
+                    1,
+                )
                 for batch in self._parts(data)
             ]
         return torch.cat(found)
@@ -229,12 +248,20 @@ class NTK:
         """The kernel between other inputs and these, (mK, nK), written out."""
         with unchanged(self.lin.model):
             other = TrainingSet(self.lin, data, center=self.train.center, chunk_size=self.train.chunk_size)
-            self._refuse_too_large(other.rows * self.train.rows * self.dtype.itemsize + self._scratch(other.rows))
-            return gram(JacobianRows(self.rows.sweep, functools.partial(other.chunks, self.chunk_size), other.rows), self.rows, self.names)
+            self._refuse_too_large(
+                other.rows * self.train.rows * self.dtype.itemsize + self._scratch(other.rows)
+            )
+            return gram(
+                JacobianRows(self.rows.sweep, functools.partial(other.chunks, self.chunk_size), other.rows),
+                self.rows,
+                self.names,
+            )
 
 
 def _linear(output: OutputSpec) -> Output:
     """The output, unless it is a curved function of the logits, which the kernel would not see."""
     if output in ("kl", "probabilities", "centered"):
-        raise TPVError(f"NTK(output={output!r}): give 'logits' with center=True or False, or a function of what the model returns.")
+        raise TPVError(
+            f"NTK(output={output!r}): give 'logits' with center=True or False, or a function of what the model returns."
+        )
     return as_output(output)

@@ -84,7 +84,9 @@ class FloatGrid(Grid):
     def fitted(cls, w: Tensor, dtype: str) -> FloatGrid:
         torch_dtype, _, _, scaled = _FORMATS[dtype]
         largest = w.abs().amax(-1, keepdim=True)
-        return cls(_nonzero(largest / torch.finfo(torch_dtype).max) if scaled else torch.ones_like(largest), dtype)
+        return cls(
+            _nonzero(largest / torch.finfo(torch_dtype).max) if scaled else torch.ones_like(largest), dtype
+        )
 
     def step(self, w: Tensor) -> Tensor:
         _, mantissa, smallest, _ = _FORMATS[self.dtype]

@@ -112,7 +112,9 @@ class Sum(Perturbation):
     def __post_init__(self) -> None:
         for part in self.parts:
             if part.deterministic:
-                raise TPVError(f"{part!r} is a fixed displacement, and only independent zero-mean perturbations can be added.")
+                raise TPVError(
+                    f"{part!r} is a fixed displacement, and only independent zero-mean perturbations can be added."
+                )
 
     def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
         """Sum of one draw of each part."""
@@ -130,7 +132,9 @@ class Sum(Perturbation):
 
     def facts(self, at: Weights) -> dict[str, Any]:
         """What all parts say."""
-        return {key: value for part in self.parts for key, value in part.facts(at.select(part.params)).items()}
+        return {
+            key: value for part in self.parts for key, value in part.facts(at.select(part.params)).items()
+        }
 
     @property
     def output(self) -> str:  # type: ignore[override]
@@ -154,7 +158,9 @@ def _added(terms: Any) -> dict[str, Tensor]:
     return total
 
 
-def displacement(perturbation: Perturbation, weights: Weights, generator: torch.Generator) -> dict[str, Tensor]:
+def displacement(
+    perturbation: Perturbation, weights: Weights, generator: torch.Generator
+) -> dict[str, Tensor]:
     """A checked draw of δ, on the weights' device and in their dtype.
 
     Raises:
@@ -180,7 +186,9 @@ def _checked(perturbation: Perturbation, at: Weights, found: Displacements) -> d
     for name, value in delta.items():
         w = _known(perturbation, at, name)
         if value.shape != w.shape:
-            raise TPVError(f"{perturbation!r}.sample gave {name!r} the shape {tuple(value.shape)}; the parameter has {tuple(w.shape)}.")
+            raise TPVError(
+                f"{perturbation!r}.sample gave {name!r} the shape {tuple(value.shape)}; the parameter has {tuple(w.shape)}."
+            )
         if not value.isfinite().all():
             raise TPVError(f"{perturbation!r} displaces {name!r} by NaN or infinity.")
     if not delta:
@@ -217,5 +225,7 @@ def diagonal(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] 
 
 def _known(perturbation: Perturbation, at: Weights, name: str) -> Tensor:
     if name not in at:
-        raise TPVError(f"{perturbation!r} moves {name!r}, which is not a selected trainable parameter.{did_you_mean(name, at)}")
+        raise TPVError(
+            f"{perturbation!r} moves {name!r}, which is not a selected trainable parameter.{did_you_mean(name, at)}"
+        )
     return at[name]

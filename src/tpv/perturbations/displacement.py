@@ -43,15 +43,21 @@ class Displacement(Perturbation):
         for name, w in at.items():
             if name not in self.state_dict:
                 hint = did_you_mean(name, self.state_dict)
-                raise TPVError(f"the state_dict of Displacement has no {name!r}: give it, or leave it out with params=.{hint}")
+                raise TPVError(
+                    f"the state_dict of Displacement has no {name!r}: give it, or leave it out with params=.{hint}"
+                )
             if (shape := self.state_dict[name].shape) != w.shape:
-                raise TPVError(f"the state_dict of Displacement gives {name!r} the shape {tuple(shape)}; the model has {tuple(w.shape)}.")
+                raise TPVError(
+                    f"the state_dict of Displacement gives {name!r} the shape {tuple(shape)}; the model has {tuple(w.shape)}."
+                )
         self._warn_about_fixed(at)
         return {name: self.state_dict[name].to(w) - w for name, w in at.items()}
 
     def _warn_about_fixed(self, at: Weights) -> None:
         differing = [
-            name for name, value in at.fixed.items() if name in self.state_dict and not torch.equal(self.state_dict[name].to(value), value)
+            name
+            for name, value in at.fixed.items()
+            if name in self.state_dict and not torch.equal(self.state_dict[name].to(value), value)
         ]
         if differing:
             warnings.warn(

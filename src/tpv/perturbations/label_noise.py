@@ -99,7 +99,9 @@ class LabelNoise(Perturbation):
             TPVError: with ``relative``, if all outputs are zero.
         """
         if self.relative and train.magnitude == 0:
-            raise TPVError("relative=True scales the noise by the mean of |f*|, and all training outputs are 0: give an absolute std.")
+            raise TPVError(
+                "relative=True scales the noise by the mean of |f*|, and all training outputs are 0: give an absolute std."
+            )
         return float(self.std) * (train.magnitude if self.relative else 1)
 
     def meet(self, at: Weights) -> NoisyFit:
@@ -115,7 +117,14 @@ class LabelNoise(Perturbation):
             )
         lin = at.linearization
         parameters = [lin.model.get_parameter(name) for name in at]
-        key = (lin.model, lin.forward, lin.output.select, *parameters, parameters[0].device, weights_digest(lin.model))
+        key = (
+            lin.model,
+            lin.forward,
+            lin.output.select,
+            *parameters,
+            parameters[0].device,
+            weights_digest(lin.model),
+        )
         if key not in self._met:
             self._met.clear()
             train = TrainingSet(lin, self.data, center=self.center)

@@ -73,18 +73,26 @@ class Quantization(Perturbation):
 
     def __post_init__(self) -> None:
         require_int("Quantization", "bits", self.bits, 1, 16)
-        require_choice("Quantization", "granularity", self.granularity, ("tensor", "channel", "group", "global"))
+        require_choice(
+            "Quantization", "granularity", self.granularity, ("tensor", "channel", "group", "global")
+        )
         require_choice("Quantization", "dtype", self.dtype, ("int", *grids.FLOATS))
         require_choice("Quantization", "range", self.range, ("full", "restricted"))
         require_choice("Quantization", "error", self.error, ("noise", "actual"))
         if self.granularity == "group":
             require_int("Quantization", "group_size", self.group_size, 1)
         elif self.group_size is not None:
-            raise TPVError(f"Quantization(group_size={self.group_size!r}): group_size needs granularity='group'.")
+            raise TPVError(
+                f"Quantization(group_size={self.group_size!r}): group_size needs granularity='group'."
+            )
         if self.dtype != "int" and self.bits != 8:
-            raise TPVError(f"Quantization(bits={self.bits}, dtype={self.dtype!r}): bits is for dtype='int' only.")
+            raise TPVError(
+                f"Quantization(bits={self.bits}, dtype={self.dtype!r}): bits is for dtype='int' only."
+            )
         if self.bits == 1 and self.range == "restricted" and self.symmetric and self.dtype == "int":
-            raise TPVError("Quantization(bits=1, range='restricted'): a restricted range has a single level at 1 bit; use range='full'.")
+            raise TPVError(
+                "Quantization(bits=1, range='restricted'): a restricted range has a single level at 1 bit; use range='full'."
+            )
 
     @property
     def deterministic(self) -> bool:  # type: ignore[override]
@@ -102,7 +110,9 @@ class Quantization(Perturbation):
                 found[name] = step.reshape(()).square() / 12
             elif step.shape[1:] == (1, 1):
                 axis = _channel_axis(at, name)
-                found[name] = step.reshape([-1 if i == axis else 1 for i in range(at[name].ndim)]).square() / 12
+                found[name] = (
+                    step.reshape([-1 if i == axis else 1 for i in range(at[name].ndim)]).square() / 12
+                )
             else:
                 found[name] = self._restored(at, name, step.expand_as(rows)).square() / 12
         return found

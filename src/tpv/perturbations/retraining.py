@@ -128,7 +128,9 @@ class Retraining(Perturbation):
 
     def subset(self, keep: Sequence[bool]) -> Retraining:
         """The same training on some of the training inputs, marked by their places."""
-        targets = None if self.targets is None else self.targets[torch.tensor(keep, device=self.targets.device)]
+        targets = (
+            None if self.targets is None else self.targets[torch.tensor(keep, device=self.targets.device)]
+        )
         return replace(self, noise=self.noise.subset(keep), targets=targets)
 
     def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
@@ -154,6 +156,8 @@ def _check_targets(targets: object) -> None:
         return
     if not isinstance(targets, Tensor) or not targets.is_floating_point():
         kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
-        raise TPVError(f"Retraining(targets=...) is {kind}: give a floating-point tensor of the outputs' shape, such as one-hot classes.")
+        raise TPVError(
+            f"Retraining(targets=...) is {kind}: give a floating-point tensor of the outputs' shape, such as one-hot classes."
+        )
     if not targets.isfinite().all():
         raise TPVError("Retraining(targets=...) holds NaN or infinity.")

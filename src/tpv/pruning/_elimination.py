@@ -67,7 +67,9 @@ def _refuse_entangled(options: Sequence[int], order: list[tuple[int, tuple[int, 
 
 def _order(options: Sequence[int], scopes: Sequence[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
     """Each group with the frontier after it: greedily the next smallest step, from the start that is best in all."""
-    neighbours = [{g for scope in scopes if group in scope for g in scope} - {group} for group in range(len(options))]
+    neighbours = [
+        {g for scope in scopes if group in scope for g in scope} - {group} for group in range(len(options))
+    ]
     best: list[tuple[int, tuple[int, ...]]] = []
     least = math.inf
     for start in range(len(options)):
@@ -77,7 +79,9 @@ def _order(options: Sequence[int], scopes: Sequence[tuple[int, ...]]) -> list[tu
     return best
 
 
-def _greedy(start: int, options: Sequence[int], neighbours: list[set[int]], stop: float) -> tuple[list[tuple[int, tuple[int, ...]]], int]:
+def _greedy(
+    start: int, options: Sequence[int], neighbours: list[set[int]], stop: float
+) -> tuple[list[tuple[int, tuple[int, ...]]], int]:
     order: list[tuple[int, tuple[int, ...]]] = []
     left, frontier, total = set(range(len(options))), set[int](), 0
 
@@ -97,7 +101,12 @@ def _greedy(start: int, options: Sequence[int], neighbours: list[set[int]], stop
 
 
 def _step(
-    group: int, before: tuple[int, ...], frontier: tuple[int, ...], options: Sequence[int], terms: Terms, cheapest: list[int]
+    group: int,
+    before: tuple[int, ...],
+    frontier: tuple[int, ...],
+    options: Sequence[int],
+    terms: Terms,
+    cheapest: list[int],
 ) -> tuple[Step, list[int]]:
     """One step, and the cheapest cost of each of its rows given that of the rows before."""
     decided = {*before, *frontier, group}
@@ -111,7 +120,9 @@ def _step(
             choice[group] = option
             source = sum(choice[g] * stride for g, stride in strides.items())
             sources.append(source)
-            costs.append(cheapest[source] + sum(table[tuple(choice[g] for g in scope)] for scope, table in mine))
+            costs.append(
+                cheapest[source] + sum(table[tuple(choice[g] for g in scope)] for scope, table in mine)
+            )
         lowest.append(min(costs))
         step.sources.append(sources)
         step.extras.append([cost - lowest[-1] for cost in costs])

@@ -55,7 +55,9 @@ class Cost:
             require_int("Cost", "groups", group, 0)
         for value in self.amount.values() if isinstance(self.amount, Mapping) else [self.amount]:
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise TPVError(f"Cost(groups={self.groups!r}) of {value!r}: a cost must be a finite number of at least 0.")
+                raise TPVError(
+                    f"Cost(groups={self.groups!r}) of {value!r}: a cost must be a finite number of at least 0."
+                )
 
     def of(self, widths: Sequence[int]) -> Fraction:
         """The cost for these widths of all groups, as an exact fraction: sums of costs are never rounded past a budget.
@@ -67,7 +69,9 @@ class Cost:
         if not isinstance(self.amount, Mapping):
             return Fraction(self.amount) * math.prod(chosen)
         if chosen not in self.amount:
-            raise TPVError(f"the table of costs of the groups {self.groups} has no entry for the widths {chosen}: add it.")
+            raise TPVError(
+                f"the table of costs of the groups {self.groups} has no entry for the widths {chosen}: add it."
+            )
         return Fraction(self.amount[chosen])
 
 
@@ -89,7 +93,9 @@ class Allocation:
     slack: float = 0.0
 
 
-def allocate(damages: Sequence[Mapping[int, float]], costs: Sequence[Cost], budget: float, *, resolution: int = 20_000) -> Allocation:
+def allocate(
+    damages: Sequence[Mapping[int, float]], costs: Sequence[Cost], budget: float, *, resolution: int = 20_000
+) -> Allocation:
     """The widths of least total damage whose total cost is within the budget.
 
     The groups are decided one by one; a table holds, for each choice of the frontier (the undecided groups that share
@@ -131,7 +137,9 @@ def allocate(damages: Sequence[Mapping[int, float]], costs: Sequence[Cost], budg
     terms, scale = _terms(widths, costs)
     steps, least = plan([len(group) for group in widths], terms)
     if least > Fraction(budget) * scale:
-        raise TPVError(f"budget={budget:g}: no widths cost so little; the least attainable cost is {float(Fraction(least, scale)):.17g}.")
+        raise TPVError(
+            f"budget={budget:g}: no widths cost so little; the least attainable cost is {float(Fraction(least, scale)):.17g}."
+        )
     room = math.floor(Fraction(budget) * scale) - least
     bins, unit = _counting(steps, room, resolution)
     tables = _tables(steps, damages, bins, unit)
@@ -140,28 +148,40 @@ def allocate(damages: Sequence[Mapping[int, float]], costs: Sequence[Cost], budg
     return _allocation(chosen, damages, costs, rounded * unit / scale)
 
 
-def _check(damages: Sequence[Mapping[int, float]], costs: Sequence[Cost], budget: float, resolution: int) -> None:
+def _check(
+    damages: Sequence[Mapping[int, float]], costs: Sequence[Cost], budget: float, resolution: int
+) -> None:
     require_int("allocate", "resolution", resolution, 1)
     if not isinstance(budget, int | float) or math.isnan(budget):
         raise TPVError(f"allocate(budget={budget!r}): budget must be a number, in the unit of the costs.")
     for group, damage in enumerate(damages):
         if not damage:
-            raise TPVError(f"group {group} has no widths to choose from: give the damage at one width or more.")
+            raise TPVError(
+                f"group {group} has no widths to choose from: give the damage at one width or more."
+            )
         for width, value in damage.items():
             require_int(f"damages[{group}]", "width", width, 0)
             if not math.isfinite(value):
-                raise TPVError(f"damages[{group}][{width}] is {value}: leave out the widths without a finite damage.")
+                raise TPVError(
+                    f"damages[{group}][{width}] is {value}: leave out the widths without a finite damage."
+                )
     for cost in costs:
         if unknown := [group for group in cost.groups if group >= len(damages)]:
-            raise TPVError(f"a cost depends on group {unknown[0]}, but there are damages for {len(damages)} groups: count groups from 0.")
+            raise TPVError(
+                f"a cost depends on group {unknown[0]}, but there are damages for {len(damages)} groups: count groups from 0."
+            )
 
 
-def _allocation(widths: list[int], damages: Sequence[Mapping[int, float]], costs: Sequence[Cost], slack: Fraction) -> Allocation:
+def _allocation(
+    widths: list[int], damages: Sequence[Mapping[int, float]], costs: Sequence[Cost], slack: Fraction
+) -> Allocation:
     damage = math.fsum(damage[width] for damage, width in zip(damages, widths, strict=True))
     return Allocation(tuple(widths), damage, float(sum(cost.of(widths) for cost in costs)), float(slack))
 
 
-def _terms(widths: list[list[int]], costs: Sequence[Cost]) -> tuple[dict[tuple[int, ...], dict[tuple[int, ...], int]], int]:
+def _terms(
+    widths: list[list[int]], costs: Sequence[Cost]
+) -> tuple[dict[tuple[int, ...], dict[tuple[int, ...], int]], int]:
     """The costs as ints in the unit 1/scale, by the groups they depend on and the options of these."""
     terms: dict[tuple[int, ...], dict[tuple[int, ...], Fraction]] = {}
     some = [group[0] for group in widths]
@@ -174,7 +194,10 @@ def _terms(widths: list[list[int]], costs: Sequence[Cost]) -> tuple[dict[tuple[i
                 here[g] = widths[g][option]
             table[options] = table.get(options, Fraction(0)) + cost.of(here)
     scale = math.lcm(*(value.denominator for table in terms.values() for value in table.values()))
-    return {scope: {options: int(value * scale) for options, value in table.items()} for scope, table in terms.items()}, scale
+    return {
+        scope: {options: int(value * scale) for options, value in table.items()}
+        for scope, table in terms.items()
+    }, scale
 
 
 def _counting(steps: list[Step], room: int, resolution: int) -> tuple[int, Fraction]:
@@ -186,7 +209,9 @@ def _counting(steps: list[Step], room: int, resolution: int) -> tuple[int, Fract
     return most, Fraction(room, most)
 
 
-def _tables(steps: list[Step], damages: Sequence[Mapping[int, float]], bins: int, unit: Fraction) -> list[Tensor]:
+def _tables(
+    steps: list[Step], damages: Sequence[Mapping[int, float]], bins: int, unit: Fraction
+) -> list[Tensor]:
     """The least damage before the first and after each step, (rows, bins + 1): for a counted extra cost of at most 0, 1, ..., bins."""
     tables = [torch.zeros(1, bins + 1, dtype=torch.float64)]
     for step in steps:
@@ -203,7 +228,9 @@ def _tables(steps: list[Step], damages: Sequence[Mapping[int, float]], bins: int
     return tables
 
 
-def _trace(steps: list[Step], tables: list[Tensor], damages: Sequence[Mapping[int, float]], unit: Fraction) -> list[int]:
+def _trace(
+    steps: list[Step], tables: list[Tensor], damages: Sequence[Mapping[int, float]], unit: Fraction
+) -> list[int]:
     """The option of each group on the way to the least damage."""
     row, total = 0, int((tables[-1][0] <= tables[-1][0, -1]).nonzero()[0])
     options = [0] * len(steps)

@@ -40,11 +40,17 @@ def _told(value: object, above: tuple[int, ...]) -> str:
     if isinstance(value, types.FunctionType):
         inside = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
         given = _told((value.__defaults__, value.__kwdefaults__, inside), above)
-        return f"{value.__module__}.{value.__qualname__}{_source(value)} {_instructions(value.__code__)} {given}"
+        return (
+            f"{value.__module__}.{value.__qualname__}{_source(value)} {_instructions(value.__code__)} {given}"
+        )
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}{_source(value)}"
     if isinstance(value, types.MethodType | functools.partial):
-        parts = (value.__func__, value.__self__) if isinstance(value, types.MethodType) else (value.func, value.args, value.keywords)
+        parts = (
+            (value.__func__, value.__self__)
+            if isinstance(value, types.MethodType)
+            else (value.func, value.args, value.keywords)
+        )
         return f"{type(value).__name__}{_told(parts, above)}"
     return _fields(value, above)
 
@@ -76,6 +82,11 @@ def _source(thing: object) -> str:
     """A hash of the file that defines it, where that is the user's."""
     module = inspect.getmodule(thing)
     file = getattr(module, "__file__", None)
-    if module is None or file is None or not Path(file).is_file() or module.__name__.partition(".")[0] in ("tpv", "torch", "torch_pruning"):
+    if (
+        module is None
+        or file is None
+        or not Path(file).is_file()
+        or module.__name__.partition(".")[0] in ("tpv", "torch", "torch_pruning")
+    ):
         return ""
     return f" {hashlib.sha256(Path(file).read_bytes()).hexdigest()}"

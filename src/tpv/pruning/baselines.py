@@ -63,4 +63,8 @@ class Random:
         root, channels = group[0].dep.target.module, len(group[0].idxs)
         name = next(name for name, module in group._DG.model.named_modules() if module is root)
         seed = hashlib.sha256(f"{self.seed} {name} {channels}".encode()).digest()
-        return torch.rand(channels, generator=torch.Generator().manual_seed(int.from_bytes(seed[:7], "big")), dtype=torch.float64)
+        return torch.rand(
+            channels,
+            generator=torch.Generator().manual_seed(int.from_bytes(seed[:7], "big")),
+            dtype=torch.float64,
+        )

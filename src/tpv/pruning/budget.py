@@ -40,7 +40,9 @@ class Budget:
         return float(sum((cost.of(widths) for cost in self.costs), Fraction(0)))
 
 
-def budget(model: nn.Module, batch: Any, groups: Sequence[ChannelGroup], unit: Unit, forward: Forward | None = None) -> Budget:
+def budget(
+    model: nn.Module, batch: Any, groups: Sequence[ChannelGroup], unit: Unit, forward: Forward | None = None
+) -> Budget:
     """MACs or parameters as a polynomial in the widths: a convolution's are in proportion to its inputs times its outputs.
 
     Cost: a forward pass of one example for MACs.
@@ -49,13 +51,20 @@ def budget(model: nn.Module, batch: Any, groups: Sequence[ChannelGroup], unit: U
     uses, total = _uses(groups), sum(amounts.values())
     costs: list[Cost] = []
     for name, p in model.named_parameters() if unit == "params" else ():
-        if (name, "parameter") in uses:  # a parameter outside of a layer, such as a class token, loses channels of its last axis
+        if (
+            name,
+            "parameter",
+        ) in uses:  # a parameter outside of a layer, such as a class token, loses channels of its last axis
             amounts[name.rpartition(".")[0]] -= p.numel()
             costs += _terms(p.numel(), [(_axis(uses[name, "parameter"], p.shape[-1], groups), p.shape[-1])])
     for name, amount in amounts.items():
         module = model.get_submodule(name)
         sides = [(_axis(uses.get((name, role), {}), full, groups), full) for role, full in _sides(module)]
-        bias = module.bias.numel() if unit == "params" and len(sides) == 2 and isinstance(module.bias, Tensor) else 0
+        bias = (
+            module.bias.numel()
+            if unit == "params" and len(sides) == 2 and isinstance(module.bias, Tensor)
+            else 0
+        )
         costs += _terms(amount - bias, sides) + (_terms(bias, sides[1:]) if bias else [])
     return Budget(unit, tuple(costs), total)
 
@@ -75,7 +84,11 @@ def _sides(module: nn.Module) -> list[tuple[str, int]]:
         return [("consumer", module.in_features), ("producer", module.out_features)]
     if isinstance(module, nn.modules.conv._ConvNd):
         written = ("producer", module.out_channels)
-        return [written] if module.groups == module.out_channels > 1 else [("consumer", module.in_channels), written]
+        return (
+            [written]
+            if module.groups == module.out_channels > 1
+            else [("consumer", module.in_channels), written]
+        )
     weight = getattr(module, "weight", None)
     return [("producer", weight.shape[-1])] if isinstance(weight, Tensor) and weight.ndim else []
 
@@ -92,5 +105,10 @@ def _terms(amount: int, sides: Sequence[tuple[_Axis, int]]) -> list[Cost]:
     found = []
     for parts in itertools.product(*(axis for axis, _ in sides)):
         factor = each * math.prod(n for _, n in parts)
-        found.append(Cost(tuple(g for which, _ in parts for g in which), int(factor) if factor.denominator == 1 else float(factor)))
+        found.append(
+            Cost(
+                tuple(g for which, _ in parts for g in which),
+                int(factor) if factor.denominator == 1 else float(factor),
+            )
+        )
     return found

@@ -30,15 +30,22 @@ def candidates(plan: Plan) -> Candidates:
     found = [channel_group(group) for group in all_groups(trace(plan.model, plan.example, plan.forward))]
     for glob in plan.ignore:
         if not any(fnmatchcase(group.name, glob) for group in found):
-            raise TPVError(f"ignore={glob!r} matches no group of channels: there are {', '.join(group.name for group in found)}.")
+            raise TPVError(
+                f"ignore={glob!r} matches no group of channels: there are {', '.join(group.name for group in found)}."
+            )
     excluded: dict[str, str] = {}
     for group in found:
         if (reason := _unfit(group, plan)) is not None:
             excluded[group.name] = reason
-    groups, wrong = verified(plan.model, plan.example, [group for group in found if group.name not in excluded], plan.forward)
+    groups, wrong = verified(
+        plan.model, plan.example, [group for group in found if group.name not in excluded], plan.forward
+    )
     excluded |= wrong
     if not groups:
-        reasons = "; ".join(f"{name}: {why}" for name, why in excluded.items()) or "it has no hidden convolution or linear layer"
+        reasons = (
+            "; ".join(f"{name}: {why}" for name, why in excluded.items())
+            or "it has no hidden convolution or linear layer"
+        )
         raise TPVError(f"no channel of the model can be removed ({reasons}).")
     return Candidates(groups, found, excluded)
 

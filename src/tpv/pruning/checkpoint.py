@@ -46,7 +46,14 @@ class Origin:
         return Origin(shapes(unpruned), form)
 
 
-def save(model: nn.Module, folder: str | Path, history: Sequence[Sequence[Any]], example: Any, *, unpruned: nn.Module) -> None:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    history: Sequence[Sequence[Any]],
+    example: Any,
+    *,
+    unpruned: nn.Module,
+) -> None:
     """Write a pruned network to ``folder``: ``model.safetensors`` and ``pruning.json``, which :func:`load` reads.
 
     Args:
@@ -88,16 +95,25 @@ def write(model: nn.Module, folder: Path, history: Sequence[Sequence[Any]], orig
     }
     safetensors = _safetensors()
     try:
-        put(folder / WEIGHTS, lambda path: safetensors.torch.save_model(model, str(path), metadata={DESCRIPTION: _digest(found)}))
+        put(
+            folder / WEIGHTS,
+            lambda path: safetensors.torch.save_model(
+                model, str(path), metadata={DESCRIPTION: _digest(found)}
+            ),
+        )
     except (RuntimeError, ValueError, AttributeError, safetensors.SafetensorError) as error:
         if isinstance(error, TPVError):
             raise
-        raise TPVError(f"safetensors cannot write the weights of this model to {folder}: {str(error).splitlines()[0]}") from error
+        raise TPVError(
+            f"safetensors cannot write the weights of this model to {folder}: {str(error).splitlines()[0]}"
+        ) from error
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
     put_text(folder / DESCRIPTION, text + "\n")
 
 
-def load(model: nn.Module, folder: str | Path, *, example: Any = None, forward: Forward | None = None) -> nn.Module:
+def load(
+    model: nn.Module, folder: str | Path, *, example: Any = None, forward: Forward | None = None
+) -> nn.Module:
     """The pruned network that :func:`save`, :func:`tpv.prune` or ``tpv prune`` wrote to ``folder``.
 
     Nothing is unpickled: what was removed is removed again from a copy of ``model``, and the weights are read into that.
@@ -121,7 +137,9 @@ def load(model: nn.Module, folder: str | Path, *, example: Any = None, forward: 
     try:
         _safetensors().torch.load_model(pruned, str(Path(folder) / WEIGHTS))
     except Exception as error:
-        raise TPVError(f"the weights in {folder} do not fit what is left of the model: {' '.join(str(error).split())}") from error
+        raise TPVError(
+            f"the weights in {folder} do not fit what is left of the model: {' '.join(str(error).split())}"
+        ) from error
     for name, p in pruned.named_parameters():
         p.requires_grad_(name not in recorded.frozen and p.is_floating_point())
     return pruned
@@ -135,15 +153,21 @@ def read(folder: Path) -> Recorded:
     """
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
-            raise TPVError(f"there is no {name} in {folder}: give a folder that tpv.pruning.save or tpv prune has written.")
+            raise TPVError(
+                f"there is no {name} in {folder}: give a folder that tpv.pruning.save or tpv prune has written."
+            )
     try:
         found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except ValueError as error:
         raise TPVError(f"{folder / DESCRIPTION} is broken, it is not JSON: {error}.") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise TPVError(f"{folder / DESCRIPTION} does not describe a pruned model: its format is not {FORMAT!r}.")
+        raise TPVError(
+            f"{folder / DESCRIPTION} does not describe a pruned model: its format is not {FORMAT!r}."
+        )
     if found.get("version") != VERSION:
-        raise TPVError(f"{folder / DESCRIPTION} has version {found.get('version')!r}, and this tpv reads version {VERSION}.")
+        raise TPVError(
+            f"{folder / DESCRIPTION} has version {found.get('version')!r}, and this tpv reads version {VERSION}."
+        )
     try:
         with _safetensors().safe_open(str(folder / WEIGHTS), "pt") as weights:
             kept = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 - no mapping
@@ -151,7 +175,9 @@ def read(folder: Path) -> Recorded:
     except Exception as error:
         raise TPVError(f"{folder / WEIGHTS} is broken: {error}.") from error
     if metadata.get(DESCRIPTION) != _digest(found):
-        raise TPVError(f"{WEIGHTS} and {DESCRIPTION} in {folder} do not belong together: save the model again.")
+        raise TPVError(
+            f"{WEIGHTS} and {DESCRIPTION} in {folder} do not belong together: save the model again."
+        )
     return Recorded.of(found, kept, str(folder / DESCRIPTION))
 
 

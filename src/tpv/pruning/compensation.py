@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from tpv._batches import batch_size, batches, call_model, ends
 from tpv.linearization import Forward
 from tpv.pruning.joins import Readers, joins
-from tpv.pruning.least_squares import Layer, Moments, Sums, best_ridge, counted_rows, error, fit, fittable, groups_of, output_rows
+from tpv.pruning.least_squares import (
+    Layer,
+    Moments,
+    Sums,
+    best_ridge,
+    counted_rows,
+    error,
+    fit,
+    fittable,
+    groups_of,
+    output_rows,
+)
 
 _LAYERS_AT_ONCE = 8
 _SMALLEST_SLOPE = 1e-3
@@ -79,7 +90,9 @@ def compensate(
     found = []
     for start in range(0, len(todo), _LAYERS_AT_ONCE):
         names = todo[start : start + _LAYERS_AT_ONCE]
-        targets = [_watch(reference, names, part, forward, todo[start + _LAYERS_AT_ONCE :], kept) for part in parts]
+        targets = [
+            _watch(reference, names, part, forward, todo[start + _LAYERS_AT_ONCE :], kept) for part in parts
+        ]
         for i, name in enumerate(names, start + 1):
             bias = _bias_of(pruned, name, example, forward)
             refit = _refit(name, pruned, [t.pop(name, None) for t in targets], parts, bias, todo[i:], forward)
@@ -92,7 +105,10 @@ def compensate(
 def _order(model: nn.Module, batch: Any, forward: Forward | None) -> list[str]:
     """Names of the layers to re-fit in the order of execution; those called twice are left as they are."""
     called: list[str] = []
-    handles = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in fittable(model).items()]
+    handles = [
+        m.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, m in fittable(model).items()
+    ]
     _run(model, batch, forward, handles)
     return [name for name in called if called.count(name) == 1]
 
@@ -144,7 +160,12 @@ def _refit(
         handle = layer.register_forward_pre_hook(lambda module, args, x=x: x.append(args[0].clone()))
         now = _watch(pruned, [name], batch, forward, later, {}, [handle]).get(name)
         if target and now:
-            sums.add(x[0], target.output + _correction(target, now), batch_size(batch), counted_rows(layer, batch, x[0]))
+            sums.add(
+                x[0],
+                target.output + _correction(target, now),
+                batch_size(batch),
+                counted_rows(layer, batch, x[0]),
+            )
     if not sums.fitted.rows + sums.held_out.rows:
         return None
     fitted, held_out = (m if put is not None else m.uncentered() for m in (sums.fitted, sums.held_out))
@@ -201,7 +222,10 @@ def _watch(
             raise _StopError
 
     layers: dict[str, Layer] = {name: model.get_submodule(name) for name in names}  # type: ignore[misc]
-    hooks = [m.register_forward_hook(lambda m, a, y, n=n: seen.update({n: _Seen(rows(n, y))})) for n, m in layers.items()]
+    hooks = [
+        m.register_forward_hook(lambda m, a, y, n=n: seen.update({n: _Seen(rows(n, y))}))
+        for n, m in layers.items()
+    ]
     hooks += [model.get_submodule(name).register_forward_pre_hook(stop) for name in later]
     with joins(model, {name: partial(rows, name) for name in names}) as found:
         _run(model, batch, forward, [*handles, *hooks])
@@ -211,7 +235,9 @@ def _watch(
     return seen
 
 
-def _bias_of(model: nn.Module, name: str, batch: Any, forward: Forward | None) -> Callable[[Tensor], object] | None:
+def _bias_of(
+    model: nn.Module, name: str, batch: Any, forward: Forward | None
+) -> Callable[[Tensor], object] | None:
     """What takes a bias in: the layer's own, or the running mean of the BatchNorm that alone reads its output; None without either."""
     layer: Layer = model.get_submodule(name)  # type: ignore[assignment]
     if layer.bias is not None:
@@ -219,7 +245,9 @@ def _bias_of(model: nn.Module, name: str, batch: Any, forward: Forward | None) -
     readers, calls = Readers(), list[tuple[nn.modules.batchnorm._BatchNorm, bool]]()
     handles = [layer.register_forward_hook(lambda m, a, y: setattr(readers, "watched", y))]
     for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
-        handles.append(norm.register_forward_pre_hook(lambda m, a: calls.append((m, a[0] is readers.watched))))
+        handles.append(
+            norm.register_forward_pre_hook(lambda m, a: calls.append((m, a[0] is readers.watched)))
+        )
     with readers:
         _run(model, batch, forward, handles)
     alone = [norm for norm, reads in calls if reads and [m for m, _ in calls].count(norm) == 1]

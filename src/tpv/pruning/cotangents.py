@@ -58,7 +58,9 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
     if not (criterion.freezes or criterion.interactions):
         return Frozen(None, None)
     if isinstance(getattr(data, "sampler", None), RandomSampler):
-        raise TPVError("the data must come in the same order each time, and this loader shuffles: give shuffle=False, or list(loader).")
+        raise TPVError(
+            "the data must come in the same order each time, and this loader shuffles: give shuffle=False, or list(loader)."
+        )
     outputs, labels = [], []
     with ready(model, criterion, forward) as lin, torch.no_grad():
         for batch in batches(data):
@@ -78,7 +80,9 @@ def ready(model: nn.Module, criterion: Criterion, forward: Forward | None) -> It
         TPVError: for what is no criterion, or no such model.
     """
     if not isinstance(criterion, Criterion):
-        raise TPVError(f"criterion must be one of tpv.pruning.TPVImportance(), JBR() and JC(), got {criterion!r}.")
+        raise TPVError(
+            f"criterion must be one of tpv.pruning.TPVImportance(), JBR() and JC(), got {criterion!r}."
+        )
     check_model(model)
     with unchanged(model):
         yield Linearization(model, forward, as_output(criterion.output))
@@ -104,7 +108,9 @@ class Cotangents:
         if labels is None:
             k = f[0].numel()
             v = self._probes(piece, k)[:, : min(self._criterion.probes, k)]
-            return v.to(f).reshape(len(f), -1, *f.shape[1:]), torch.ones(len(f), dtype=torch.bool, device=f.device)
+            return v.to(f).reshape(len(f), -1, *f.shape[1:]), torch.ones(
+                len(f), dtype=torch.bool, device=f.device
+            )
         counted = (labels >= 0).reshape(len(f), -1).any(1)
         return self._criterion.directions(f, labels).unsqueeze(1), counted
 
@@ -120,5 +126,7 @@ class Cotangents:
         if kept is None:
             return None
         if piece.number >= len(kept) or len(kept[piece.number]) != piece.size:
-            raise TPVError("the data has changed since the unpruned model saw it: give the same batches in the same order.")
+            raise TPVError(
+                "the data has changed since the unpruned model saw it: give the same batches in the same order."
+            )
         return kept[piece.number][piece.start : piece.start + piece.n].to(f.device)

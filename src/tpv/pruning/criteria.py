@@ -44,7 +44,9 @@ class Criterion(ABC):
         require_choice(type(self).__name__, "members", self.members, ("consumers", "all", "producers"))
         require_choice(type(self).__name__, "squares", self.squares, ("joint", "layers"))
         if self.interactions and self.squares != "joint":
-            raise TPVError(f'{type(self).__name__}(interactions=True) needs squares="joint": sums of layers\' squares do not interact.')
+            raise TPVError(
+                f'{type(self).__name__}(interactions=True) needs squares="joint": sums of layers\' squares do not interact.'
+            )
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,9 @@ class JC(Criterion):
                 f"JC needs integer labels of shape {tuple(shape)} in each batch, (inputs, labels) or a mapping with labels; got {got}."
             )
         if (found >= f.shape[class_axis(f)]).any():
-            raise TPVError(f"a label is {int(found.max())}, and there are {f.shape[class_axis(f)]} classes: count them from 0.")
+            raise TPVError(
+                f"a label is {int(found.max())}, and there are {f.shape[class_axis(f)]} classes: count them from 0."
+            )
         return found.long()
 
     def directions(self, f: Tensor, labels: Tensor) -> Tensor:
@@ -210,4 +214,6 @@ def labels_of(batch: Any) -> Tensor | None:
 
 def _refuse_single_outputs(name: str, f: Tensor) -> None:
     if f.ndim < 2 or f.shape[class_axis(f)] < 2:
-        raise TPVError(f"{name} needs scores of at least two classes, and the outputs are of shape {tuple(f.shape)}: use TPVImportance.")
+        raise TPVError(
+            f"{name} needs scores of at least two classes, and the outputs are of shape {tuple(f.shape)}: use TPVImportance."
+        )

@@ -14,7 +14,16 @@ from tpv._guard import unchanged
 from tpv.linearization import Forward
 from tpv.outputs import Output
 from tpv.pruning.groups import ChannelGroup, Member
-from tpv.pruning.least_squares import Moments, Sums, best_ridge, counted_rows, fit, fittable, groups_of, output_rows
+from tpv.pruning.least_squares import (
+    Moments,
+    Sums,
+    best_ridge,
+    counted_rows,
+    fit,
+    fittable,
+    groups_of,
+    output_rows,
+)
 from tpv.pruning.measurement import Yardstick
 from tpv.pruning.verification import mask_of_inputs
 
@@ -73,12 +82,16 @@ def _first(parts: Sequence[Any], most: int) -> Iterator[Any]:
             most -= n
 
 
-def _gather(sums: Mapping[str, Sums], model: nn.Module, parts: Sequence[Any], forward: Forward | None) -> None:
+def _gather(
+    sums: Mapping[str, Sums], model: nn.Module, parts: Sequence[Any], forward: Forward | None
+) -> None:
     """Add up each reader's inputs and outputs."""
 
     def note(name: str, part: Any) -> Any:
         def hook(layer: Any, args: tuple[Any, ...], y: Tensor) -> None:
-            sums[name].add(args[0], output_rows(layer, y), batch_size(part), counted_rows(layer, part, args[0]))
+            sums[name].add(
+                args[0], output_rows(layer, y), batch_size(part), counted_rows(layer, part, args[0])
+            )
 
         return hook
 
@@ -106,14 +119,20 @@ class _Reader:
         """By held-out examples, without these channels."""
         if self.sums is not None:
             index = self._left(gone)
-            self._ridge = best_ridge(self.sums.fitted.restricted(index), self.sums.held_out.restricted(index), self._rows()[..., index])
+            self._ridge = best_ridge(
+                self.sums.fitted.restricted(index),
+                self.sums.held_out.restricted(index),
+                self._rows()[..., index],
+            )
             self._moments, self.sums = self.sums.fitted + self.sums.held_out, None
 
     def without(self, gone: Tensor) -> tuple[Tensor, Tensor | None]:
         """Its weight, re-fitted and with zeros, and what is added to its outputs."""
         weight: Tensor = self._layer.weight  # type: ignore[assignment]
         if self._moments is None:
-            return weight.detach() * mask_of_inputs(self._layer, self.member.index[gone[self.member.channel]]).to(weight), None
+            return weight.detach() * mask_of_inputs(
+                self._layer, self.member.index[gone[self.member.channel]]
+            ).to(weight), None
         index = self._left(gone)
         w, b = fit(self._moments.restricted(index), self._rows()[..., index], self._ridge)
         whole = torch.zeros_like(self._rows()).index_copy(2, index, w)

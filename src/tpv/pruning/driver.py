@@ -115,7 +115,9 @@ def prune(
     return result
 
 
-def _traceable(model: nn.Module, data: list[Any], forward: Forward | None) -> tuple[nn.Module, tuple[str, ...]]:
+def _traceable(
+    model: nn.Module, data: list[Any], forward: Forward | None
+) -> tuple[nn.Module, tuple[str, ...]]:
     """The model, or a copy with convolutions for its padding shortcuts, and the names of these."""
     if not data:
         return model, ()

@@ -37,7 +37,9 @@ class _Additions(TorchFunctionMode):
         super().__init__()
         self._tell = tell
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if getattr(func, "__name__", "") in _ADDITIONS and len(args) > 1:
             a, b = args[:2]
             if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape:
@@ -54,7 +56,9 @@ class Readers(TorchFunctionMode):
         self.watched: Tensor | None = None
         self.functions: list[str] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and any(t is self.watched for t in tensors([args, kwargs or {}])):
             self.functions.append(func.__name__)
@@ -77,7 +81,12 @@ def joins(model: nn.Module, keep: Mapping[str, Callable[[Tensor], Tensor]]) -> I
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if name in keep:
                 origin[id(output)] = (name, None, output, output._version)
-            elif isinstance(output, Tensor) and args and (source := known(args[0])) and (passed := _passed(module, source[1])):
+            elif (
+                isinstance(output, Tensor)
+                and args
+                and (source := known(args[0]))
+                and (passed := _passed(module, source[1]))
+            ):
                 origin[id(output)] = (source[0], *passed, output, output._version)
 
         return hook

@@ -35,11 +35,21 @@ class Judge:
         if isinstance(plan.criterion, Criterion):
             self._frozen = freeze(plan.model, plan.data, plan.criterion, forward=plan.forward)
 
-    def __call__(self, current: nn.Module, removed: Mapping[str, Sequence[int]]) -> tuple[Values, Terms | None]:
+    def __call__(
+        self, current: nn.Module, removed: Mapping[str, Sequence[int]]
+    ) -> tuple[Values, Terms | None]:
         """Group → the values of the channels that are left, and the terms of criteria with interactions."""
         plan, groups = self._plan, remaining(self._groups, removed)
         if isinstance(plan.criterion, Criterion):
-            found = score(current, plan.data, groups, plan.criterion, frozen=self._frozen, forward=plan.forward, generator=plan.generator)
+            found = score(
+                current,
+                plan.data,
+                groups,
+                plan.criterion,
+                frozen=self._frozen,
+                forward=plan.forward,
+                generator=plan.generator,
+            )
             return {name: scores.value for name, scores in found.items()}, found.terms
         torch.manual_seed(plan.generator)  # for importances that are random; the caller's state is restored
         graph = trace(current, plan.example, plan.forward)
@@ -58,5 +68,7 @@ def _importance(criterion: Importance, graph: Any, group: ChannelGroup) -> Tenso
             "know a layer's type cannot be used: give tpv.pruning.TPVImportance()."
         ) from error
     if not isinstance(values, Tensor) or values.numel() != len(everything):
-        raise TPVError(f"the criterion gave no score for each of the {len(everything)} channels of {group.name}, but {values!r:.80}.")
+        raise TPVError(
+            f"the criterion gave no score for each of the {len(everything)} channels of {group.name}, but {values!r:.80}."
+        )
     return values.detach().double().cpu().reshape(group.tied, group.width).mean(0)

@@ -26,7 +26,9 @@ def fittable(model: nn.Module) -> dict[str, Layer]:
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: dict[str, Layer] = {}
     for name, m in model.named_modules():
-        plain = type(m) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and not (m._forward_hooks or m._forward_pre_hooks)
+        plain = type(m) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and not (
+            m._forward_hooks or m._forward_pre_hooks
+        )
         if plain and m.weight.requires_grad and uses[id(m.weight)] == 1:
             found[name] = m
     return found
@@ -71,11 +73,15 @@ class Moments:
 
     def restricted(self, index: Tensor) -> Moments:
         """Of some of the D inputs."""
-        return Moments(self.xx[:, index][:, :, index], self.xy[:, index], self.yy, self.x[:, index], self.y, self.rows)
+        return Moments(
+            self.xx[:, index][:, :, index], self.xy[:, index], self.yy, self.x[:, index], self.y, self.rows
+        )
 
     def uncentered(self) -> Moments:
         """As if the means were 0: least squares without a bias."""
-        return Moments(self.xx, self.xy, self.yy, torch.zeros_like(self.x), torch.zeros_like(self.y), self.rows)
+        return Moments(
+            self.xx, self.xy, self.yy, torch.zeros_like(self.x), torch.zeros_like(self.y), self.rows
+        )
 
     def centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Covariances xx, xy, the variance of y, and both means."""
@@ -89,7 +95,12 @@ class Sums:
     """Moments of a layer's rows, of three in four examples and of the others, which choose the ridge."""
 
     def __init__(self, layer: Layer) -> None:
-        self.layer, self.fitted, self.held_out, self._seen = layer, Moments.zero(layer), Moments.zero(layer), 0
+        self.layer, self.fitted, self.held_out, self._seen = (
+            layer,
+            Moments.zero(layer),
+            Moments.zero(layer),
+            0,
+        )
 
     def add(self, x: Tensor, y: Tensor, examples: int, counted: Tensor | None = None) -> None:
         """Add a batch.
@@ -128,7 +139,9 @@ def positions(images: int, count: int) -> Tensor:
 
 def output_rows(layer: Layer, y: Tensor) -> Tensor:
     """(N · M, channels) at the chosen positions of a layer's output, or of a tensor of its shape."""
-    return _chosen(y.reshape(len(y), -1, y.shape[-1]) if isinstance(layer, nn.Linear) else y.flatten(2).mT, slice(None))
+    return _chosen(
+        y.reshape(len(y), -1, y.shape[-1]) if isinstance(layer, nn.Linear) else y.flatten(2).mT, slice(None)
+    )
 
 
 def input_rows(layer: Layer, x: Tensor, images: slice) -> Tensor:
@@ -167,7 +180,9 @@ def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     """(N, *positions, C, *kernel), a view of the padded input."""
     padding = layer._reversed_padding_repeated_twice
     x = F.pad(x, padding, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    for axis, (kernel, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
+    for axis, (kernel, stride, dilation) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    ):
         x = x.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
     return x.movedim(1, 1 + len(layer.kernel_size))
 
@@ -181,7 +196,9 @@ def fit(moments: Moments, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]
     w0 = weight.mT
     residual = xy - xx @ w0
     diagonal = xx.diagonal(dim1=1, dim2=2)
-    rounding = _ROUNDING * (diagonal + x.square()).mean(1, keepdim=True) + _TINY  # of constant inputs, whose variance may be below 0
+    rounding = (
+        _ROUNDING * (diagonal + x.square()).mean(1, keepdim=True) + _TINY
+    )  # of constant inputs, whose variance may be below 0
     diagonal += ridge * diagonal.mean(1, keepdim=True).clamp(min=0) + rounding
     w = (w0 + torch.cholesky_solve(residual, torch.linalg.cholesky(xx))).mT
     return w, y - (w @ x.unsqueeze(2)).squeeze(2)

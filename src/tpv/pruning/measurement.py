@@ -35,7 +35,9 @@ class Yardstick:
         forward: as in :func:`tpv.estimate`.
     """
 
-    def __init__(self, model: nn.Module, data: Sequence[Any], output: Output, forward: Forward | None) -> None:
+    def __init__(
+        self, model: nn.Module, data: Sequence[Any], output: Output, forward: Forward | None
+    ) -> None:
         self._parts = [part for batch in data for part in pieces(batch, _AT_ONCE)]
         self._output, self._run = output, forward or call_model
         self._before = list(self._outputs(model))
@@ -75,7 +77,9 @@ def correct(f: Tensor, batch: Any) -> Tensor | None:
         return None
     predicted, classes = f.argmax(class_axis(f)), f.shape[class_axis(f)]
     if labels.numel() and labels.max() >= classes:
-        raise TPVError(f"a test label is {int(labels.max())}, and there are {classes} classes: count them from 0.")
+        raise TPVError(
+            f"a test label is {int(labels.max())}, and there are {classes} classes: count them from 0."
+        )
     return (predicted == labels)[labels != IGNORED].double() if predicted.shape == labels.shape else None
 
 

@@ -18,7 +18,9 @@ def place(model: nn.Module, name: str, shape: torch.Size) -> list[tuple[nn.Modul
     """
     everywhere = dict(model.named_parameters(remove_duplicate=False))
     if name not in everywhere:
-        raise TPVError(f"the model has no parameter {name!r}: give the model that was scored.{did_you_mean(name, everywhere)}")
+        raise TPVError(
+            f"the model has no parameter {name!r}: give the model that was scored.{did_you_mean(name, everywhere)}"
+        )
     if everywhere[name].shape != shape:
         raise TPVError(
             f"{name!r} has shape {tuple(everywhere[name].shape)} in this model, and not {tuple(shape)}: give the model that was scored."

@@ -55,10 +55,14 @@ class Plan:
         require_int("prune", "steps", self.steps, 1)
         require_int("prune", "generator", self.generator, 0)
         if not isinstance(self.target, Target):
-            raise TPVError(f"target={self.target!r}: give the share to keep, 'macs=0.5' or 'params=0.5', or a tpv.pruning.Target.")
+            raise TPVError(
+                f"target={self.target!r}: give the share to keep, 'macs=0.5' or 'params=0.5', or a tpv.pruning.Target."
+            )
         if self.curves and self.allocation != "curves":
             raise TPVError(f"curves= are for allocation='curves', and allocation is {self.allocation!r}.")
-        if isinstance(self.criterion, type) or not (callable(self.criterion) or isinstance(self.criterion, Criterion)):
+        if isinstance(self.criterion, type) or not (
+            callable(self.criterion) or isinstance(self.criterion, Criterion)
+        ):
             raise TPVError(
                 f"criterion={self.criterion!r}: give tpv.pruning.TPVImportance(), JBR(), JC() or an importance of Torch-Pruning."
             )
@@ -79,5 +83,9 @@ class Plan:
     def fingerprint(self) -> str:
         """Text that changes whenever a result would."""
         arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        asked = {name: value for name, value in arguments.items() if name not in ("model", "data", "test", "example")}
+        asked = {
+            name: value
+            for name, value in arguments.items()
+            if name not in ("model", "data", "test", "example")
+        }
         return fingerprint(self.model, self.data, self.test, asked)

@@ -35,7 +35,15 @@ def plot_steps(result: PruningResult, axes: Sequence[Axes] | None = None) -> Seq
         for name, (points, colour, format) in curves.items():
             x = [1.0 if step is None else getattr(result.steps[step], share) for step, _ in points]
             errors = [finite(e.stderr) for _, e in points]
-            drawn = ax.errorbar(x, [e.value for _, e in points], yerr=errors, fmt=format, color=colour, markersize=4, elinewidth=1)
+            drawn = ax.errorbar(
+                x,
+                [e.value for _, e in points],
+                yerr=errors,
+                fmt=format,
+                color=colour,
+                markersize=4,
+                elinewidth=1,
+            )
             drawn.set_label(name)
         ax.axvline(1.0, color=ink(), linewidth=0.8, linestyle=":")
         ax.set_xlabel(label)
@@ -58,7 +66,11 @@ def _curves(result: PruningResult) -> Curves:
     tested = [(i, step.moved_test) for i, step in steps if step.moved_test and step.moved_test.value > 0]
     found: Curves = {"test inputs": (list(tested), ACCENT, "o-")} if tested else {}
     found["calibration inputs"] = ([(i, step.moved) for i, step in steps if step.moved.value > 0], WARM, "s-")
-    found["first order"] = ([(i, step.predicted) for i, step in steps if step.predicted.value > 0], ink(), ":")
+    found["first order"] = (
+        [(i, step.predicted) for i, step in steps if step.predicted.value > 0],
+        ink(),
+        ":",
+    )
     return {name: curve for name, curve in found.items() if curve[0]}
 
 

@@ -30,7 +30,9 @@ def recalibrate(model: nn.Module, data: object, *, forward: Forward | None = Non
         >>> bool(torch.allclose(norm.running_mean, x.mean(0)))
         True
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     kept: list[tuple[Any, bool, float | None]] = [(m, m.training, m.momentum) for m in norms]
     try:
         for norm in norms:

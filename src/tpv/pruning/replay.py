@@ -56,7 +56,10 @@ class Recorded:
             TPVError: if something is missing or of another type.
         """
         try:
-            history = [[str(name), bool(outputs), [int(i) for i in indices]] for name, outputs, indices in found["history"]]
+            history = [
+                [str(name), bool(outputs), [int(i) for i in indices]]
+                for name, outputs, indices in found["history"]
+            ]
             shapes = {name: tuple(map(int, shape)) for name, shape in found["architecture"].items()}
             biases, frozen = tuple(map(str, found["added_biases"])), frozenset(map(str, found["frozen"]))
             return Recorded(history, biases, frozen, found["example"], shapes, dtypes)
@@ -95,7 +98,9 @@ def _example(model: nn.Module, recorded: Recorded) -> Any:
     try:
         return zeros(recorded.example, device)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise TPVError("the form of the batch that the model was pruned with was not kept: give example=, such a batch.") from error
+        raise TPVError(
+            "the form of the batch that the model was pruned with was not kept: give example=, such a batch."
+        ) from error
 
 
 def _lacks_shortcuts(model: nn.Module, recorded: Recorded) -> bool:
@@ -114,14 +119,18 @@ def _refuse_another(model: nn.Module, recorded: Recorded) -> None:
     found = shapes(model)
     for name, shape in recorded.architecture.items():
         if name not in found:
-            raise TPVError(f"the model has no {name}, which the saved one has: give an unpruned instance of the saved architecture.")
+            raise TPVError(
+                f"the model has no {name}, which the saved one has: give an unpruned instance of the saved architecture."
+            )
         if found[name] != shape:
             raise TPVError(
                 f"{name} of the model is of shape {found[name]}, and that of the saved one was {shape} before pruning: "
                 "give an unpruned instance of the saved architecture."
             )
     if more := [name for name in found if name not in recorded.architecture and name not in recorded.dtypes]:
-        raise TPVError(f"the saved model has no {more[0]}, which this one has: give an unpruned instance of the saved architecture.")
+        raise TPVError(
+            f"the saved model has no {more[0]}, which this one has: give an unpruned instance of the saved architecture."
+        )
 
 
 def _remove(model: nn.Module, recorded: Recorded, batch: Any, forward: Forward | None) -> None:
@@ -131,7 +140,9 @@ def _remove(model: nn.Module, recorded: Recorded, batch: Any, forward: Forward |
             warnings.simplefilter("ignore")
             graph.load_pruning_history(recorded.history)
     except Exception as error:
-        raise TPVError(f"the channels in the history cannot be removed from this model ({type(error).__name__}: {error}).") from error
+        raise TPVError(
+            f"the channels in the history cannot be removed from this model ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _add_bias(model: nn.Module, name: str, dtypes: Mapping[str, str]) -> None:
@@ -139,6 +150,10 @@ def _add_bias(model: nn.Module, name: str, dtypes: Mapping[str, str]) -> None:
     layer = modules.get(name)
     weight = getattr(layer, "weight", None)
     if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd) or not isinstance(weight, torch.Tensor):
-        raise TPVError(f"the saved model has an added bias in {name!r}, which is no convolution or linear layer in this one.")
+        raise TPVError(
+            f"the saved model has an added bias in {name!r}, which is no convolution or linear layer in this one."
+        )
     width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    layer.bias = nn.Parameter(weight.new_zeros(width, dtype=_DTYPES.get(dtypes.get(f"{name}.bias", ""), weight.dtype)))
+    layer.bias = nn.Parameter(
+        weight.new_zeros(width, dtype=_DTYPES.get(dtypes.get(f"{name}.bias", ""), weight.dtype))
+    )

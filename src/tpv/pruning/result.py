@@ -55,7 +55,9 @@ class PruningStep(JSONResult):
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "removed", {name: tuple(map(int, channels)) for name, channels in self.removed.items()})
+        object.__setattr__(
+            self, "removed", {name: tuple(map(int, channels)) for name, channels in self.removed.items()}
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,10 @@ class PruningResult:
             raise ImportError("to_pandas needs pandas: pip install 'tpv[pandas]'") from error
         rows = []
         for step in self.steps:
-            row: dict[str, float] = {name: getattr(step, name) for name in ("macs", "params", "macs_share", "params_share", "linearity")}
+            row: dict[str, float] = {
+                name: getattr(step, name)
+                for name in ("macs", "params", "macs_share", "params_share", "linearity")
+            }
             for name in ("predicted", "cut", "moved", "moved_test", "accuracy"):
                 estimate = getattr(step, name)
                 if estimate is not None:
@@ -136,4 +141,8 @@ class PruningResult:
 
 def _numbers_in_lines(text: str) -> str:
     """Indented JSON with lists of integers on one line each."""
-    return re.sub(r"\[\n\s*\d+(,\n\s*\d+)*\n\s*\]", lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
+    return re.sub(
+        r"\[\n\s*\d+(,\n\s*\d+)*\n\s*\]",
+        lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"),
+        text,
+    )

@@ -53,7 +53,10 @@ class Run:
         _check_data(plan)
         found = candidates(plan)
         self._groups, self._excluded = found.groups, found.excluded
-        self._both = {unit: budget(plan.model, plan.example, self._groups, unit, plan.forward) for unit in ("macs", "params")}
+        self._both = {
+            unit: budget(plan.model, plan.example, self._groups, unit, plan.forward)
+            for unit in ("macs", "params")
+        }
         self._costs = plan.target.budget(self._groups, self._both, found.everything)
         check_attainable(self._costs, [1] * len(self._groups), plan.target.keep * self._costs.total)
         output = as_output(plan.output)
@@ -74,7 +77,9 @@ class Run:
             store.add(step, now, plan.example, plan.model)
         self._tell("pruning", plan.steps, plan.steps)
         origin = Origin.of(plan.model, plan.example)
-        return PruningResult(now.model, tuple(store.steps), now.history, curves, self._excluded, self._metadata(), origin)
+        return PruningResult(
+            now.model, tuple(store.steps), now.history, curves, self._excluded, self._metadata(), origin
+        )
 
     @functools.cached_property
     def _unpruned_values(self) -> Values:
@@ -95,7 +100,13 @@ class Run:
             if curve is None:
                 order = self._unpruned_values[group.name].argsort(stable=True)
                 curve = measure_curve(
-                    plan.model, group, order, plan.data, refit=plan.compensate, output=as_output(plan.output), forward=plan.forward
+                    plan.model,
+                    group,
+                    order,
+                    plan.data,
+                    refit=plan.compensate,
+                    output=as_output(plan.output),
+                    forward=plan.forward,
                 )
                 self._store.keep_curve(group.name, curve)
             found[group.name] = curve
@@ -132,7 +143,9 @@ class Run:
         )
         return step, surgery
 
-    def _choose(self, current: nn.Module, removed: Mapping[str, Sequence[int]], curves: dict[str, Curve], limit: float) -> Chosen:
+    def _choose(
+        self, current: nn.Module, removed: Mapping[str, Sequence[int]], curves: dict[str, Curve], limit: float
+    ) -> Chosen:
         if self._plan.allocation == "curves":
             return by_curves(self._groups, self._unpruned_values, curves, removed, self._costs, limit)
         values, terms = self._judge(current, removed)
@@ -145,7 +158,14 @@ class Run:
         plan = self._plan
         if plan.compensate:
             kept = kept_outputs(self._groups, removed)
-            compensate(model, plan.model, plan.data, kept, forward=plan.forward, progress=lambda done, of: self._tell(doing, done, of))
+            compensate(
+                model,
+                plan.model,
+                plan.data,
+                kept,
+                forward=plan.forward,
+                progress=lambda done, of: self._tell(doing, done, of),
+            )
         if plan.recalibrate:
             recalibrate(model, plan.data, forward=plan.forward)
 
@@ -155,7 +175,9 @@ class Run:
         return {
             "target": repr(plan.target),
             "target_unit": plan.target.unit,
-            "criterion": repr(plan.criterion) if dataclasses.is_dataclass(plan.criterion) else type(plan.criterion).__name__,
+            "criterion": repr(plan.criterion)
+            if dataclasses.is_dataclass(plan.criterion)
+            else type(plan.criterion).__name__,
             "allocation": plan.allocation,
             "compensate": plan.compensate,
             "recalibrate": plan.recalibrate,
@@ -188,7 +210,11 @@ def _check_data(plan: Plan) -> None:
     if plan.forward is None:
         with torch.no_grad():
             found = call_model(plan.model, plan.example)
-        several = [t for t in found if isinstance(t, Tensor) and t.is_floating_point()] if isinstance(found, list | tuple) else []
+        several = (
+            [t for t in found if isinstance(t, Tensor) and t.is_floating_point()]
+            if isinstance(found, list | tuple)
+            else []
+        )
         if len(several) > 1:
             warnings.warn(
                 f"the model returns {len(several)} tensors, and only the first counts: give forward=, such as "

@@ -78,15 +78,30 @@ class ChannelScores(Mapping[str, GroupScores]):
 
     @staticmethod
     def from_sums(
-        names: Sequence[str], widths: Sequence[int], sums: Sums, metadata: dict[str, Any], terms: Terms | None = None
+        names: Sequence[str],
+        widths: Sequence[int],
+        sums: Sums,
+        metadata: dict[str, Any],
+        terms: Terms | None = None,
     ) -> ChannelScores:
         """Means, standard errors and reliabilities."""
         n = sums.count
         mean = sums.total / n
-        variance = (sums.squares / n - mean.square()).clamp(min=0) / (n - 1) if n > 1 else torch.full_like(mean, math.nan)
+        variance = (
+            (sums.squares / n - mean.square()).clamp(min=0) / (n - 1)
+            if n > 1
+            else torch.full_like(mean, math.nan)
+        )
         halves = sums.halves / sums.counts.unsqueeze(1)
-        parts = zip(mean.split(list(widths)), variance.sqrt().split(list(widths)), halves.split(list(widths), 1), strict=True)
-        groups = {name: GroupScores(m, s, split_half(*h)) for name, (m, s, h) in zip(names, parts, strict=True)}
+        parts = zip(
+            mean.split(list(widths)),
+            variance.sqrt().split(list(widths)),
+            halves.split(list(widths), 1),
+            strict=True,
+        )
+        groups = {
+            name: GroupScores(m, s, split_half(*h)) for name, (m, s, h) in zip(names, parts, strict=True)
+        }
         return ChannelScores(groups, split_half(*halves), metadata, terms)
 
     def __getitem__(self, name: str) -> GroupScores:
@@ -101,14 +116,20 @@ class ChannelScores(Mapping[str, GroupScores]):
     def to_json(self) -> str:
         """Everything as JSON."""
         groups = {
-            name: {"value": g.value.tolist(), "stderr": g.stderr.tolist(), "reliability": g.reliability} for name, g in self.groups.items()
+            name: {"value": g.value.tolist(), "stderr": g.stderr.tolist(), "reliability": g.reliability}
+            for name, g in self.groups.items()
         }
-        return json.dumps({"groups": groups, "reliability": self.reliability, "metadata": self.metadata}, indent=1)
+        return json.dumps(
+            {"groups": groups, "reliability": self.reliability, "metadata": self.metadata}, indent=1
+        )
 
     def __str__(self) -> str:
         rows = []
         for name, group in self.groups.items():
-            cells = (f"{group.value[i]:.3g} ± {group.stderr[i]:.1g}" for i in (group.value.argmin(), group.value.argmax()))
+            cells = (
+                f"{group.value[i]:.3g} ± {group.stderr[i]:.1g}"
+                for i in (group.value.argmin(), group.value.argmax())
+            )
             rows.append((name, str(len(group.value)), *cells, f"{group.reliability:.2f}"))
         head = table(("group", "channels", "lowest", "highest", "reliability"), rows)
         asked = f"{self.metadata['criterion']}, {self.metadata['examples']} examples"

@@ -91,7 +91,9 @@ def score(
 class _Scoring(Procedure):
     """Terms vᵀJ_g w_g of each example and channel, squared and summed."""
 
-    def __init__(self, lin: Linearization, criterion: Criterion, groups: Sequence[ChannelGroup], cotangents: Cotangents) -> None:
+    def __init__(
+        self, lin: Linearization, criterion: Criterion, groups: Sequence[ChannelGroup], cotangents: Cotangents
+    ) -> None:
         self._lin, self._criterion, self._groups, self._cotangents = lin, criterion, groups, cotangents
         self.names, self.method = [TOTAL], repr(criterion)
         self._chosen = [group.chosen(criterion.members) for group in groups]
@@ -131,9 +133,13 @@ class _Scoring(Procedure):
         with self._tapped(piece.batch) as (f, z, found):
             v, counted = self._cotangents(f.detach(), piece)
             moved = self._cotangents.moved(self._lin, f.detach(), piece)
-            total = torch.zeros(len(f), sum(group.width for group in self._groups), dtype=torch.float64, device=f.device)
+            total = torch.zeros(
+                len(f), sum(group.width for group in self._groups), dtype=torch.float64, device=f.device
+            )
             for r in range(v.shape[1]):
-                joint, squares = self._by_channel(self._terms(z, found, v[:, r], last=r == v.shape[1] - 1), len(f))
+                joint, squares = self._by_channel(
+                    self._terms(z, found, v[:, r], last=r == v.shape[1] - 1), len(f)
+                )
                 total += joint.square() if self._criterion.squares == "joint" else squares
                 if self._criterion.interactions:
                     already = -(v[:, r].double() * moved).reshape(len(f), -1).sum(1, keepdim=True)
@@ -159,9 +165,13 @@ class _Scoring(Procedure):
         else:
             yield f, z, found
 
-    def _terms(self, z: Tensor, found: list[Tap], v: Tensor, *, last: bool, absolute: bool = False) -> dict[Site, Tensor]:
+    def _terms(
+        self, z: Tensor, found: list[Tap], v: Tensor, *, last: bool, absolute: bool = False
+    ) -> dict[Site, Tensor]:
         """Site → Σ over positions of activation × gradient, (N, width of the layer)."""
-        gradients = torch.autograd.grad(z, [tap.edge for tap in found], v, retain_graph=not last, allow_unused=True)
+        gradients = torch.autograd.grad(
+            z, [tap.edge for tap in found], v, retain_graph=not last, allow_unused=True
+        )
         terms: dict[Site, Tensor] = {}
         for tap, gradient in zip(found, gradients, strict=True):
             if gradient is not None:
@@ -178,7 +188,11 @@ class _Scoring(Procedure):
             for member in chosen:
                 term = terms.get((member.module, member.role))
                 if term is not None:
-                    parts.append(torch.zeros_like(parts[0]).index_add_(1, member.channel.to(device), term[:, member.index.to(device)]))
+                    parts.append(
+                        torch.zeros_like(parts[0]).index_add_(
+                            1, member.channel.to(device), term[:, member.index.to(device)]
+                        )
+                    )
             joint.append(torch.stack(parts).sum(0))
             squares.append(torch.stack(parts).square().sum(0))
         return torch.cat(joint, 1), torch.cat(squares, 1)
@@ -195,7 +209,9 @@ class _Scoring(Procedure):
                 alone = self._terms(z, found, v[i : i + 1], last=False)
                 scales = self._terms(z, found, v[i : i + 1], last=True, absolute=True)
             for site, term in alone.items():
-                apart = together[site][i : i + 1].sub(term).abs().max() if site in together else term.abs().max()
+                apart = (
+                    together[site][i : i + 1].sub(term).abs().max() if site in together else term.abs().max()
+                )
                 if not apart <= tolerance(z.dtype) * max(10 * term.abs().max(), scales[site].max() / 10):
                     raise TPVError(
                         f"the rows of {site[0]} cannot be told apart by example (positions are reordered or shared across the batch): "

@@ -41,7 +41,11 @@ def by_ranking(
     """
     left = [(i, c) for i, group in enumerate(groups) for c in _left(group, removed)]
     now = [group.width - len(removed.get(group.name, ())) for group in groups]
-    ranking = _Ranking([i for i, _ in left], now, Elimination(torch.tensor([v for g in groups for v in _finite(g, values)]), terms))
+    ranking = _Ranking(
+        [i for i, _ in left],
+        now,
+        Elimination(torch.tensor([v for g in groups for v in _finite(g, values)]), terms),
+    )
 
     def widths(k: int) -> list[int]:
         """Without the first k."""
@@ -89,7 +93,11 @@ class _Ranking:
 
 
 def uniformly(
-    groups: Sequence[ChannelGroup], values: Mapping[str, Tensor], removed: Mapping[str, Sequence[int]], costs: Budget, limit: float
+    groups: Sequence[ChannelGroup],
+    values: Mapping[str, Tensor],
+    removed: Mapping[str, Sequence[int]],
+    costs: Budget,
+    limit: float,
 ) -> Chosen:
     """The channels of lowest value within each group, the same share of every group.
 
@@ -146,7 +154,10 @@ def interpolated(curve: Curve, width: int) -> float:
 
 
 def to_widths(
-    groups: Sequence[ChannelGroup], values: Mapping[str, Tensor], removed: Mapping[str, Sequence[int]], widths: Sequence[int]
+    groups: Sequence[ChannelGroup],
+    values: Mapping[str, Tensor],
+    removed: Mapping[str, Sequence[int]],
+    widths: Sequence[int],
 ) -> Chosen:
     """The channels of highest value stay, so many in each group."""
     chosen: Chosen = {}

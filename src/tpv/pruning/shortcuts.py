@@ -65,9 +65,13 @@ def replace_padding_shortcuts(model: nn.Module, example: Any, *, forward: Forwar
     check_module(model)
     with unchanged(model), torch.no_grad():
         calls = _recorded(model, example, forward or call_model)
-        found = {module: conv for module, seen in calls.items() if (conv := _convolution(module, seen)) is not None}
+        found = {
+            module: conv for module, seen in calls.items() if (conv := _convolution(module, seen)) is not None
+        }
     if model in found:
-        raise TPVError("the model itself is a padding shortcut and cannot be replaced in place: wrap it, nn.Sequential(model).")
+        raise TPVError(
+            "the model itself is a padding shortcut and cannot be replaced in place: wrap it, nn.Sequential(model)."
+        )
     places = {f"{prefix}{key}": (parent, key) for parent, key, prefix in _outermost(model, found)}
     replacements = [(parent, key, found[parent.get_submodule(key)]) for parent, key in places.values()]
     for parent, key, conv in replacements:
@@ -75,7 +79,9 @@ def replace_padding_shortcuts(model: nn.Module, example: Any, *, forward: Forwar
     return list(places)
 
 
-def _outermost(model: nn.Module, found: dict[nn.Module, nn.Module], prefix: str = "") -> Iterator[tuple[nn.Module, str, str]]:
+def _outermost(
+    model: nn.Module, found: dict[nn.Module, nn.Module], prefix: str = ""
+) -> Iterator[tuple[nn.Module, str, str]]:
     """(parent, key, prefix of its name) of the modules to replace, but of none inside another."""
     for key, child in model._modules.items():
         if child in found:
@@ -103,8 +109,16 @@ def _recorded(model: nn.Module, example: Any, forward: Forward) -> dict[nn.Modul
         else:
             others.add(module)
 
-    stateless = [m for m in model.modules() if not any(True for _ in m.parameters()) and not any(True for _ in m.buffers())]
-    handles = [m.register_forward_hook(hook, with_kwargs=True) for m in stateless if not (m._forward_hooks or m._forward_pre_hooks)]
+    stateless = [
+        m
+        for m in model.modules()
+        if not any(True for _ in m.parameters()) and not any(True for _ in m.buffers())
+    ]
+    handles = [
+        m.register_forward_hook(hook, with_kwargs=True)
+        for m in stateless
+        if not (m._forward_hooks or m._forward_pre_hooks)
+    ]
     try:
         forward(model, example)
     finally:
@@ -116,7 +130,13 @@ def _recorded(model: nn.Module, example: Any, forward: Forward) -> dict[nn.Modul
 def _convolution(module: nn.Module, calls: list[_Call]) -> nn.Module | None:
     """What gives the outputs of the module for all its calls and for random inputs; None if nothing does."""
     x, y = calls[0].x, calls[0].y
-    if x.ndim not in _CONVS or y.ndim != x.ndim or len(x) != len(y) or x.shape[1] == y.shape[1] or not x.is_floating_point():
+    if (
+        x.ndim not in _CONVS
+        or y.ndim != x.ndim
+        or len(x) != len(y)
+        or x.shape[1] == y.shape[1]
+        or not x.is_floating_point()
+    ):
         return None
     conv = _read_off(module, x)
     if conv is None:
@@ -140,19 +160,25 @@ def _read_off(module: nn.Module, x: Tensor) -> nn.Module | None:
     """The convolution that moves distinct numbers to where the module moves them."""
     channels, dims = x.shape[1], x.ndim - 2
     pixels = _PROBED**dims
-    numbers = torch.arange(1, channels * pixels + 1, dtype=torch.float64, device=x.device).reshape(1, channels, *[_PROBED] * dims)
+    numbers = torch.arange(1, channels * pixels + 1, dtype=torch.float64, device=x.device).reshape(
+        1, channels, *[_PROBED] * dims
+    )
     y = _output(module, numbers)
     if y is None or y.ndim != x.ndim or len(y) != 1 or y.dtype != torch.float64:
         return None
     if not ((y == y.round()) & (y >= 0) & (y <= numbers.max())).all():
         return None
-    stride = [next((s for s in range(1, _PROBED + 1) if math.ceil(_PROBED / s) == size), 0) for size in y.shape[2:]]
+    stride = [
+        next((s for s in range(1, _PROBED + 1) if math.ceil(_PROBED / s) == size), 0) for size in y.shape[2:]
+    ]
     if 0 in stride:
         return None
     origin = y[0].reshape(y.shape[1], -1)[:, 0].long()
     from_channel = (origin - 1).div(pixels, rounding_mode="floor")
     copied = origin > 0
-    conv: nn.Module = nn.utils.skip_init(_CONVS[x.ndim], channels, y.shape[1], 1, stride, bias=False, device=x.device, dtype=x.dtype)
+    conv: nn.Module = nn.utils.skip_init(
+        _CONVS[x.ndim], channels, y.shape[1], 1, stride, bias=False, device=x.device, dtype=x.dtype
+    )
     weight = conv.get_parameter("weight").zero_()
     weight[copied.nonzero()[:, 0], from_channel[copied]] = 1
     return conv.requires_grad_(False)

@@ -69,7 +69,9 @@ class PruningStore:
         self.steps.append(step)
         self._write()
 
-    def model(self, model: nn.Module, index: int, *, example: Any = None, forward: Forward | None = None) -> Surgery:
+    def model(
+        self, model: nn.Module, index: int, *, example: Any = None, forward: Forward | None = None
+    ) -> Surgery:
         """The network after a finished step.
 
         Args:
@@ -136,7 +138,9 @@ class PruningStore:
                 return
             steps = [PruningStep.from_dict(step) for step in found["steps"]]
             self._curves = {
-                name: {int(width): math.nan if value is None else float(value) for width, value in curve.items()}
+                name: {
+                    int(width): math.nan if value is None else float(value) for width, value in curve.items()
+                }
                 for name, curve in found["curves"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -172,6 +176,9 @@ def fingerprint(model: nn.Module, data: Sequence[Any], test: Sequence[Any] | Non
         >>> fingerprint(model, data, None, "macs=0.5") == fingerprint(model, data, None, "macs=0.4")
         False
     """
-    batches = [None if part is None else [(batch_size(batch), digest(*tensors(batch))) for batch in part] for part in (data, test)]
+    batches = [
+        None if part is None else [(batch_size(batch), digest(*tensors(batch))) for batch in part]
+        for part in (data, test)
+    ]
     versions = version("tpv"), torch.__version__, version("torch_pruning")
     return repr((weights_digest(model), batches, told(arguments), versions))

@@ -32,7 +32,9 @@ def structure(batch: Any) -> Any:
         return {"list" if isinstance(batch, list) else "tuple": [structure(value) for value in batch]}
     if batch is None or isinstance(batch, bool | int | float | str):
         return {"value": batch}
-    raise TPVError(f"the form of a batch with a {type(batch).__name__} in it cannot be kept: give tensors, tuples, lists or mappings.")
+    raise TPVError(
+        f"the form of a batch with a {type(batch).__name__} in it cannot be kept: give tensors, tuples, lists or mappings."
+    )
 
 
 def zeros(found: Any, device: torch.device) -> Any:

@@ -32,7 +32,13 @@ class Surgery:
     history: list[list[Any]]
 
 
-def remove(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], removed: Removed, forward: Forward | None = None) -> Surgery:
+def remove(
+    model: nn.Module,
+    example: Any,
+    groups: Sequence[ChannelGroup],
+    removed: Removed,
+    forward: Forward | None = None,
+) -> Surgery:
     """A copy of the model without these channels.
 
     Raises:
@@ -57,7 +63,9 @@ def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelG
     kept = _kept(groups, removed)
     found = []
     for group in groups:
-        stays = torch.tensor([c for c in range(group.width) if c not in set(removed.get(group.name, ()))], dtype=torch.long)
+        stays = torch.tensor(
+            [c for c in range(group.width) if c not in set(removed.get(group.name, ()))], dtype=torch.long
+        )
         channels = torch.full((group.width,), -1).scatter_(0, stays, torch.arange(len(stays)))
         members = []
         for m in group.members:

@@ -85,7 +85,9 @@ def _reading(name: str, found: list[Tap], copied: Collection[Site]) -> Any:
         x = args[0] if args else kwargs["input"]
         site: Site = (name, "consumer")
         alias = _alias(x.clone() if site in copied else x)
-        found.append(_tap(site, alias.detach(), [] if site in copied else [alias, x], alias, axis_of(module, x)))
+        found.append(
+            _tap(site, alias.detach(), [] if site in copied else [alias, x], alias, axis_of(module, x))
+        )
         return ((alias, *args[1:]), kwargs) if args else (args, {**kwargs, "input": alias})
 
     return hook
@@ -101,7 +103,13 @@ def _writing(name: str, found: list[Tap], copied: Collection[Site]) -> Any:
         alias = _alias(output)
         value = _weighted(module, args, alias.detach())
         found.append(
-            _tap(site, value.clone() if site in copied else value, [] if site in copied else [alias], alias, axis_of(module, alias))
+            _tap(
+                site,
+                value.clone() if site in copied else value,
+                [] if site in copied else [alias],
+                alias,
+                axis_of(module, alias),
+            )
         )
         return alias
 
@@ -110,7 +118,9 @@ def _writing(name: str, found: list[Tap], copied: Collection[Site]) -> Any:
 
 def _alias(t: Tensor) -> Tensor:
     """The same memory as a node of its own in the graph, so that its gradient is that of what comes next alone."""
-    alias: Tensor = torch.ops.aten._unsafe_view(t if t.requires_grad else t.detach().requires_grad_(), t.shape)
+    alias: Tensor = torch.ops.aten._unsafe_view(
+        t if t.requires_grad else t.detach().requires_grad_(), t.shape
+    )
     return alias
 
 

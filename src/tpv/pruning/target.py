@@ -39,7 +39,9 @@ class Target:
     def __post_init__(self) -> None:
         require_number("Target", "keep", self.keep, 0, 1, open_low=True)
         if self.costs is None and self.unit not in ("macs", "params"):
-            raise TPVError(f"Target(unit={self.unit!r}): give 'macs' or 'params', or costs=[tpv.pruning.Cost(...), ...] of your own.")
+            raise TPVError(
+                f"Target(unit={self.unit!r}): give 'macs' or 'params', or costs=[tpv.pruning.Cost(...), ...] of your own."
+            )
 
     @staticmethod
     def parse(text: str) -> Target:
@@ -52,10 +54,14 @@ class Target:
         try:
             keep = float(share)
         except ValueError:
-            raise TPVError(f"target {text!r} cannot be read: write the share to keep, 'macs=0.5' or 'params=0.5'.") from None
+            raise TPVError(
+                f"target {text!r} cannot be read: write the share to keep, 'macs=0.5' or 'params=0.5'."
+            ) from None
         return Target(unit.strip(), keep)
 
-    def budget(self, groups: Sequence[ChannelGroup], known: Mapping[str, Budget], everything: Sequence[ChannelGroup]) -> Budget:
+    def budget(
+        self, groups: Sequence[ChannelGroup], known: Mapping[str, Budget], everything: Sequence[ChannelGroup]
+    ) -> Budget:
         """The cost of a network as a function of the widths of some of its groups; the others keep theirs.
 
         Args:
@@ -71,7 +77,9 @@ class Target:
         names = [group.name for group in groups]
         full = [group.width for group in everything]
         if unknown := [g for cost in self.costs for g in cost.groups if g >= len(full)]:
-            raise TPVError(f"Target(costs=...) has a cost of group {unknown[0]}, and the network has {len(full)}, counted from 0.")
+            raise TPVError(
+                f"Target(costs=...) has a cost of group {unknown[0]}, and the network has {len(full)}, counted from 0."
+            )
         place = {i: names.index(group.name) for i, group in enumerate(everything) if group.name in names}
         total = sum(cost.of(full) for cost in self.costs)
         return Budget(self.unit, tuple(_among(cost, place, full) for cost in self.costs), float(total))
@@ -85,4 +93,6 @@ def _among(cost: Cost, place: Mapping[int, int], full: Sequence[int]) -> Cost:
         return Cost(kept, cost.amount * math.prod(full[g] for g in fixed))
     rows = [(dict(zip(cost.groups, widths, strict=True)), amount) for widths, amount in cost.amount.items()]
     fitting = [(widths, amount) for widths, amount in rows if all(widths[g] == full[g] for g in fixed)]
-    return Cost(kept, {tuple(widths[g] for g in cost.groups if g in place): amount for widths, amount in fitting})
+    return Cost(
+        kept, {tuple(widths[g] for g in cost.groups if g in place): amount for widths, amount in fitting}
+    )

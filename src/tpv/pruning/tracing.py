@@ -45,7 +45,10 @@ def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Any
         with _in_words(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             graph = tp.DependencyGraph().build_dependency(
-                model, example, forward_fn=lambda m, x: outputs_tensor((forward or call_model)(m, x)), verbose=False
+                model,
+                example,
+                forward_fn=lambda m, x: outputs_tensor((forward or call_model)(m, x)),
+                verbose=False,
             )
             return _bounded(graph)
     finally:
@@ -97,7 +100,9 @@ def all_groups(graph: Any, members: Members | None = None) -> list[Any]:
         members: leave out the groups without such members.
     """
     tp = torch_pruning()
-    roots = tuple(tp.ops.type2class(kind) for kind in (tp.ops.OPTYPE.CONV, tp.ops.OPTYPE.LINEAR, tp.ops.OPTYPE.EMBED))
+    roots = tuple(
+        tp.ops.type2class(kind) for kind in (tp.ops.OPTYPE.CONV, tp.ops.OPTYPE.LINEAR, tp.ops.OPTYPE.EMBED)
+    )
     with _in_words():
         groups = list(graph.get_all_groups(root_module_types=roots))
     found = [group for group in groups if not any(_is_output(graph, dep) for dep, _ in group)]
@@ -124,7 +129,11 @@ def _scorable(group: ChannelGroup, members: Members) -> bool:
 
 def _is_output(graph: Any, dep: Any) -> bool:
     node = dep.target
-    return not node.outputs and graph.is_out_channel_pruning_fn(dep.handler) and not isinstance(node.module, nn.Parameter)
+    return (
+        not node.outputs
+        and graph.is_out_channel_pruning_fn(dep.handler)
+        and not isinstance(node.module, nn.Parameter)
+    )
 
 
 def channel_group(group: Any) -> ChannelGroup:
@@ -146,7 +155,11 @@ def channel_group(group: Any) -> ChannelGroup:
         role = _role(graph, item.dep)
         if role is None:
             continue
-        known = regular and set(item.root_idxs) <= position.keys() and 0 <= min(item.idxs) <= max(item.idxs) < _axis(graph, item.dep)
+        known = (
+            regular
+            and set(item.root_idxs) <= position.keys()
+            and 0 <= min(item.idxs) <= max(item.idxs) < _axis(graph, item.dep)
+        )
         channels = torch.tensor([position.get(root, 0) for root in item.root_idxs]) % width
         name = names.get(module) if isinstance(module, nn.Module) else graph._param_to_name.get(module)
         index = torch.tensor(item.idxs if known else [0] * len(channels))
@@ -171,9 +184,18 @@ def _axis(graph: Any, dep: Any) -> float:
 def _tied(graph: Any, dep: Any) -> int:
     """How many equal parts a layer needs its channels in."""
     module, pruner = dep.target.module, graph.get_pruner_of_module(dep.target.module)
-    if isinstance(module, nn.Parameter) or pruner is None or not isinstance(module, nn.Module) or _is_depthwise(module):
+    if (
+        isinstance(module, nn.Parameter)
+        or pruner is None
+        or not isinstance(module, nn.Module)
+        or _is_depthwise(module)
+    ):
         return 1
-    side = pruner.get_out_channel_groups if graph.is_out_channel_pruning_fn(dep.handler) else pruner.get_in_channel_groups
+    side = (
+        pruner.get_out_channel_groups
+        if graph.is_out_channel_pruning_fn(dep.handler)
+        else pruner.get_in_channel_groups
+    )
     return int(side(module))
 
 
@@ -230,4 +252,8 @@ def _name(fn: Any) -> str:
 
 def _operation(dep: Any) -> str:
     fn = dep.target.grad_fn
-    return f"an operation outside of a layer ({fn.name()})" if fn is not None else type(dep.target.module).__name__
+    return (
+        f"an operation outside of a layer ({fn.name()})"
+        if fn is not None
+        else type(dep.target.module).__name__
+    )

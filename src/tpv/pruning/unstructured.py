@@ -90,28 +90,40 @@ def weight_scores(
     started = time.perf_counter()
     criterion = criterion or TPVImportance()
     with ready(model, criterion, forward) as lin:
-        squares = _WeightSquares(lin, _chosen(lin.weights, params), criterion, Cotangents(criterion, generator, frozen))
+        squares = _WeightSquares(
+            lin, _chosen(lin.weights, params), criterion, Cotangents(criterion, generator, frozen)
+        )
         run = accumulate(lin, batches(data), lambda outputs: squares, chunk_size, progress)
     if not run.moments.count:
         raise TPVError(f"no example counts for {criterion!r}: all are below the confidence or ignored.")
     metadata = run.metadata(generator, started)
-    return WeightScores(squares.scores(), run.moments.estimates(), *squares.reliability(), run.moments.count, metadata)
+    return WeightScores(
+        squares.scores(), run.moments.estimates(), *squares.reliability(), run.moments.count, metadata
+    )
 
 
 def _chosen(weights: Weights, params: Patterns) -> Weights:
     if params is not None:
         return weights.select(params)
-    names = [name for name, w in weights.items() if w.ndim > 1 and not isinstance(weights.module(name), _NORMS)]
+    names = [
+        name for name, w in weights.items() if w.ndim > 1 and not isinstance(weights.module(name), _NORMS)
+    ]
     if not names:
-        raise TPVError("no trainable weight has two dimensions or more: choose some with params=, such as params='*'.")
+        raise TPVError(
+            "no trainable weight has two dimensions or more: choose some with params=, such as params='*'."
+        )
     return weights.select(lambda name, w: name in set(names))
 
 
 class _WeightSquares(Procedure):
     """Sums of w_i² (vᵀJ)_i²: over examples for every weight, over a layer's weights for every example."""
 
-    def __init__(self, lin: Linearization, weights: Weights, criterion: Criterion, cotangents: Cotangents) -> None:
-        self._scales = {name: weights.without_padding(name, widened(w).square()) for name, w in weights.items()}
+    def __init__(
+        self, lin: Linearization, weights: Weights, criterion: Criterion, cotangents: Cotangents
+    ) -> None:
+        self._scales = {
+            name: weights.without_padding(name, widened(w).square()) for name, w in weights.items()
+        }
         self.sweep = Sweep(lin, {name: w.new_ones(1) for name, w in weights.items()})
         self._weights, self._cotangents = weights, cotangents
         self._sampled = isinstance(criterion, TPVImportance)
@@ -132,7 +144,9 @@ class _WeightSquares(Procedure):
                 for r in range(passes):
                     for name, g in gradients(v[:, r], names).items():
                         squares = widened(g).square().flatten(1)
-                        values[:, r, self.names.index(layer_of(name))] += squares @ self._scales[name].flatten()
+                        values[:, r, self.names.index(layer_of(name))] += (
+                            squares @ self._scales[name].flatten()
+                        )
                         halves = torch.stack([1 - odd, odd]).to(squares) / passes @ squares
                         found[name] = found[name] + halves if name in found else halves
         for name, halves in found.items():
@@ -183,7 +197,9 @@ class _WeightSquares(Procedure):
         for name in self._weights:
             layers.setdefault(layer_of(name), []).append(self._halves(name))
         joined = {layer: torch.cat(halves, 1) for layer, halves in layers.items()}
-        return split_half(*torch.cat(list(joined.values()), 1)), {layer: split_half(*halves) for layer, halves in joined.items()}
+        return split_half(*torch.cat(list(joined.values()), 1)), {
+            layer: split_half(*halves) for layer, halves in joined.items()
+        }
 
     def _halves(self, name: str) -> Tensor:
         """(2, number of weights that are trained) scores, up to a factor, from the even and from the odd examples."""

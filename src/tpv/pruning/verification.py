@@ -35,7 +35,11 @@ def verified(
     Cost: four forward passes of the example where all is well, else two for each group.
     """
     excluded = {g.name: "has a single channel" for g in groups if g.width == 1}
-    excluded |= {g.name: f"the weights of {tied[0]} are used by other layers too" for g in groups if (tied := _tied(model, g))}
+    excluded |= {
+        g.name: f"the weights of {tied[0]} are used by other layers too"
+        for g in groups
+        if (tied := _tied(model, g))
+    }
     usable = [g for g in groups if g.name not in excluded]
     found = problems(model, example, usable, forward)
     if wrong := [name for name, problem in found.items() if problem == WRONG]:
@@ -55,15 +59,25 @@ def wrongly_traced(name: str, otherwise: str) -> str:
     )
 
 
-def problems(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forward: Forward | None = None) -> dict[str, str]:
+def problems(
+    model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forward: Forward | None = None
+) -> dict[str, str]:
     """Group → what happens when a channel goes, for groups where something is amiss."""
     mixed = [g for g in groups if _is_mixed(model, g)]
-    if not any(_agrees(model, example, some, forward) for some in ([g for g in groups if g not in mixed], mixed)):
+    if not any(
+        _agrees(model, example, some, forward) for some in ([g for g in groups if g not in mixed], mixed)
+    ):
         return {}
-    return {group.name: problem for group in groups if (problem := _agrees(model, example, [group], forward)) is not None}
+    return {
+        group.name: problem
+        for group in groups
+        if (problem := _agrees(model, example, [group], forward)) is not None
+    }
 
 
-def _agrees(model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forward: Forward | None) -> str | None:
+def _agrees(
+    model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forward: Forward | None
+) -> str | None:
     """None, or what is wrong when the last channel of each group goes."""
     if not groups:
         return None
@@ -100,7 +114,9 @@ def _tied(model: nn.Module, group: ChannelGroup) -> list[str]:
     return [m.module for m in group.members if m.module in shared]
 
 
-def silenced(model: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> nn.Module:
+def silenced(
+    model: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]]
+) -> nn.Module:
     """A copy of the model in which nobody reads the removed channels."""
     quiet = copy.deepcopy(model)
     for name, mask in masks(model, groups, removed).items():
@@ -108,14 +124,18 @@ def silenced(model: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[
     return quiet
 
 
-def masks(model: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+def masks(
+    model: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
     """Masks of the weights that read channels, 0 for the removed ones."""
     found: dict[str, Tensor] = {}
     for group in groups:
         gone = torch.tensor(list(removed.get(group.name, ())), dtype=torch.long)
         for member in group.chosen("consumers") if len(gone) else ():
             name, layer = f"{member.module}.weight", model.get_submodule(member.module)
-            mask = mask_of_inputs(layer, member.index[torch.isin(member.channel, gone)]).to(next(layer.parameters()).device)
+            mask = mask_of_inputs(layer, member.index[torch.isin(member.channel, gone)]).to(
+                next(layer.parameters()).device
+            )
             found[name] = found[name] & mask if name in found else mask
     return found
 
@@ -130,4 +150,6 @@ def mask_of_inputs(layer: nn.Module, gone: Tensor) -> Tensor:
         return mask
     mask = torch.ones(groups, 1, weight.shape[1], dtype=torch.bool)
     mask.movedim(1, -1).reshape(-1)[gone] = False
-    return mask.expand(groups, len(weight) // groups, weight.shape[1]).reshape(len(weight), weight.shape[1], *[1] * (weight.ndim - 2))
+    return mask.expand(groups, len(weight) // groups, weight.shape[1]).reshape(
+        len(weight), weight.shape[1], *[1] * (weight.ndim - 2)
+    )

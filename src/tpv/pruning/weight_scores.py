@@ -111,7 +111,9 @@ class WeightScores:
         keep = torch.ones(len(flat), dtype=torch.bool, device=device)
         keep[flat.argsort(stable=True)[:going]] = False
         split = zip(names, keep.split(sizes), strict=True)
-        return {name: mask.reshape(self.scores[name].shape).to(self.scores[name].device) for name, mask in split}
+        return {
+            name: mask.reshape(self.scores[name].shape).to(self.scores[name].device) for name, mask in split
+        }
 
     def n_m_masks(self, n: int = 2, m: int = 4, *, dim: int = 1) -> dict[str, Tensor]:
         """Keep the n weights with the largest scores of each m consecutive ones; of equal ones, those that come first.
@@ -133,11 +135,20 @@ class WeightScores:
         require_int("n_m_masks", "m", m, 2)
         require_int("n_m_masks", "n", n, 1, m - 1)
         require_int("n_m_masks", "dim", dim, 0)
-        fitting = {k: s for k, s in self.scores.items() if s.ndim > dim and s.shape[dim] % m == 0 and bool(s.isfinite().all())}
+        fitting = {
+            k: s
+            for k, s in self.scores.items()
+            if s.ndim > dim and s.shape[dim] % m == 0 and bool(s.isfinite().all())
+        }
         if not fitting:
-            raise TPVError(f"n_m_masks: no parameter has an axis {dim} whose size is a multiple of {m}: choose another m or dim.")
+            raise TPVError(
+                f"n_m_masks: no parameter has an axis {dim} whose size is a multiple of {m}: choose another m or dim."
+            )
         if left := [name for name in self.scores if name not in fitting]:
-            warnings.warn(f"n_m_masks leaves out {', '.join(left)}: axis {dim} is no multiple of {m}, or has frozen rows.", stacklevel=2)
+            warnings.warn(
+                f"n_m_masks leaves out {', '.join(left)}: axis {dim} is no multiple of {m}, or has frozen rows.",
+                stacklevel=2,
+            )
         return {name: _best_of_each(scores, n, m, dim) for name, scores in fitting.items()}
 
     def __str__(self) -> str:
@@ -160,7 +171,9 @@ class WeightScores:
 def _how_many(amount: float | int, count: int, removable: int) -> int:
     whole = isinstance(amount, int) and not isinstance(amount, bool)
     if not (amount >= 0 if whole else isinstance(amount, float) and 0 <= amount < 1):
-        raise TPVError(f"masks(amount={amount!r}): amount must be a fraction in [0, 1) or an int, the number of weights to remove.")
+        raise TPVError(
+            f"masks(amount={amount!r}): amount must be a fraction in [0, 1) or an int, the number of weights to remove."
+        )
     going = int(amount) if whole else round(amount * count)
     if going > removable:
         raise TPVError(

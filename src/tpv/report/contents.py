@@ -12,7 +12,10 @@ from tpv.result import LinearityResult, StabilityResult, TPVResult
 from tpv.result.serialization import read_json
 
 FORMAT, VERSION = "tpv-report", 1
-_KINDS: dict[str, type[StabilityResult] | type[TPVResult]] = {"StabilityResult": StabilityResult, "TPVResult": TPVResult}
+_KINDS: dict[str, type[StabilityResult] | type[TPVResult]] = {
+    "StabilityResult": StabilityResult,
+    "TPVResult": TPVResult,
+}
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,21 @@ class Entry:
         if self.stability:
             found.append(("test", self.stability.test))
         if self.stability and self.stability.cross_fitted and self.stability.test_of_halves:
-            found += [("cross-fitted", self.stability.cross_fitted), ("test of halves", self.stability.test_of_halves)]
+            found += [
+                ("cross-fitted", self.stability.cross_fitted),
+                ("test of halves", self.stability.test_of_halves),
+            ]
         return [*found, ("linearity", self.linearity)] if self.linearity else found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         linearity = self.linearity.to_dict() if self.linearity else None
-        return {"perturbation": self.perturbation, "result": self.result.to_dict(), "linearity": linearity, "notes": list(self.notes)}
+        return {
+            "perturbation": self.perturbation,
+            "result": self.result.to_dict(),
+            "linearity": linearity,
+            "notes": list(self.notes),
+        }
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Entry:
@@ -135,7 +146,9 @@ class Report:
         for entry in self.all_entries:
             for _, result in entry.parts():
                 noted = result.metadata.get(key, [])
-                lines = [f"{name}: {why}" for name, why in noted.items()] if isinstance(noted, dict) else noted
+                lines = (
+                    [f"{name}: {why}" for name, why in noted.items()] if isinstance(noted, dict) else noted
+                )
                 found |= dict.fromkeys(lines)
         return list(found)
 
@@ -165,6 +178,8 @@ class Report:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise TPVError(f"this is not a saved report: its format is not {FORMAT!r}.")
         if found.get("version") != VERSION:
-            raise TPVError(f"this report has version {found.get('version')!r}, and this tpv reads version {VERSION}.")
+            raise TPVError(
+                f"this report has version {found.get('version')!r}, and this tpv reads version {VERSION}."
+            )
         entries = tuple(map(Entry.from_dict, found["entries"]))
         return cls(found["title"], Entry.from_dict(found["headline"]), entries, found["settings"])

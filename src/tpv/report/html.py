@@ -20,19 +20,42 @@ from tpv.report.spectrum import plot_sides, plot_spectrum, sides
 from tpv.result import LinearityResult, TPVResult
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_TONES = {"first order holds": "good", "the training inputs tell": "good", "cannot tell": "unsure", "first order wavers": "unsure"}
+_TONES = {
+    "first order holds": "good",
+    "the training inputs tell": "good",
+    "cannot tell": "unsure",
+    "first order wavers": "unsure",
+}
 
 
 def page(report: Report) -> str:
     """The page; it loads nothing from elsewhere, and all text in it is escaped."""
     found = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    found.filters |= {"pm": _pm, "number": number, "percent": percent, "tone": _tone, "trace": _trace, "breakable": _breakable}
+    found.filters |= {
+        "pm": _pm,
+        "number": number,
+        "percent": percent,
+        "tone": _tone,
+        "trace": _trace,
+        "breakable": _breakable,
+    }
     found.filters |= {"short": short, "sides": sides}
-    found.globals |= {"plus_minus": plus_minus, "noise_unit": noise_unit, "noise_plots": _noise_plots, "isfinite": math.isfinite}
+    found.globals |= {
+        "plus_minus": plus_minus,
+        "noise_unit": noise_unit,
+        "noise_plots": _noise_plots,
+        "isfinite": math.isfinite,
+    }
     found.globals |= {"what": WHAT, "in_sample": IN_SAMPLE, "cross_fitted": CROSS_FITTED}
-    return found.get_template("page.html.jinja").render(report=report, top=report.headline.shown, plots=_plots(report))
+    return found.get_template("page.html.jinja").render(
+        report=report, top=report.headline.shown, plots=_plots(report)
+    )
 
 
 def number(text: str) -> str:
@@ -61,7 +84,10 @@ def _plots(report: Report) -> dict[str, Any]:
     """The drawings that there are numbers for."""
     found: dict[str, Any] = dict.fromkeys(("totals", "by_layer", "layers"))
     pairs = [p for entry in (report.headline, *report.plain) for p in _totals(entry)]
-    for name, what, shown in (("totals", "perturbations", pairs), ("by_layer", "layers", _layers(report.headline))):
+    for name, what, shown in (
+        ("totals", "perturbations", pairs),
+        ("by_layer", "layers", _layers(report.headline)),
+    ):
         if shown := positive(shown):
             label = f"Train against test on logarithmic axes: {len(shown)} {what} around the line y = x. The numbers are in the table."
             found[name] = Markup(svg(functools.partial(plot_train_test, shown), label))
@@ -82,10 +108,13 @@ def _noise_plots(entry: Entry) -> list[tuple[Markup, str]]:
         found.append((Markup(svg(functools.partial(plot_sides, entry.stability), label, height=3.2)), said))
     spectrum = entry.shown.spectrum
     if spectrum and any(spectrum.eigenvalues):
-        label = (
-            f"Curves over the directions of the kernel for {entry.perturbation}: eigenvalue, followed part, cumulative share. {spectrum}."
+        label = f"Curves over the directions of the kernel for {entry.perturbation}: eigenvalue, followed part, cumulative share. {spectrum}."
+        found.append(
+            (
+                Markup(svg(functools.partial(plot_spectrum, spectrum), label, width=5.6, height=4.2)),
+                f"{spectrum}.",
+            )
         )
-        found.append((Markup(svg(functools.partial(plot_spectrum, spectrum), label, width=5.6, height=4.2)), f"{spectrum}."))
     return found
 
 
@@ -96,4 +125,12 @@ def _totals(entry: Entry) -> list[Pair]:
 
 def _layers(entry: Entry) -> list[Pair]:
     both = entry.stability
-    return [(name, e, both.test.layers[name]) for name, e in both.train.layers.items() if name in both.test.layers] if both else []
+    return (
+        [
+            (name, e, both.test.layers[name])
+            for name, e in both.train.layers.items()
+            if name in both.test.layers
+        ]
+        if both
+        else []
+    )

@@ -80,7 +80,9 @@ def measure(target: Target, plan: Plan, kept: Unfinished, tell: Tell) -> Report:
     entries: list[Entry] = []
     left_out: str | None = None
     for perturbation in plan.asked:
-        found = functools.partial(_finished, kept, entry_key(perturbation), functools.partial(work.entry, perturbation, check=True))
+        found = functools.partial(
+            _finished, kept, entry_key(perturbation), functools.partial(work.entry, perturbation, check=True)
+        )
         if plan.perturbations is None and perturbation is NOISE:
             noise, left_out = _if_possible(found, headline, work)
             entries += noise
@@ -134,12 +136,16 @@ class _Work:
     def _first(self, limit: int | None) -> tuple[View, View | None]:
         """The first training inputs and the first test inputs."""
         target, device = self._target, self._plan.device
-        return View(target.train, limit, device), None if target.test is None else View(target.test, limit, device)
+        return View(target.train, limit, device), None if target.test is None else View(
+            target.test, limit, device
+        )
 
     @functools.cached_property
     def _for_noise(self) -> tuple[list[Any], list[Any] | None]:
         """Batches in memory, so that a kernel's examples keep their order."""
-        train, test = self._first(min(self._plan.label_noise_examples, self._plan.limit or self._plan.label_noise_examples))
+        train, test = self._first(
+            min(self._plan.label_noise_examples, self._plan.limit or self._plan.label_noise_examples)
+        )
         return list(train), None if test is None else list(test)
 
     @property
@@ -161,9 +167,15 @@ class _Work:
             line = self._line(law) if check else None
         return Entry(repr(perturbation), result, line, tuple(notes))
 
-    def _read(self, train: Any, test: Any, law: Perturbation, passes: tuple[str, ...]) -> TPVResult | StabilityResult:
+    def _read(
+        self, train: Any, test: Any, law: Perturbation, passes: tuple[str, ...]
+    ) -> TPVResult | StabilityResult:
         stages = Stages(repr(law), passes, self._tell)
-        how: dict[str, Any] = {"estimator": self._estimator(law), "layers": self._plan.layers, **self._how(stages)}
+        how: dict[str, Any] = {
+            "estimator": self._estimator(law),
+            "layers": self._plan.layers,
+            **self._how(stages),
+        }
         with stages.watching_kernels():
             if test is None:
                 return estimate(self._target.model, train, law, **how)
@@ -176,7 +188,12 @@ class _Work:
 
     def _how(self, stages: Stages) -> dict[str, Any]:
         output = None if self._plan.output == "logits" else self._plan.output
-        return {"output": output, "forward": self._target.forward, "generator": self._plan.seed, "progress": stages}
+        return {
+            "output": output,
+            "forward": self._target.forward,
+            "generator": self._plan.seed,
+            "progress": stages,
+        }
 
     def _estimator(self, law: Perturbation) -> Estimator | None:
         chosen = self._plan.estimator

@@ -59,7 +59,9 @@ def too_dear(facts: dict[str, Any], examples: int) -> str | None:
         return "it is read across two halves of the training examples, and there is one example: give a higher --limit."
     size = f"{examples} training examples × {outputs:,} outputs"
     if (needed := dense_bytes(rows, itemsize, parameters)) > DENSE_BYTES:
-        fewer = math.isqrt((DENSE_BYTES - 2 * GRAM_BYTES) // (itemsize + 32)) // outputs  # enough for any number of weights
+        fewer = (
+            math.isqrt((DENSE_BYTES - 2 * GRAM_BYTES) // (itemsize + 32)) // outputs
+        )  # enough for any number of weights
         hint = f", or make it smaller by --label-noise-examples {fewer}" if fewer > 1 else ""
         return (
             f"the kernel of {size} takes {needed / 2**30:,.1f} GiB, more than is written out. Ask for it by {ASK}, which then takes "

@@ -25,7 +25,12 @@ def show_noise(report: Report, to: Console) -> None:
     for entry in report.noise:
         _show(entry, to)
     if report.noise:
-        to.print(" ".join([IN_SAMPLE, *([CROSS_FITTED] if any(entry.stability for entry in report.noise) else [])]), style="dim")
+        to.print(
+            " ".join(
+                [IN_SAMPLE, *([CROSS_FITTED] if any(entry.stability for entry in report.noise) else [])]
+            ),
+            style="dim",
+        )
 
 
 def _show(entry: Entry, to: Console) -> None:
@@ -33,11 +38,19 @@ def _show(entry: Entry, to: Console) -> None:
     to.print(f"\n{entry.perturbation}\nTPV in {noise_unit(entry.shown)}\n")
     to.print(_values(entry))
     examples, outputs = facts["train_examples"], facts["train_outputs"]
-    to.print(f"\nstd {facts['noise_std']:.3g} on {outputs:,} outputs of {examples:,} training inputs, fit {short(facts['fit'])}")
+    to.print(
+        f"\nstd {facts['noise_std']:.3g} on {outputs:,} outputs of {examples:,} training inputs, fit {short(facts['fit'])}"
+    )
     if read.spectrum:
         freedom = read.spectrum.degrees_of_freedom
-        to.print(f"{freedom:.3g} degrees of freedom: the fit follows {percent(read.leverage)} of its own noise (leverage)")
-    verdict = both.verdict if both else "there are no test inputs, so this is in sample alone and does not estimate TPV on unseen inputs"
+        to.print(
+            f"{freedom:.3g} degrees of freedom: the fit follows {percent(read.leverage)} of its own noise (leverage)"
+        )
+    verdict = (
+        both.verdict
+        if both
+        else "there are no test inputs, so this is in sample alone and does not estimate TPV on unseen inputs"
+    )
     to.print(f"{'Cross-fitted: ' if both and both.cross_fitted else ''}{verdict}.\n")
 
 

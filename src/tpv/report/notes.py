@@ -19,7 +19,9 @@ def noted() -> Iterator[list[str]]:
         show = warnings.showwarning
         warnings.filterwarnings("always", category=UserWarning, module=r"tpv\.")
 
-        def note(message: Warning | str, category: type[Warning], filename: str, *more: Any, **options: Any) -> None:
+        def note(
+            message: Warning | str, category: type[Warning], filename: str, *more: Any, **options: Any
+        ) -> None:
             if not (issubclass(category, UserWarning) and Path(filename).is_relative_to(_HERE)):
                 show(message, category, filename, *more, **options)
             elif str(message) not in notes:

@@ -100,7 +100,9 @@ def svg(draw: Callable[[Axes], object], label: str, width: float = 5.2, height: 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
+    style: dict[Any, Any] = dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
+    )
     style |= {"grid.color": _LINE, "svg.fonttype": "none", "svg.hashsalt": label, "font.size": 10}
     with rc_context(style), warnings.catch_warnings(action="ignore"):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -126,7 +128,14 @@ def _inlined(text: str, label: str) -> str:
 def _band(ax: Axes, values: Sequence[float]) -> None:
     low, high = min(values) / 3, max(values) * 3
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
-    ax.fill_between([low, high], [low / BAND, high / BAND], [low * BAND, high * BAND], color=ACCENT, alpha=0.15, linewidth=0)
+    ax.fill_between(
+        [low, high],
+        [low / BAND, high / BAND],
+        [low * BAND, high * BAND],
+        color=ACCENT,
+        alpha=0.15,
+        linewidth=0,
+    )
     ax.plot([low, high], [low, high], color=ink(), linewidth=1)
 
 

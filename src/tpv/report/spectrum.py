@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def sides(result: StabilityResult | TPVResult) -> list[tuple[str, TPVResult]]:
     """What label noise was read on, by name: those that are to be compared follow each other."""
-    return list(result.sides.items()) if isinstance(result, StabilityResult) else [("train, in sample", result)]
+    return (
+        list(result.sides.items()) if isinstance(result, StabilityResult) else [("train, in sample", result)]
+    )
 
 
 def plot_sides(result: StabilityResult, ax: Axes | None = None) -> Axes:
@@ -70,14 +72,30 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
     ax = ax if ax is not None else new_axes(height=4.6)
     rank = range(1, shown + 1)
     marker = "." if shown == 1 else ""
-    (k,) = ax.plot(rank, spectrum.eigenvalues[:shown], color=ink(), linewidth=1.2, linestyle=":", marker=marker)
-    ax.set(xscale="log", yscale="log", xlabel="direction of the kernel, by falling eigenvalue", ylabel="eigenvalue")
+    (k,) = ax.plot(
+        rank, spectrum.eigenvalues[:shown], color=ink(), linewidth=1.2, linestyle=":", marker=marker
+    )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="direction of the kernel, by falling eigenvalue",
+        ylabel="eigenvalue",
+    )
     parts = ax.twinx()
     (followed,) = parts.plot(rank, spectrum.followed[:shown], color=ACCENT, linewidth=1.8, marker=marker)
-    (share,) = parts.plot(rank, spectrum.cumulative[:shown], color=WARM, linewidth=1.8, linestyle="--", marker=marker)
+    (share,) = parts.plot(
+        rank, spectrum.cumulative[:shown], color=WARM, linewidth=1.8, linestyle="--", marker=marker
+    )
     parts.set(ylim=(0, 1.02), ylabel="part, from 0 to 1")
     for axes in (ax, parts):
         axes.spines["top"].set_visible(False)
     names = ["eigenvalue (left)", "part of the noise followed, kφ (right)", "cumulative share of TPV (right)"]
-    ax.legend([k, followed, share], names, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize="small")
+    ax.legend(
+        [k, followed, share],
+        names,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        frameon=False,
+        fontsize="small",
+    )
     return ax

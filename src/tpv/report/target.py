@@ -75,7 +75,11 @@ def _is_file(text: str) -> bool:
 def _from_file(text: str) -> ModuleType:
     path = Path(text).resolve()
     if not path.is_file():
-        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
+        near = (
+            did_you_mean(path.name, (p.name for p in path.parent.glob("*.py")))
+            if path.parent.is_dir()
+            else ""
+        )
         raise TPVError(f"there is no file {text}.{near}")
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
@@ -101,8 +105,12 @@ def _from_module(text: str) -> ModuleType:
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        raise TPVError(f"there is no module {text!r}: give a Python file, or a module that can be imported from here.")
-    found: ModuleType = _guarded(text, str(spec.origin), "cannot be loaded", lambda: importlib.import_module(text))
+        raise TPVError(
+            f"there is no module {text!r}: give a Python file, or a module that can be imported from here."
+        )
+    found: ModuleType = _guarded(
+        text, str(spec.origin), "cannot be loaded", lambda: importlib.import_module(text)
+    )
     return found
 
 
@@ -126,7 +134,9 @@ def _guarded(text: str, file: str, what: str, run: Callable[[], Any]) -> Any:
     except SystemExit as stop:
         raise TPVError(f"{text} {what}: {stop}") from stop
     except BaseException as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
+        ]
         if isinstance(error, SyntaxError) and error.filename == file:
             lines = [error.lineno]
         where = f" (line {lines[-1]})" if lines else ""

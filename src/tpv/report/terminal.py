@@ -47,7 +47,10 @@ def show(report: Report, to: Console) -> None:
     for entry in report.all_entries:
         for note in entry.notes:
             to.print(f"\n{entry.perturbation}: {note}", style="dim")
-    for key, said in (("slow_routes", "without a closed form"), ("unused_parameters", "without effect on the outputs")):
+    for key, said in (
+        ("slow_routes", "without a closed form"),
+        ("unused_parameters", "without effect on the outputs"),
+    ):
         if names := report.facts(key):
             to.print(f"\nParameters {said}: {', '.join(names)}.", style="dim")
 
@@ -105,7 +108,11 @@ def _linearity(entries: list[Entry]) -> Table:
     table.add_column("verdict", overflow="fold")
     for entry in entries:
         if entry.linearity:
-            table.add_row(entry.perturbation, plus_minus(entry.linearity.value, entry.linearity.stderr), entry.linearity.verdict)
+            table.add_row(
+                entry.perturbation,
+                plus_minus(entry.linearity.value, entry.linearity.stderr),
+                entry.linearity.verdict,
+            )
     return table
 
 
@@ -115,7 +122,12 @@ def progress_bars(to: Console) -> Iterator[Tell]:
     if not to.is_terminal:
         yield lambda perturbation, stage, done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(16),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
     with Progress(*columns, console=to, transient=True) as progress:
         task, current = progress.add_task("…", total=None), ""
 

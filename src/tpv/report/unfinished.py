@@ -69,7 +69,9 @@ def write(path: Path, text: str) -> None:
 
 def _read(path: Path) -> dict[str, Entry]:
     try:
-        return {key: Entry.from_dict(found) for key, found in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {
+            key: Entry.from_dict(found) for key, found in json.loads(path.read_text(encoding="utf-8")).items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -77,7 +79,9 @@ def _read(path: Path) -> dict[str, Entry]:
 def fingerprint(target: Target, *arguments: object) -> str:
     """The weights, the target's file and first batches, the arguments and the versions, as text."""
     data = [_start(data) for data in (target.train, target.test) if data is not None]
-    return repr((weights_digest(target.model), target.digest, data, arguments, version("tpv"), torch.__version__))
+    return repr(
+        (weights_digest(target.model), target.digest, data, arguments, version("tpv"), torch.__version__)
+    )
 
 
 def _start(data: object) -> tuple[int | None, str]:

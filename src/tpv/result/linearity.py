@@ -78,7 +78,9 @@ class LinearityResult(JSONResult):
     def _instead(self) -> str:
         """What measures the finite value of this perturbation."""
         law = str(self.metadata.get("perturbation", ""))
-        return "" if "Retraining(" in law else ": use Retraining" if "LabelNoise(" in law else ": use MonteCarlo"
+        return (
+            "" if "Retraining(" in law else ": use Retraining" if "LabelNoise(" in law else ": use MonteCarlo"
+        )
 
     def __str__(self) -> str:
         return (

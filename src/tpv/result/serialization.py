@@ -41,7 +41,9 @@ class JSONResult:
             raise TPVError(f"this is not a saved {cls.__name__} but {kind!r}.")
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := found.keys() - known - {"type"}:
-            raise TPVError(f"a saved {cls.__name__} has no field {sorted(unknown)[0]!r}: it was written by another version of tpv.")
+            raise TPVError(
+                f"a saved {cls.__name__} has no field {sorted(unknown)[0]!r}: it was written by another version of tpv."
+            )
         return cls(**{name: _restored(name, value) for name, value in found.items() if name != "type"})
 
     @classmethod
@@ -60,7 +62,11 @@ def read_json(source: str | Path) -> Any:
     Raises:
         TPVError: if it is not JSON.
     """
-    text = source if isinstance(source, str) and source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
+    text = (
+        source
+        if isinstance(source, str) and source.lstrip().startswith("{")
+        else Path(source).read_text(encoding="utf-8")
+    )
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

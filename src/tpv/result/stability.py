@@ -74,7 +74,11 @@ class StabilityResult(JSONResult):
     @property
     def layers(self) -> dict[str, Estimate]:
         """Layer → ratio of its parts, where both results have a split."""
-        return {name: independent_ratio(e, self.test.layers[name]) for name, e in self.train.layers.items() if name in self.test.layers}
+        return {
+            name: independent_ratio(e, self.test.layers[name])
+            for name, e in self.train.layers.items()
+            if name in self.test.layers
+        }
 
     @property
     def verdict(self) -> str:
@@ -90,13 +94,21 @@ class StabilityResult(JSONResult):
         return "cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
 
     def __str__(self) -> str:
-        rows = [(name, plus_minus(side.value, side.stderr), str(side.n_examples)) for name, side in self.sides.items()]
+        rows = [
+            (name, plus_minus(side.value, side.stderr), str(side.n_examples))
+            for name, side in self.sides.items()
+        ]
         rows.append(("train/test", plus_minus(self.in_sample_ratio.value, self.in_sample_ratio.stderr), ""))
         if self.cross_fitted:
             rows.append(("train/test, cross-fitted", plus_minus(self.ratio, self.ratio_stderr), ""))
         text = table(("", "TPV", "examples"), rows)
         meta = self.train.metadata
-        head = "\n".join(filter(None, [meta.get("perturbation"), meta.get("estimator"), meta.get("unit") and f"in {meta['unit']}"]))
+        head = "\n".join(
+            filter(
+                None,
+                [meta.get("perturbation"), meta.get("estimator"), meta.get("unit") and f"in {meta['unit']}"],
+            )
+        )
         explained = [self._why(), f"Cross-fitted, {self.verdict}"] if self.cross_fitted else [self.verdict]
         return "\n\n".join([head, text, *explained])
 

@@ -59,13 +59,25 @@ class TPVResult(JSONResult):
     spectrum: Spectrum | None = None
 
     @classmethod
-    def from_moments(cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any], **details: Any) -> TPVResult:
+    def from_moments(
+        cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any], **details: Any
+    ) -> TPVResult:
         """The result of sums whose first quantity is the total and whose others are layers."""
         total, *layers = moments.estimates().items()
         draws = tuple(moments.draw_means[:, 0].tolist())
         details.setdefault("draw_std", statistics.stdev(draws) if len(draws) > 1 else math.nan)
         value = total[1]
-        return cls(value.value, value.stderr, value.mc_stderr, moments.count, dict(layers), no_layers, draws, metadata=metadata, **details)
+        return cls(
+            value.value,
+            value.stderr,
+            value.mc_stderr,
+            moments.count,
+            dict(layers),
+            no_layers,
+            draws,
+            metadata=metadata,
+            **details,
+        )
 
     @property
     def estimate(self) -> Estimate:
@@ -99,15 +111,28 @@ class TPVResult(JSONResult):
         if self.spectrum:
             lines += [str(self.spectrum), ""]
         if control := meta.get("control"):
-            around = f"; around it the runs vary by {control['variance']:.3g}" if "variance" in control else ""
-            lines += [f"without noise the predictions move by {control['value']:.3g} (control run){around}", ""]
+            around = (
+                f"; around it the runs vary by {control['variance']:.3g}" if "variance" in control else ""
+            )
+            lines += [
+                f"without noise the predictions move by {control['value']:.3g} (control run){around}",
+                "",
+            ]
         if not self.layers:
             return "\n".join([*lines, f"no split by layer: {self.no_layers}"])
         ranked = self.ranked()
-        rows = [(name, plus_minus(e.value, e.stderr), percent(self.share(name))) for name, e in ranked[:_SHOWN]]
+        rows = [
+            (name, plus_minus(e.value, e.stderr), percent(self.share(name))) for name, e in ranked[:_SHOWN]
+        ]
         if rest := ranked[_SHOWN:]:
             remaining = sum(e.value for _, e in rest)
-            rows.append((f"{len(rest)} more", f"{remaining:.3g}", percent(remaining / self.value if self.value else float("nan"))))
+            rows.append(
+                (
+                    f"{len(rest)} more",
+                    f"{remaining:.3g}",
+                    percent(remaining / self.value if self.value else float("nan")),
+                )
+            )
         return "\n".join([*lines, table(("layer", "TPV", "share"), rows)])
 
     __repr__ = __str__
@@ -118,8 +143,13 @@ class TPVResult(JSONResult):
             import pandas as pd
         except ImportError as error:
             raise ImportError("to_pandas needs pandas: pip install 'tpv[pandas]'") from error
-        rows = {n: {"value": e.value, "stderr": e.stderr, "mc_stderr": e.mc_stderr, "share": self.share(n)} for n, e in self.layers.items()}
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "stderr", "mc_stderr", "share"])
+        rows = {
+            n: {"value": e.value, "stderr": e.stderr, "mc_stderr": e.mc_stderr, "share": self.share(n)}
+            for n, e in self.layers.items()
+        }
+        frame = pd.DataFrame.from_dict(
+            rows, orient="index", columns=["value", "stderr", "mc_stderr", "share"]
+        )
         return frame.rename_axis("layer")
 
     def plot(self, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:

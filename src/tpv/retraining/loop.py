@@ -62,7 +62,9 @@ class Trainer:
         """
         leaves = self.leaves()
         optimizer, objective = self.optimizer(leaves), Objective(self.train, targets)
-        for step, sums in zip(range(1, self.fit.steps + 1), objective.gradients(leaves, self.batch_size), strict=False):
+        for step, sums in zip(
+            range(1, self.fit.steps + 1), objective.gradients(leaves, self.batch_size), strict=False
+        ):
             if not math.isfinite(sums.mse):
                 raise self._diverged(number, step, optimizer)
             self._set_gradient(leaves, sums)
@@ -92,7 +94,10 @@ class Trainer:
     def _curvature(self) -> float:
         """2k/nK + γ with the kernel's largest eigenvalue k, from below, by power iteration."""
         ntk = NTK.of(self.train, list(self.at), dense=False)
-        v, k = torch.randn(self.train.rows, generator=torch.Generator().manual_seed(0)).to(self.train.flat), 0.0
+        v, k = (
+            torch.randn(self.train.rows, generator=torch.Generator().manual_seed(0)).to(self.train.flat),
+            0.0,
+        )
         for _ in range(_POWER_ITERATIONS):
             v = ntk @ (v / v.norm().clamp(min=torch.finfo(v.dtype).tiny))
             k = v.norm().item()

@@ -29,7 +29,9 @@ class Sums:
     def add(self, squares: float, terms: int, gradient: list[Tensor]) -> None:
         """Of another piece."""
         self.squares, self.terms = self.squares + squares, self.terms + terms
-        self.gradient = [a + b for a, b in zip(self.gradient, gradient, strict=True)] if self.gradient else gradient
+        self.gradient = (
+            [a + b for a, b in zip(self.gradient, gradient, strict=True)] if self.gradient else gradient
+        )
 
     @property
     def mse(self) -> float:
@@ -80,7 +82,9 @@ class Objective:
         if n <= self._limit:
             self._limit = n // 2
             release_memory()
-            warnings.warn(f"out of memory in retraining: going on with {self._limit} examples at a time.", stacklevel=2)
+            warnings.warn(
+                f"out of memory in retraining: going on with {self._limit} examples at a time.", stacklevel=2
+            )
         step = self._limit
         for start in range(0, n, step):
             self._add(sums, weights, cut(piece, start, min(start + step, n)), initial=initial)
@@ -95,7 +99,9 @@ class Objective:
             return False
         return True
 
-    def _evaluated(self, weights: Mapping[str, Tensor], piece: Piece, *, initial: bool) -> tuple[float, int, list[Tensor]]:
+    def _evaluated(
+        self, weights: Mapping[str, Tensor], piece: Piece, *, initial: bool
+    ) -> tuple[float, int, list[Tensor]]:
         part, rows = piece
         lin, leaves = self._train.lin, list(weights.values())
         with torch.enable_grad():

@@ -16,7 +16,9 @@ OptimizerFactory = Callable[[list[Tensor]], Optimizer]
 _LINEAR = (torch.optim.SGD, torch.optim.ASGD)
 
 
-def built(factory: OptimizerFactory | None, fit: GradientDescent, leaves: list[Tensor], *, adaptive: bool) -> Optimizer:
+def built(
+    factory: OptimizerFactory | None, fit: GradientDescent, leaves: list[Tensor], *, adaptive: bool
+) -> Optimizer:
     """The optimizer of a run: ``SGD(lr, momentum)`` of the fit, or what the factory makes of the weights.
 
     Raises:
@@ -28,10 +30,14 @@ def built(factory: OptimizerFactory | None, fit: GradientDescent, leaves: list[T
         return torch.optim.SGD(leaves, lr=fit.lr, momentum=fit.momentum)
     optimizer = factory(leaves)
     if not isinstance(optimizer, Optimizer):
-        raise TPVError(f"Retraining(optimizer=...) gave a {type(optimizer).__name__}: give a function from parameters to an optimizer.")
+        raise TPVError(
+            f"Retraining(optimizer=...) gave a {type(optimizer).__name__}: give a function from parameters to an optimizer."
+        )
     given = {id(leaf) for leaf in leaves}
     if any(id(p) not in given for group in optimizer.param_groups for p in group["params"]):
-        raise TPVError("Retraining(optimizer=...) moves other tensors than the parameters it was given: build it from those alone.")
+        raise TPVError(
+            "Retraining(optimizer=...) moves other tensors than the parameters it was given: build it from those alone."
+        )
     _refuse_unusual(optimizer, adaptive)
     return optimizer
 
@@ -39,9 +45,13 @@ def built(factory: OptimizerFactory | None, fit: GradientDescent, leaves: list[T
 def _refuse_unusual(optimizer: Optimizer, adaptive: bool) -> None:
     name = type(optimizer).__name__
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise TPVError(f"Retraining cannot use {name}, which evaluates the loss several times in a step: use torch.optim.SGD.")
+        raise TPVError(
+            f"Retraining cannot use {name}, which evaluates the loss several times in a step: use torch.optim.SGD."
+        )
     if any(group.get("maximize") for group in optimizer.param_groups):
-        raise TPVError(f"Retraining cannot use {name}(maximize=True), which climbs the loss: leave maximize out.")
+        raise TPVError(
+            f"Retraining cannot use {name}(maximize=True), which climbs the loss: leave maximize out."
+        )
     if type(optimizer) not in _LINEAR and not adaptive:
         raise TPVError(
             f"Retraining refuses {name}, because steps that are not linear in the gradient move the weights about as far "

@@ -25,7 +25,9 @@ class ProgressBar:
             from rich.progress import Progress
         except ImportError as error:
             raise ImportError("ProgressBar needs rich: pip install 'tpv[cli]'") from error
-        self._new: Callable[[], Progress] = functools.partial(Progress, console=Console(stderr=True), transient=True)
+        self._new: Callable[[], Progress] = functools.partial(
+            Progress, console=Console(stderr=True), transient=True
+        )
         self._running: tuple[Progress, TaskID] | None = None
 
     def __call__(self, run: int, step: int, steps: int, loss: float) -> None:
@@ -36,7 +38,11 @@ class ProgressBar:
             bars.start()
             self._running = bars, bars.add_task("", total=steps)
         bars, task = self._running
-        bars.update(task, completed=step, description=f"{f'run {run}' if run else 'control run'}, mean squared error {loss:.3g}")
+        bars.update(
+            task,
+            completed=step,
+            description=f"{f'run {run}' if run else 'control run'}, mean squared error {loss:.3g}",
+        )
         if step == steps:
             self._close()
 

@@ -80,10 +80,16 @@ class Session:
         """The noise, and how well each run fitted its targets."""
         found: dict[str, Any] = {
             "noise_std": self._std,
-            "runs": [{"mse_before": r.mse_before, "mse_after": r.mse_after, "seconds": r.seconds} for r in self._records.values()],
+            "runs": [
+                {"mse_before": r.mse_before, "mse_after": r.mse_after, "seconds": r.seconds}
+                for r in self._records.values()
+            ],
         }
         if self._control is not None:
-            found |= {"control_mse_before": self._control.mse_before, "control_mse_after": self._control.mse_after}
+            found |= {
+                "control_mse_before": self._control.mse_before,
+                "control_mse_after": self._control.mse_after,
+            }
         return found
 
     def _finished(self, key: str, number: int, targets: Tensor) -> Finished:
@@ -128,7 +134,9 @@ def _readable(targets: Tensor, train: TrainingSet) -> Tensor:
     shapes = {z.shape[1:] for z in train.predictions}
     if len(shapes) > 1 or targets.shape != (train.examples, *next(iter(shapes))):
         wanted = " or ".join(str((train.examples, *shape)) for shape in shapes)
-        raise TPVError(f"Retraining(targets=...) has the shape {tuple(targets.shape)}; the outputs on the training data have {wanted}.")
+        raise TPVError(
+            f"Retraining(targets=...) has the shape {tuple(targets.shape)}; the outputs on the training data have {wanted}."
+        )
     found, start = [], 0
     for batch, z in zip(train.data, train.predictions, strict=True):
         rows = targets[start : start + batch_size(batch)].to(z)

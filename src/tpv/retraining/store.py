@@ -97,7 +97,9 @@ def _write(path: Path, key: str, finished: Finished) -> None:
     """In one step, so that an interrupt leaves the whole file or none."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        torch.save({"key": key, **{f.name: getattr(finished, f.name) for f in dataclasses.fields(finished)}}, draft)
+        torch.save(
+            {"key": key, **{f.name: getattr(finished, f.name) for f in dataclasses.fields(finished)}}, draft
+        )
         os.replace(draft, path)
     except (OSError, RuntimeError) as error:
         raise _unwritable(path.parent, error) from error
@@ -115,4 +117,6 @@ def _read(path: Path, key: str) -> Finished | None:
 
 def _unwritable(folder: Path, error: Exception) -> TPVError:
     reason = getattr(error, "strerror", None) or "the file could not be finished"
-    return TPVError(f"Retraining(folder={str(folder)!r}): nothing can be written there ({reason}); choose another folder.")
+    return TPVError(
+        f"Retraining(folder={str(folder)!r}): nothing can be written there ({reason}); choose another folder."
+    )

@@ -30,9 +30,15 @@ class Call:
     def joined(self, found: list[Tensor | None], n: int) -> Tensor:
         """A layer's output gradient; those of several outputs flattened and joined by example."""
         known = next(g for g in found if g is not None)
-        gradients = [known.new_zeros(shape) if g is None else g for g, shape in zip(found, self.shapes, strict=True)]
+        gradients = [
+            known.new_zeros(shape) if g is None else g for g, shape in zip(found, self.shapes, strict=True)
+        ]
         gradients = [widened(g).movedim(axis, 0) for g, axis in zip(gradients, self.axes, strict=True)]
-        return torch.cat([g.reshape(n, -1) for g in gradients], dim=1) if isinstance(self.layer, LocalCall) else gradients[0]
+        return (
+            torch.cat([g.reshape(n, -1) for g in gradients], dim=1)
+            if isinstance(self.layer, LocalCall)
+            else gradients[0]
+        )
 
 
 class Arrivals:

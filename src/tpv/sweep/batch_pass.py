@@ -36,7 +36,13 @@ class BatchPass:
     """
 
     def __init__(self, sweep: Sweep, batch: Any, outputs: Tensor, graph: Graph) -> None:
-        self.outputs, self._sweep, self._batch, self._graph, self._n = outputs, sweep, batch, graph, len(outputs)
+        self.outputs, self._sweep, self._batch, self._graph, self._n = (
+            outputs,
+            sweep,
+            batch,
+            graph,
+            len(outputs),
+        )
         self.unreached = {name for key, name in sweep.ids.items() if key not in graph.uses}
         self._calls: list[Call] = []
         self._proven = False
@@ -63,8 +69,14 @@ class BatchPass:
         if layer is None:
             sweep.send_whole(names.values())
             return
-        planned = recorded.site in sweep.plan.outputs and not (sweep.newly_expanded and recorded.site in sweep.plan.expand)
-        plain = planned and not self._graph.reorders and all(shape[axis] == self._n for shape, axis in zip(shapes, axes, strict=True))
+        planned = recorded.site in sweep.plan.outputs and not (
+            sweep.newly_expanded and recorded.site in sweep.plan.expand
+        )
+        plain = (
+            planned
+            and not self._graph.reorders
+            and all(shape[axis] == self._n for shape, axis in zip(shapes, axes, strict=True))
+        )
         self._calls.append(Call(layer, names, [recorded.outputs[i] for i in live], shapes, axes, plain))
 
     def _layer(self, recorded: Recorded, outputs: dict[int, int]) -> LayerCall | None:
@@ -81,7 +93,9 @@ class BatchPass:
             return None
         assert recorded.attributes is not None
         checksum = torch.stack([recorded.checksums[i] for i in outputs]).sum(0)
-        return LocalCall(recorded.module, recorded.arguments, inputs, outputs, n, checksum, recorded.attributes)
+        return LocalCall(
+            recorded.module, recorded.arguments, inputs, outputs, n, checksum, recorded.attributes
+        )
 
     def _axes(self, planned: Axes | None, shapes: list[torch.Size]) -> list[int]:
         """The axes that count examples, by default the first, of those tensors that have one of n · r rows."""
@@ -104,12 +118,18 @@ class BatchPass:
                 using.setdefault(name, []).append((call.layer, local))
         alone = [layer.scratch for parts in using.values() for layer, _ in parts]
         sweep = self._sweep
-        dense = [n for n, p in using.items() if sweep.variances[n].rows is None or (len(p) > 1 and not self._factored(n, p))]
+        dense = [
+            n
+            for n, p in using.items()
+            if sweep.variances[n].rows is None or (len(p) > 1 and not self._factored(n, p))
+        ]
         return max([*alone, *(sweep.lin.weights[n].numel() for n in dense)], default=0)
 
     def _factored(self, name: str, parts: list[tuple[LayerCall, str]]) -> bool:
         """Whether outer products are cheaper than the gradient of a parameter that several calls use."""
-        if self._sweep.variances[name].rows is None or not all(layer.positions and local == "weight" for layer, local in parts):
+        if self._sweep.variances[name].rows is None or not all(
+            layer.positions and local == "weight" for layer, local in parts
+        ):
             return False
         rows, columns = self._sweep.lin.weights[name].shape
         return gram_is_cheaper(sum(layer.positions for layer, _ in parts), columns, rows, self._sweep.passes)
@@ -173,10 +193,15 @@ class BatchPass:
         if slow := [name for name in names if name in sweep.whole and name not in self.unreached]:
             found |= self._whole_gradients(slow, v)
         weights = sweep.lin.weights
-        return {name: found.get(name, weights[name].new_zeros(1).expand(len(v), *weights[name].shape)) for name in names}
+        return {
+            name: found.get(name, weights[name].new_zeros(1).expand(len(v), *weights[name].shape))
+            for name in names
+        }
 
     def _reduce(self, call: Call, g: Tensor, columns: dict[str, Tensor], skip: Iterable[str] = ()) -> None:
-        variance = {k: self._sweep.variances[name] for k, name in self._active(call).items() if name not in skip}
+        variance = {
+            k: self._sweep.variances[name] for k, name in self._active(call).items() if name not in skip
+        }
         try:
             found = call.layer.squares(g, variance) if variance else {}
         except NotRepeatedError:
@@ -184,7 +209,9 @@ class BatchPass:
             return
         columns |= {call.names[k]: square for k, square in found.items()}
 
-    def _backward(self, v: Tensor, calls: list[Call], reduce: Callable[[Call, Tensor], None], *, retain: bool) -> None:
+    def _backward(
+        self, v: Tensor, calls: list[Call], reduce: Callable[[Call, Tensor], None], *, retain: bool
+    ) -> None:
         """Hand each call its output gradient the moment it is complete: on the way where the pass goes on below, else at its end."""
         if not calls:
             return
@@ -193,9 +220,14 @@ class BatchPass:
         above = self._graph.above(frozenset(edge.node for _, _, edge in sites))
         on_the_way = [site for site in sites if site[2].node in above]
         at_the_end = [site for site in sites if site[2].node not in above]
-        handles = [edge.node.register_prehook(functools.partial(arrivals.hooked, call, i, edge.output_nr)) for call, i, edge in on_the_way]
+        handles = [
+            edge.node.register_prehook(functools.partial(arrivals.hooked, call, i, edge.output_nr))
+            for call, i, edge in on_the_way
+        ]
         try:
-            found = torch.autograd.grad(self.outputs, [e for _, _, e in at_the_end], v, retain_graph=retain, allow_unused=True)
+            found = torch.autograd.grad(
+                self.outputs, [e for _, _, e in at_the_end], v, retain_graph=retain, allow_unused=True
+            )
         finally:
             for handle in handles:
                 handle.remove()
@@ -218,14 +250,18 @@ class BatchPass:
         once: dict[Call, Tensor] = {}
         again: dict[Call, Tensor] = {}
         self._backward(v, calls, once.__setitem__, retain=True)
-        self._backward(scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v, calls, again.__setitem__, retain=True)
+        self._backward(
+            scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v, calls, again.__setitem__, retain=True
+        )
         for call in once.keys() & again.keys():
             if not _rows_belong(once[call], again[call], scale):
                 self._sweep.send_whole(call.names.values())
 
     def _whole_gradients(self, names: list[str], v: Tensor) -> dict[str, Tensor]:
         arguments = self._sweep.lin, names, self._batch, v
-        return self._through_the_model(names, lambda: vectorised_gradients(*arguments), lambda: gradients_one_by_one(*arguments))
+        return self._through_the_model(
+            names, lambda: vectorised_gradients(*arguments), lambda: gradients_one_by_one(*arguments)
+        )
 
     def _whole(self, names: list[str], v: Tensor) -> dict[str, Tensor]:
         arguments = self._sweep.lin, {name: self._sweep.variances[name] for name in names}, self._batch, v
@@ -236,7 +272,9 @@ class BatchPass:
         if not any(self._sweep.whole[name] == ONE_BY_ONE for name in names):
             try:
                 return vectorised()
-            except Exception as error:  # torch.func refuses in many ways; the loop below either works or tells why
+            except (
+                Exception
+            ) as error:  # torch.func refuses in many ways; the loop below either works or tells why
                 if is_out_of_memory(error):
                     raise
         self._sweep.sent_one_by_one(names)
@@ -245,7 +283,12 @@ class BatchPass:
 
 def random_signs(outputs: Tensor) -> Tensor:
     """±1 of the shape of the outputs, always the same."""
-    return torch.randint(0, 2, outputs.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1).to(outputs)
+    return (
+        torch.randint(0, 2, outputs.shape, generator=torch.Generator().manual_seed(0))
+        .mul(2)
+        .sub(1)
+        .to(outputs)
+    )
 
 
 def _rows_belong(g: Tensor, scaled: Tensor, scale: Tensor) -> bool:
@@ -254,12 +297,16 @@ def _rows_belong(g: Tensor, scaled: Tensor, scale: Tensor) -> bool:
     return bool((gap <= tolerance(g.dtype) * expected.abs().amax(1) + torch.finfo(g.dtype).tiny).all())
 
 
-def _square_of_sum(parts: list[tuple[LayerCall, str, Tensor]], variance: Variance, *, factored: bool) -> Tensor:
+def _square_of_sum(
+    parts: list[tuple[LayerCall, str, Tensor]], variance: Variance, *, factored: bool
+) -> Tensor:
     """(n,) squares of a parameter that several calls use, whose gradients add before squaring."""
     if factored and variance.rows is not None:
         return squared_norm([layer.factors(g).scaled(variance.rows) for layer, _, g in parts])
     gradients = (layer.gradients(g, [local])[local] for layer, local, g in parts)
-    return variance.square(sum(gradients, start=torch.zeros((), device=parts[0][2].device, dtype=parts[0][2].dtype)))
+    return variance.square(
+        sum(gradients, start=torch.zeros((), device=parts[0][2].device, dtype=parts[0][2].dtype))
+    )
 
 
 def _repeated(names: list[str]) -> set[str]:

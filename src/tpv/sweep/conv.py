@@ -39,7 +39,9 @@ class ConvCall(LayerCall):
         windows = [step * d for step, d in zip(x.stride()[2:], m.dilation, strict=True)]
         steps = [step * s for step, s in zip(x.stride()[2:], m.stride, strict=True)]
         out = self._out_size()
-        view = x.as_strided([*x.shape[:2], *m.kernel_size, *out], [*x.stride()[:2], *windows, *steps], x.storage_offset())
+        view = x.as_strided(
+            [*x.shape[:2], *m.kernel_size, *out], [*x.stride()[:2], *windows, *steps], x.storage_offset()
+        )
         return view.reshape(len(x), -1, math.prod(out))
 
     @cached_property
@@ -49,7 +51,9 @@ class ConvCall(LayerCall):
         if pixels**2 > positions**2 * math.prod(self.module.kernel_size):
             return torch.bmm(self.patches.transpose(1, 2), self.patches)
         flat = self.padded.flatten(2)
-        grams = torch.bmm(flat.transpose(1, 2), flat).reshape(len(flat), *self.padded.shape[2:], *self.padded.shape[2:])
+        grams = torch.bmm(flat.transpose(1, 2), flat).reshape(
+            len(flat), *self.padded.shape[2:], *self.padded.shape[2:]
+        )
         shifted = [grams[(slice(None), *window, *window)] for window in self._windows()]
         return functools.reduce(torch.add, shifted).reshape(len(flat), positions, positions)
 
@@ -64,7 +68,9 @@ class ConvCall(LayerCall):
         m, out = self.module, self._out_size()
         for offset in itertools.product(*map(range, m.kernel_size)):
             starts = [o * d for o, d in zip(offset, m.dilation, strict=True)]
-            yield tuple(slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, out, m.stride, strict=True))
+            yield tuple(
+                slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, out, m.stride, strict=True)
+            )
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         out = {"weight": self._weight_gradient(g)} if "weight" in names else {}
@@ -115,7 +121,9 @@ def _grouped_is_fast(module: Conv, g: Tensor) -> bool:
     if g.device.type != "cpu" or g.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return False
     channels = module.in_channels // module.groups
-    return math.prod(module.kernel_size) > 1 and (channels == 1 or channels >= 8) and math.prod(g.shape[2:]) > 32
+    return (
+        math.prod(module.kernel_size) > 1 and (channels == 1 or channels >= 8) and math.prod(g.shape[2:]) > 32
+    )
 
 
 def _symmetric_padding(module: Conv, x: Tensor) -> tuple[Tensor, list[int]]:

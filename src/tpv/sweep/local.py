@@ -55,7 +55,11 @@ class LocalCall(LayerCall):
         self.vectorised, self._before, self._after = True, attributes, Attributes(module)
         self._expected: Tensor | None = expected
         self._half = {k: widened(t.detach()) for k, t in _state(module) if widened(t) is not t}
-        self.rows = [by_example(widened(t.detach()), a, n) for t, a in zip(tensors(arguments), axes, strict=True) if a is not None]
+        self.rows = [
+            by_example(widened(t.detach()), a, n)
+            for t, a in zip(tensors(arguments), axes, strict=True)
+            if a is not None
+        ]
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         blocks = list(self._blocks(g, names))
@@ -82,7 +86,9 @@ class LocalCall(LayerCall):
         """Gradients of some examples, and (examples, 2) checksums of their outputs."""
         if self.vectorised:
             try:
-                both: tuple[dict[str, Tensor], Tensor] = vmap(grad(self._inner, has_aux=True), (None, *[0] * len(rows)))(point, *rows)
+                both: tuple[dict[str, Tensor], Tensor] = vmap(
+                    grad(self._inner, has_aux=True), (None, *[0] * len(rows))
+                )(point, *rows)
                 return both
             except Exception as error:  # torch.func refuses in many ways
                 if is_out_of_memory(error):
@@ -102,7 +108,10 @@ class LocalCall(LayerCall):
         w = {name: p.clone().requires_grad_() for name, p in point.items()}
         inner, sums = self._inner(w, g, *rows)
         found = torch.autograd.grad(inner, list(w.values()), allow_unused=True)
-        return {name: torch.zeros_like(p) if d is None else d for (name, p), d in zip(point.items(), found, strict=True)}, sums
+        return {
+            name: torch.zeros_like(p) if d is None else d
+            for (name, p), d in zip(point.items(), found, strict=True)
+        }, sums
 
     def _compare(self, sums: Tensor) -> None:
         """Once, whether the outputs are those that were recorded: attributes set from outside may have changed since."""

@@ -18,22 +18,30 @@ from tpv.linearization import Linearization
 from tpv.sweep.layer import Variance
 
 
-def vectorised_gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
+def vectorised_gradients(
+    lin: Linearization, names: Sequence[str], batch: Any, v: Tensor
+) -> dict[str, Tensor]:
     """Gradients (n, *shape) of ⟨v, z⟩ for each example by ``vmap(grad)``. Raises what :func:`vectorised` raises."""
     if has_plain_rows(batch, len(v)):
         raise TypeError("only tensors can be vectorised over")
     return _gradients(lin, names, batch, v)
 
 
-def gradients_one_by_one(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) -> dict[str, Tensor]:
+def gradients_one_by_one(
+    lin: Linearization, names: Sequence[str], batch: Any, v: Tensor
+) -> dict[str, Tensor]:
     """The same by a loop over examples."""
-    rows = [_gradients_of_one(lin, names, narrow(batch, i, i + 1, len(v)), v[i : i + 1]) for i in range(len(v))]
+    rows = [
+        _gradients_of_one(lin, names, narrow(batch, i, i + 1, len(v)), v[i : i + 1]) for i in range(len(v))
+    ]
     zeros = [torch.zeros_like(lin.weights[name]) for name in names]
     columns = zip(names, zeros, zip(*rows, strict=True), strict=True)
     return {name: torch.stack([zero if g is None else g for g in column]) for name, zero, column in columns}
 
 
-def vectorised(lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor) -> dict[str, Tensor]:
+def vectorised(
+    lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor
+) -> dict[str, Tensor]:
     """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance`` by ``vmap(grad)``; v is (n, ...) like the outputs.
 
     As many examples at a time as have gradients that fit the scratch memory. Cost: about one forward+backward pass
@@ -74,18 +82,30 @@ def _gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) 
     return found
 
 
-def one_by_one(lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor) -> dict[str, Tensor]:
+def one_by_one(
+    lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor
+) -> dict[str, Tensor]:
     """The same by a loop over examples: slow, but works for whatever autograd can differentiate."""
-    rows = [list(_squares(lin, variance, narrow(batch, i, i + 1, len(v)), v[i : i + 1])) for i in range(len(v))]
+    rows = [
+        list(_squares(lin, variance, narrow(batch, i, i + 1, len(v)), v[i : i + 1])) for i in range(len(v))
+    ]
     return {name: torch.stack(column) for name, column in zip(variance, zip(*rows, strict=True), strict=True)}
 
 
-def _squares(lin: Linearization, variance: Mapping[str, Variance], example: Any, v: Tensor) -> Iterator[Tensor]:
+def _squares(
+    lin: Linearization, variance: Mapping[str, Variance], example: Any, v: Tensor
+) -> Iterator[Tensor]:
     for g, c in zip(_gradients_of_one(lin, variance, example, v), variance.values(), strict=True):
-        yield torch.zeros((), dtype=torch.float64, device=v.device) if g is None else c.square(g.unsqueeze(0))[0].double()
+        yield (
+            torch.zeros((), dtype=torch.float64, device=v.device)
+            if g is None
+            else c.square(g.unsqueeze(0))[0].double()
+        )
 
 
-def _gradients_of_one(lin: Linearization, names: Iterable[str], example: Any, v: Tensor) -> Sequence[Tensor | None]:
+def _gradients_of_one(
+    lin: Linearization, names: Iterable[str], example: Any, v: Tensor
+) -> Sequence[Tensor | None]:
     with torch.enable_grad():
         f = lin.alone(example)
     parameters = [lin.model.get_parameter(name) for name in names]

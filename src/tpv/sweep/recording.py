@@ -95,7 +95,13 @@ class Recorder:
             an axis of n examples, so that each has a gradient of its own.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], n: int, known: Collection[nn.Module], expand: Collection[Site] = ()) -> None:
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        n: int,
+        known: Collection[nn.Module],
+        expand: Collection[Site] = (),
+    ) -> None:
         self.calls: list[Recorded] = []
         self.recording = True
         self._modules, self._n, self._known, self._expand = list(modules), n, known, expand
@@ -109,7 +115,9 @@ class Recorder:
             self._handles.append(module.register_forward_hook(self._leave_call))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for handle in self._handles:
             handle.remove()
 
@@ -118,7 +126,9 @@ class Recorder:
             inputs = list(tensors((args, kwargs)))
             sources = frozenset(t.grad_fn for t in inputs if t.grad_fn is not None)
             attributes = None if module in self._known else Attributes(module)
-            self._open.append(_Entered(module, (args, kwargs), tuple(t._version for t in inputs), sources, attributes))
+            self._open.append(
+                _Entered(module, (args, kwargs), tuple(t._version for t in inputs), sources, attributes)
+            )
 
     def _leave_call(self, module: nn.Module, _: Any, output: Any) -> Any:
         if not self.recording:
@@ -172,7 +182,20 @@ def expanded(t: Tensor, n: int) -> Tensor:
 
 
 Use = tuple[Node, int]
-_REORDERING = ("Index", "Gather", "Scatter", "Sort", "Topk", "TopK", "MaskedSelect", "MaskedScatter", "Take", "Flip", "Roll", "Unfold")
+_REORDERING = (
+    "Index",
+    "Gather",
+    "Scatter",
+    "Sort",
+    "Topk",
+    "TopK",
+    "MaskedSelect",
+    "MaskedScatter",
+    "Take",
+    "Flip",
+    "Roll",
+    "Unfold",
+)
 
 
 class Graph:
@@ -181,7 +204,9 @@ class Graph:
     def __init__(self, outputs: Tensor, calls: Iterable[Recorded]) -> None:
         self.root = outputs.grad_fn
         self.nodes, self.uses = _walk([self.root], stop=frozenset())
-        self.calls = [call for call in calls if any(edge.node in self.nodes for edge in call.outputs.values())]
+        self.calls = [
+            call for call in calls if any(edge.node in self.nodes for edge in call.outputs.values())
+        ]
         self._within: dict[Recorded, tuple[set[Node], Mapping[int, set[Use]]]] = {}
         self._above: dict[frozenset[Node], set[Node]] = {}
 

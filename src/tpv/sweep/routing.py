@@ -63,7 +63,10 @@ class Router:
         for key, name in names.items():
             owners = tuple(m for m in subtrees if key in direct[m])
             usable = [owners] if all(m in larger or m in self.known for m in owners) else []
-            self._choices[name] = [*usable, *((m,) for m in larger if key in subtrees[m] and (m,) not in usable)]
+            self._choices[name] = [
+                *usable,
+                *((m,) for m in larger if key in subtrees[m] and (m,) not in usable),
+            ]
         self._modules = [m for m in (*self.known, *larger) if subtrees[m]]
 
     def ban(self, name: str, owners: tuple[nn.Module, ...]) -> None:
@@ -96,7 +99,13 @@ class _Survey:
     """All calls in a forward pass over two examples, compared with one over the first of them."""
 
     def __init__(
-        self, lin: Linearization, modules: list[nn.Module], known: frozenset[nn.Module], few: Any, n: int, expand: frozenset[Site]
+        self,
+        lin: Linearization,
+        modules: list[nn.Module],
+        known: frozenset[nn.Module],
+        few: Any,
+        n: int,
+        expand: frozenset[Site],
     ) -> None:
         self._lin, self._few, self._n, self._modules, self._known = lin, few, n, modules, known
         self._outputs, calls = self._recorded(few, n, expand)
@@ -127,7 +136,9 @@ class _Survey:
 
     def shared(self, modules: tuple[nn.Module, ...]) -> set[Site]:
         """The modules' calls with outputs that all examples share."""
-        return {c.site for m in modules for c in self._calls.get(m, []) if None in self.outputs.get(c.site, ())}
+        return {
+            c.site for m in modules for c in self._calls.get(m, []) if None in self.outputs.get(c.site, ())
+        }
 
     def _live_shapes(self, call: Recorded) -> list[torch.Size]:
         """Of the outputs that matter; of those in the same places for a call over a single example."""
@@ -164,7 +175,9 @@ class _Survey:
             if is_out_of_memory(error):
                 raise
             return False
-        return outputs.shape == self._outputs.shape and torch.allclose(outputs, self._outputs, rtol=1e-4, atol=1e-6)
+        return outputs.shape == self._outputs.shape and torch.allclose(
+            outputs, self._outputs, rtol=1e-4, atol=1e-6
+        )
 
 
 def _input_shapes(call: Recorded) -> list[torch.Size]:

@@ -67,7 +67,9 @@ class Sweep:
     @property
     def routes(self) -> dict[str, str]:
         """Parameter → the formula of its layer, or how else its gradients were found."""
-        return {name: self.whole.get(name) or self._route(self.plan.owners.get(name, ())) for name in self.names}
+        return {
+            name: self.whole.get(name) or self._route(self.plan.owners.get(name, ())) for name in self.names
+        }
 
     def _route(self, owners: tuple[nn.Module, ...]) -> str:
         if not owners:
@@ -100,7 +102,12 @@ class Sweep:
         """
         if self.lin.needs_company(batch):
             with self.jacobian(twice(batch)) as (outputs, both):
-                yield outputs[:1], lambda v, names: {n: g[:1] for n, g in both(torch.cat([v, torch.zeros_like(v)]), names).items()}
+                yield (
+                    outputs[:1],
+                    lambda v, names: {
+                        n: g[:1] for n, g in both(torch.cat([v, torch.zeros_like(v)]), names).items()
+                    },
+                )
             return
         self.prepare(batch)
         with self._recorded(batch) as pass_:
@@ -143,7 +150,10 @@ class Sweep:
     def _run(self, batch: Any) -> tuple[Tensor, list[Recorded]]:
         """The forward pass. Where giving shared outputs an axis of examples changes what the model computes, never again that."""
         plan = self.plan
-        with Recorder(plan.modules, batch_size(batch), self._router.known, plan.expand) as recorder, torch.enable_grad():
+        with (
+            Recorder(plan.modules, batch_size(batch), self._router.known, plan.expand) as recorder,
+            torch.enable_grad(),
+        ):
             try:
                 outputs = self.lin(batch)
             except Exception as error:
@@ -161,11 +171,16 @@ class Sweep:
     def _as_without_expansion(self, batch: Any, outputs: Tensor, calls: list[Recorded]) -> bool:
         """Whether the outputs are those of the plain model, asked whenever the shared inputs are new."""
         shared = [call for call in calls if call.site in self.plan.expand]
-        key = (tuple(outputs.shape), *((call.shapes, *((t.shape, t.double().sum().item()) for t in call.inputs)) for call in shared))
+        key = (
+            tuple(outputs.shape),
+            *((call.shapes, *((t.shape, t.double().sum().item()) for t in call.inputs)) for call in shared),
+        )
         self.newly_expanded = bool(shared) and key not in self._harmless
         if self.newly_expanded:
             plain = self.lin(batch)
-            if plain.shape != outputs.shape or not torch.allclose(plain, outputs, rtol=tolerance(plain.dtype) / 10, atol=1e-5):
+            if plain.shape != outputs.shape or not torch.allclose(
+                plain, outputs, rtol=tolerance(plain.dtype) / 10, atol=1e-5
+            ):
                 return False
             self._harmless.add(key)
         return True
@@ -181,9 +196,15 @@ class Sweep:
             with self._recorded(few) as pass_:
                 v = random_signs(pass_.outputs)
                 mine = pass_.squares(v.reshape(len(v), -1))
-                self._refuse_hidden_use(few, pass_.outputs.detach(), sorted(pass_.unreached & self._unverified))
+                self._refuse_hidden_use(
+                    few, pass_.outputs.detach(), sorted(pass_.unreached & self._unverified)
+                )
             reference = reference or one_by_one(self.lin, self.variances, few, v)
-            wrong = [name for i, name in enumerate(self.names) if _differs(mine[:, i], reference[name], v.dtype, mine.sum(1))]
+            wrong = [
+                name
+                for i, name in enumerate(self.names)
+                if _differs(mine[:, i], reference[name], v.dtype, mine.sum(1))
+            ]
             wrong = [name for name in wrong if self.plan.owners[name] and name not in self.whole]
             if not wrong:
                 break
@@ -197,7 +218,11 @@ class Sweep:
     def _refuse_hidden_use(self, few: Any, outputs: Tensor, names: list[str]) -> None:
         """Refuse parameters that move the outputs although autograd does not see it."""
         weights = self.lin.weights
-        moved = self.lin.at({name: weights[name] + 0.1 * (weights[name].abs() + 0.1) for name in names}, few) if names else outputs
+        moved = (
+            self.lin.at({name: weights[name] + 0.1 * (weights[name].abs() + 0.1) for name in names}, few)
+            if names
+            else outputs
+        )
         if not torch.allclose(moved, outputs, rtol=1e-3, atol=1e-6):
             raise TPVError(
                 f"the model uses {', '.join(names[:3])} under torch.no_grad() or detached, so that their effect has no gradient: "

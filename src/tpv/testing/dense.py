@@ -17,7 +17,9 @@ from tpv.perturbations.base import diagonal, displacement
 from tpv.weights import Weights
 
 
-def dense_jacobian(model: nn.Module, batch: Any, forward: Forward | None = None, output: OutputSpec = "logits") -> dict[str, Tensor]:
+def dense_jacobian(
+    model: nn.Module, batch: Any, forward: Forward | None = None, output: OutputSpec = "logits"
+) -> dict[str, Tensor]:
     """J by brute force: parameter name → (N, K, *shape), one example and one output at a time.
 
     The reference for everything else. Cost: N·K backward passes of single examples.
@@ -35,12 +37,21 @@ def dense_jacobian(model: nn.Module, batch: Any, forward: Forward | None = None,
         for i in range(n):
             outputs = lin.alone(narrow(batch, i, i + 1, n)).flatten()
             rows = [torch.autograd.grad(y, parameters, retain_graph=True, allow_unused=True) for y in outputs]
-            examples.append([torch.stack([torch.zeros_like(p) if r[j] is None else r[j] for r in rows]) for j, p in enumerate(parameters)])
+            examples.append(
+                [
+                    torch.stack([torch.zeros_like(p) if r[j] is None else r[j] for r in rows])
+                    for j, p in enumerate(parameters)
+                ]
+            )
     return {name: torch.stack([example[j] for example in examples]) for j, name in enumerate(lin.weights)}
 
 
 def dense_tpv(
-    model: nn.Module, batch: Any, perturbation: Perturbation, forward: Forward | None = None, output: OutputSpec = "logits"
+    model: nn.Module,
+    batch: Any,
+    perturbation: Perturbation,
+    forward: Forward | None = None,
+    output: OutputSpec = "logits",
 ) -> dict[str, float]:
     """First-order TPV by brute force: layer → value and "total", or only "total" for a fixed displacement.
 

@@ -55,12 +55,17 @@ class ModelCheck:
     cost: float
 
     def __str__(self) -> str:
-        compared = "all outputs" if self.cotangents == self.outputs else f"{self.cotangents} random cotangents"
+        compared = (
+            "all outputs" if self.cotangents == self.outputs else f"{self.cotangents} random cotangents"
+        )
         by_route: dict[str, list[str]] = {}
         for name, route in self.routes.items():
             kind = LOCAL if route.startswith(LOCAL) else route
             by_route.setdefault("not used" if name in self.unused else kind, []).append(name)
-        rows = [(route, str(len(names)), f"{sum(self.sizes[n] for n in names):,}", names[0]) for route, names in by_route.items()]
+        rows = [
+            (route, str(len(names)), f"{sum(self.sizes[n] for n in names):,}", names[0])
+            for route, names in by_route.items()
+        ]
         return "\n".join(
             [
                 f"{self.model}: {self.examples} examples × {self.outputs} outputs",
@@ -74,7 +79,9 @@ class ModelCheck:
     __repr__ = __str__
 
 
-def check_model(model: nn.Module, batch: Any, *, forward: Forward | None = None, output: OutputSpec = "logits") -> ModelCheck:
+def check_model(
+    model: nn.Module, batch: Any, *, forward: Forward | None = None, output: OutputSpec = "logits"
+) -> ModelCheck:
     r"""Check on a model that the sweep gives every parameter's per-example :math:`\sum_i (J^\top v)_i^2` as plain autograd does.
 
     A copy of the model runs in float64, and each example alone through plain ``torch.autograd``: for every output
@@ -124,13 +131,17 @@ def _in_float64(model: nn.Module) -> nn.Module:
     except Exception as error:
         if all(p.dtype == torch.float64 for p in model.parameters()):
             return model
-        raise TPVError(f"the model cannot be copied to float64 ({error}): give it in float64, model.double().") from error
+        raise TPVError(
+            f"the model cannot be copied to float64 ({error}): give it in float64, model.double()."
+        ) from error
 
 
 def _compared(lin: Linearization, batch: Any, outputs: int) -> ModelCheck:
     n, names = batch_size(batch), list(lin.weights)
     cotangents = _cotangents(n, outputs)
-    sweep = Sweep(lin, {name: torch.ones((), dtype=torch.float64) for name in names}, passes=cotangents.shape[1])
+    sweep = Sweep(
+        lin, {name: torch.ones((), dtype=torch.float64) for name in names}, passes=cotangents.shape[1]
+    )
     reference = _reference(lin, names, batch, cotangents)
     with sweep.linearized(batch) as (z, squares):
         mine = torch.stack([squares(v.to(z)) for v in cotangents.unbind(1)], dim=1).cpu()
@@ -171,8 +182,17 @@ def _reference(lin: Linearization, names: list[str], batch: Any, cotangents: Ten
         with torch.enable_grad():
             z = lin.alone(narrow(batch, i, i + 1, n))[0]
         for v in cotangents[i].to(z):
-            found = torch.autograd.grad(z, parameters, v.reshape(z.shape), retain_graph=True, allow_unused=True)
-            rows.append(torch.stack([torch.zeros((), dtype=torch.float64) if g is None else one.square(g[None])[0].cpu() for g in found]))
+            found = torch.autograd.grad(
+                z, parameters, v.reshape(z.shape), retain_graph=True, allow_unused=True
+            )
+            rows.append(
+                torch.stack(
+                    [
+                        torch.zeros((), dtype=torch.float64) if g is None else one.square(g[None])[0].cpu()
+                        for g in found
+                    ]
+                )
+            )
     return torch.stack(rows).reshape(n, -1, len(names))
 
 

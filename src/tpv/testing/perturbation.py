@@ -35,10 +35,14 @@ def check_perturbation(perturbation: Perturbation, model: nn.Module, draws: int 
     """
     weights = Weights(model)
     first, again, other = (displacement(perturbation, weights, _seeded(seed)) for seed in (0, 0, 1))
-    assert all(torch.equal(first[n], again[n]) for n in first), "the same seed gave different draws: use the generator for all randomness"
+    assert all(torch.equal(first[n], again[n]) for n in first), (
+        "the same seed gave different draws: use the generator for all randomness"
+    )
     same = all(torch.equal(first[n], other[n]) for n in first)
     assert same or not perturbation.deterministic, "deterministic is True, but two seeds gave different draws"
-    assert perturbation.deterministic or not same, "two seeds gave the same draw: set deterministic = True if that is meant"
+    assert perturbation.deterministic or not same, (
+        "two seeds gave the same draw: set deterministic = True if that is meant"
+    )
     with assert_unchanged(model):
         displacement(perturbation, weights, _seeded(0))
         variance = None if perturbation.deterministic else diagonal(perturbation, weights)
@@ -46,7 +50,9 @@ def check_perturbation(perturbation: Perturbation, model: nn.Module, draws: int 
         _check_moments(perturbation, weights, variance, draws)
 
 
-def _check_moments(perturbation: Perturbation, weights: Weights, variance: dict[str, Tensor], draws: int) -> None:
+def _check_moments(
+    perturbation: Perturbation, weights: Weights, variance: dict[str, Tensor], draws: int
+) -> None:
     samples = [displacement(perturbation, weights, _seeded(seed)) for seed in range(draws)]
     for name, stated in variance.items():
         drawn = torch.stack([s[name].double().flatten() for s in samples])

@@ -43,7 +43,10 @@ def _fingerprint(model: nn.Module) -> dict[str, Any]:
         found[f"{name}.training"] = module.training
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             found[f"{name}.{kind}"] = list(getattr(module, kind))
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
         grad = None if tensor.grad is None else tensor.grad.clone()
         found[name] = (id(tensor), tensor.requires_grad, tensor.detach().clone(), grad)
     return found
@@ -58,4 +61,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.uint8) if tensor.ndim and tensor.numel() else tensor.reshape(-1).view(torch.uint8)
+    return (
+        tensor.contiguous().view(torch.uint8)
+        if tensor.ndim and tensor.numel()
+        else tensor.reshape(-1).view(torch.uint8)
+    )
