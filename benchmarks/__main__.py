@@ -1,4 +1,6 @@
-"""``python -m benchmarks``: run every row on every network and device at hand, write the JSON, the page and the picture."""
+"""``python -m benchmarks``: run every row on every network and device at hand, write the JSON, the page and
+the picture.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Why a row of tpv is not ahead, or misses a target: a sentence for a row, filled in with the section's numbers."""
+"""Why a row of tpv is not ahead, or misses a target: a sentence for a row, filled in with the section's
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from typing import Any
 _CAUSES = {
     "Exact": "Beside each backward pass squares are taken per example and layer, which sharing the floor's weight gradients cannot give.",
     "Hutchinson(1)": "Beside the backward pass squares are taken per example and layer. Routes are planned and verified on two examples, "
-    "and the first 64 get a second probe for the standard error: fixed costs, which weigh on the {n} examples here and not on thousands.",
+    "and the first 64 get a second probe for the standard error: fixed costs, which weigh on the {n} "
+    "examples here and not on thousands.",
     "K backward passes": "The loop makes the same {K} backward passes; batches save only what a pass over one example wastes.",
     "one probe": "The loop uses tpv's own estimator, a random cotangent; batches save only what a pass over one example wastes.",
     "weight-space draws": "One draw for each example is at most {scatter:.0%} off, so that few of them reach 1 % on 2,000 examples.",

@@ -12,7 +12,9 @@ from benchmarks.subjects import Spec, Subject, load
 
 @dataclass(frozen=True)
 class Job:
-    """Row number ``index`` on a network whose weights and examples lie at ``path``; 0 for a batch size that is still to be found."""
+    """Row number ``index`` on a network whose weights and examples lie at ``path``; 0 for a batch size that
+    is still to be found.
+    """
 
     index: int
     spec: Spec

@@ -1,4 +1,6 @@
-"""Label noise on the trained ResNet-20: the kernel against other libraries, and the closed form against retraining."""
+"""Label noise on the trained ResNet-20: the kernel against other libraries, and the closed form against
+retraining.
+"""
 
 from __future__ import annotations
 
@@ -157,10 +159,13 @@ def page(found: dict[str, Any]) -> str:
     )
     return (
         f"{head}\n\n{table}\n\n"
-        f"Retraining for {a['steps']} steps takes {a['run_seconds']:.1f} s a network, the closed form {a['seconds']:.1f} s in all, "
-        f"with no error from draws. One network's TPV has a standard deviation of {a['draw_std'] / a['value']:.0%} of its mean, so that to "
+        f"Retraining for {a['steps']} steps takes {a['run_seconds']:.1f} s a network, the closed form "
+        f"{a['seconds']:.1f} s in all, "
+        "with no error from draws. One network's TPV has a standard deviation of "
+        f"{a['draw_std'] / a['value']:.0%} of its mean, so that to "
         f"reach the same standard error takes (target: {TARGET:g} times as long):\n\n{races}\n\n"
-        f"The two agree: {a['value']:.4g} in closed form, {a['retrained']:.4g} ± {a['retrained_mc_stderr']:.2g} from {RUNS} networks.\n"
+        f"The two agree: {a['value']:.4g} in closed form, {a['retrained']:.4g} ± "
+        f"{a['retrained_mc_stderr']:.2g} from {RUNS} networks.\n"
     )
 
 

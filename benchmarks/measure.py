@@ -42,7 +42,9 @@ class Measurement:
 
 
 def tune(job: Job) -> int:
-    """The fastest of the row's batch sizes that fit in memory, each tried twice unless it is slow; 0 if the row has none."""
+    """The fastest of the row's batch sizes that fit in memory, each tried twice unless it is slow; 0 if the
+    row has none.
+    """
     row = job.row
     if len(row.batches) < 2:
         return row.batches[0] if row.batches else 0
@@ -60,7 +62,9 @@ def tune(job: Job) -> int:
 
 
 def measure(job: Job) -> Measurement:
-    """A warm-up call, which shows the memory, then calls that alternate with the plain pass: three, and more while there is time."""
+    """A warm-up call, which shows the memory, then calls that alternate with the plain pass: three, and more
+    while there is time.
+    """
     row, subject = job.row, job.subject(job.row.examples)
     run = row.prepare(subject, job.batch)
     peak = Peak(job.device)

@@ -55,7 +55,8 @@ def _section(section: dict[str, Any]) -> str:
     rows = markdown_table(COLUMNS, [cells(row) for row in section["rows"]], left=(0, 6))
     size = f"K = {section['outputs']:,} outputs, P = {section['parameters']:,} parameters"
     return (
-        f"## {section['subject']}, {section['device']}\n\n{section['description']}; {size}.{_reference(section)}\n\n"
+        f"## {section['subject']}, {section['device']}\n\n{section['description']}; "
+        f"{size}.{_reference(section)}\n\n"
         f"{rows}\n\n{_notes(section)}\n\n"
         f"{_targets(section)}{_missed(section)}\n{_machine(section['machine'])}\n"
     )
@@ -98,9 +99,12 @@ def _missed(section: dict[str, Any]) -> str:
 
 def _scaling(axes: list[dict[str, Any]]) -> str:
     head = (
-        "## How the cost grows\n\nMilliseconds per example, in brackets over the plain pass (u). The last row is the power of the axis "
-        "with which the milliseconds grow between the first and the last point. K, P and T are measured on 64 examples, each of which "
-        "gets the second probe of Hutchinson(1) that tells its standard error: on so few, `vmap(grad)` without one is often faster.\n\n"
+        "## How the cost grows\n\nMilliseconds per example, in brackets over the plain pass (u). The last "
+        "row is the power of the axis "
+        "with which the milliseconds grow between the first and the last point. K, P and T are measured on "
+        "64 examples, each of which "
+        "gets the second probe of Hutchinson(1) that tells its standard error: on so few, `vmap(grad)` "
+        "without one is often faster.\n\n"
         f"![Milliseconds per example along each axis]({PLOT})\n"
     )
     return "\n".join([head, *map(_axis, axes)])

@@ -20,7 +20,9 @@ _IMPORTED = [
 
 
 def fresh(function: Callable[[J], T], job: J, threads: int | None = None) -> T:
-    """``function(job)`` in a process that ends with it, on as many threads as torch likes or on ``threads``."""
+    """``function(job)`` in a process that ends with it, on as many threads as torch likes or on
+    ``threads``.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     with ProcessPoolExecutor(1, context, initializer=_start, initargs=(threads,)) as pool:

@@ -1,4 +1,6 @@
-"""What every row is compared with: tpv's exact value, or its average over many probes where there are too many outputs."""
+"""What every row is compared with: tpv's exact value, or its average over many probes where there are too
+many outputs.
+"""
 
 from __future__ import annotations
 

@@ -17,9 +17,11 @@ EXACT_TOLERANCE, SMALLEST_P, BUSY = 1e-3, 1e-4, 1.3
 
 @dataclass(frozen=True)
 class Result:
-    """A row as it goes into the table; ``verdict`` is "agrees", "DISAGREES", "cost only", or "nothing" for the reason in ``note``.
+    """A row as it goes into the table; ``verdict`` is "agrees", "DISAGREES", "cost only", or "nothing" for
+    the reason in ``note``.
 
-    ``busy``: the plain pass beside it was slow, so something else was running and the cost is not to be trusted.
+    ``busy``: the plain pass beside it was slow, so something else was running and the cost is not to be
+    trusted.
     """
 
     library: str

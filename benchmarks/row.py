@@ -24,7 +24,9 @@ class Law(Enum):
     SKETCH = "1/matvecs"
 
     def calls(self, error: float, examples: int) -> float:
-        """Calls for a relative error of 1 % on 2,000 examples, from a call's relative error on ``examples``."""
+        """Calls for a relative error of 1 % on 2,000 examples, from a call's relative error on
+        ``examples``.
+        """
         ratio = error / TARGET
         if self is Law.EXACT:
             return 1.0
@@ -38,7 +40,8 @@ class Answer:
     """What a call returns.
 
     Attributes:
-        values: (m,) estimates whose mean is the call's; their randomness is independent (m = 1, or one per example).
+        values: (m,) estimates whose mean is the call's; their randomness is independent (m = 1, or one per
+            example).
         stderr: the call's standard error with the data held fixed, if the method tells; else it is
             worked out from the scatter over calls.
     """
@@ -56,7 +59,8 @@ class Row:
 
     Attributes:
         library, method: its name.
-        prepare: (subject, batch size) to the function of a seed that is timed; set-up and imports belong here.
+        prepare: (subject, batch size) to the function of a seed that is timed; set-up and imports belong
+            here.
         law: how its error falls.
         examples: how many it is run on.
         calls: how often it is timed at most.
@@ -84,7 +88,9 @@ class Row:
         return f"{self.library} {self.method}"
 
     def sized(self, share: int, device: str, quick: bool) -> Row:
-        """For a network whose examples are ``share`` times dearer, more of everything on a GPU, little of it for a smoke run."""
+        """For a network whose examples are ``share`` times dearer, more of everything on a GPU, little of it
+        for a smoke run.
+        """
         if quick:
             return replace(self, examples=min(self.examples, QUICK_EXAMPLES), batches=self.batches[:1])
         growth = 1 if self.single or device == "cpu" else GPU_GROWTH

@@ -1,4 +1,6 @@
-"""How the cost of an example grows with the examples, the outputs, the parameters and the length of a sequence."""
+"""How the cost of an example grows with the examples, the outputs, the parameters and the length of a
+sequence.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ def measured(point: Point) -> dict[str, Any]:
 
 
 def best(run: Run, subject: Subject, plain: Callable[[], float], device: str) -> tuple[float, float]:
-    """Milliseconds per example of a method and of the plain pass beside it, best of two after a warm call if that is quick."""
+    """Milliseconds per example of a method and of the plain pass beside it, best of two after a warm call if
+    that is quick.
+    """
     first = seconds(run, 0, device)[0]
     pairs = [(seconds(run, seed, device)[0], plain()) for seed in range(_CALLS if first < _LONG else 1)]
     own, beside = (min(times) for times in zip(*pairs, strict=True))

@@ -1,4 +1,6 @@
-"""``results.json``: sections by network and device, and the scaling; a part that is run again replaces its own."""
+"""``results.json``: sections by network and device, and the scaling; a part that is run again replaces its
+own.
+"""
 
 from __future__ import annotations
 

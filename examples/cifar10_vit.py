@@ -2,9 +2,9 @@
 
     TPV_DATA_DIR=... tpv report examples/cifar10_vit.py
 
-``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``uoft-cs/cifar10``, or the same as JPEG in
-``cifar10-jpeg``, which is preferred. The first use trains the network (about 15 minutes of CPU time) and keeps it
-in ``TPV_CACHE_DIR``, by default ~/.cache/tpv.
+``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``uoft-cs/cifar10``, or the
+same as JPEG in ``cifar10-jpeg``, which is preferred. The first use trains the network (about 15 minutes of
+CPU time) and keeps it in ``TPV_CACHE_DIR``, by default ~/.cache/tpv.
 """
 
 from __future__ import annotations

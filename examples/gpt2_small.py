@@ -1,10 +1,12 @@
-"""A target for ``tpv report``, and a script: a language model of the size of GPT-2 small, 124 million parameters.
+"""A target for ``tpv report``, and a script: a language model of the size of GPT-2 small, 124 million
+parameters.
 
     TPV_DATA_DIR=... tpv report examples/gpt2_small.py -p 'Quantization(bits=8)'
     TPV_DATA_DIR=... python examples/gpt2_small.py
 
-``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``CogComp/trec``; where it also holds ``gpt2``,
-a folder of ``save_pretrained`` with model and tokenizer, that is the model, else one with random weights.
+``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``CogComp/trec``; where it also
+holds ``gpt2``, a folder of ``save_pretrained`` with model and tokenizer, that is the model, else one with
+random weights.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def texts(split: str) -> list[str]:
 
 @functools.cache
 def tokenizer() -> Tokenizer | ByteLevelBPETokenizer:
-    """GPT-2's own where its weights are, else a byte-level one of the training questions, with fewer tokens."""
+    """GPT-2's own where its weights are, else a byte-level one of the training questions, with fewer
+    tokens.
+    """
     folder = pretrained()
     if folder:
         return Tokenizer.from_file(f"{folder}/tokenizer.json")

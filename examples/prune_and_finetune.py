@@ -3,8 +3,9 @@
     python examples/prune_and_finetune.py digits
     TPV_DATA_DIR=... python examples/prune_and_finetune.py cifar10
 
-Prune → fine-tune with plain PyTorch → save → load, on scikit-learn's digits (a minute) or ResNet-20 on CIFAR-10 (the 4,000 training
-images of ``uoft-cs/cifar10`` in ``TPV_DATA_DIR``). Pruning needs no labels; fine-tuning is an ordinary training loop.
+Prune → fine-tune with plain PyTorch → save → load, on scikit-learn's digits (a minute) or ResNet-20 on
+CIFAR-10 (the 4,000 training images of ``uoft-cs/cifar10`` in ``TPV_DATA_DIR``). Pruning needs no labels;
+fine-tuning is an ordinary training loop.
 """
 
 from __future__ import annotations

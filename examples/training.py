@@ -1,4 +1,6 @@
-"""What the examples share that train their own network: the data folder, a cache of trained weights, a training loop."""
+"""What the examples share that train their own network: the data folder, a cache of trained weights, a
+training loop.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def data_root(needed: str) -> Path:
     root = os.environ.get("TPV_DATA_DIR")
     if not root:
         raise SystemExit(
-            f"TPV_DATA_DIR is not set: download the data set {needed} from the Hugging Face hub into a folder and set TPV_DATA_DIR to it."
+            f"TPV_DATA_DIR is not set: download the data set {needed} from the Hugging Face hub into a "
+            "folder and set TPV_DATA_DIR to it."
         )
     return Path(root)
 
@@ -33,7 +36,9 @@ def cache_folder(name: str) -> Path:
 
 
 def trained(name: str, kind: type[PreTrainedModel], train: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """The network in evaluation mode, trained with seed 0 at its first use and read from the cache afterwards."""
+    """The network in evaluation mode, trained with seed 0 at its first use and read from the cache
+    afterwards.
+    """
     folder = cache_folder(name)
     if not (folder / "model.safetensors").is_file():
         print(f"Training {name}, once; the weights are kept in {folder}", file=sys.stderr)

@@ -2,9 +2,9 @@
 
     TPV_DATA_DIR=... tpv report examples/trec_bert.py
 
-``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``CogComp/trec``. The first use trains the
-tokenizer and the network from scratch (about a minute on a CPU) and keeps both in ``TPV_CACHE_DIR``, by default
-~/.cache/tpv.
+``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``CogComp/trec``. The first use
+trains the tokenizer and the network from scratch (about a minute on a CPU) and keeps both in
+``TPV_CACHE_DIR``, by default ~/.cache/tpv.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def encoded(texts: list[str]) -> dict[str, Tensor]:
 
 
 def distorted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Three tokens in ten replaced by any other: so the network learns to do without words that it does not know."""
+    """Three tokens in ten replaced by any other: so the network learns to do without words that it does not
+    know.
+    """
     ids = batch["input_ids"]
     replaced = (torch.rand(ids.shape) < 0.3) & (ids >= SPECIAL)
     return batch | {

@@ -1,4 +1,5 @@
-"""Label noise on ResNet-20: closed form against retraining, in sample against cross-fitted, the published number, and large n.
+"""Label noise on ResNet-20: closed form against retraining, in sample against cross-fitted, the published
+number, and large n.
 
 TPV_DATA_DIR=... python -m experiments.label_noise horizons|halves|quickstart|large|agreement
 """
@@ -65,7 +66,8 @@ def horizons(
             )
             print(rows[-1], file=sys.stderr, flush=True)
     print(
-        f"{runs} runs each, lr {LR:g} full batch, noise std × mean |f*|; closed form over retraining for the same noise\n"
+        f"{runs} runs each, lr {LR:g} full batch, noise std × mean |f*|; closed form over retraining for the "
+        "same noise\n"
     )
     print(table(("steps", "std", "train", "test", "V on test", "TPV on test", "control"), rows))
 
@@ -85,7 +87,9 @@ def halves(smoke: Scale = False, n: int = 128) -> None:
 
 @app.command()
 def quickstart(smoke: Scale = False) -> None:
-    """The published example: 5 networks, 2,000 images, 5 epochs in batches of 256, momentum 0.9; with a control run and cross-fitted."""
+    """The published example: 5 networks, 2,000 images, 5 epochs in batches of 256, momentum 0.9; with a
+    control run and cross-fitted.
+    """
     n, batch, steps = (2000, 256, 40) if not smoke else (16, 4, 4)
     model, train, test = subjects(smoke, n)
     law = tpv.LabelNoise(
@@ -123,7 +127,8 @@ def agreement(smoke: Scale = False, n: int = 128, draws: int = 3) -> None:
     tpv.ntk.operator.DENSE_BYTES = limit
     for result in exact:
         print(
-            f"{plus_minus(result.value, result.mc_stderr)} by {result.metadata['estimator']}, {result.metadata['kernel']}"
+            f"{plus_minus(result.value, result.mc_stderr)} by {result.metadata['estimator']}, "
+            f"{result.metadata['kernel']}"
         )
     print(
         "the same noise, products over written out:", *(f"{b / a:.5f}" for a, b in zip(*found, strict=True))

@@ -1,4 +1,6 @@
-"""laplace-torch: its diagonal posterior precision of a regression with unit noise, N diag(H_eff), by each of its backends."""
+"""laplace-torch: its diagonal posterior precision of a regression with unit noise, N diag(H_eff), by each of
+its backends.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One example at a time with plain autograd: K backward passes, one probe, and the paper's weight-space draws."""
+"""One example at a time with plain autograd: K backward passes, one probe, and the paper's weight-space
+draws.
+"""
 
 from __future__ import annotations
 

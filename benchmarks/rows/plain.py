@@ -1,4 +1,6 @@
-"""The unit and the floor: plain backward passes, which give all input gradients and the batch's weight gradients."""
+"""The unit and the floor: plain backward passes, which give all input gradients and the batch's weight
+gradients.
+"""
 
 from __future__ import annotations
 

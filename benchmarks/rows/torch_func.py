@@ -1,4 +1,6 @@
-"""torch.func: per-example Jacobians and gradients by vmap, with the attention kernel that has a batching rule."""
+"""torch.func: per-example Jacobians and gradients by vmap, with the attention kernel that has a batching
+rule.
+"""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ class GPT(_GPT2):
 
 @dataclass(frozen=True)
 class GPTClassifier(_GPT2):
-    """``GPT2Model`` with a linear head on the last token, so that methods with a pass per output can be compared too.
+    """``GPT2Model`` with a linear head on the last token, so that methods with a pass per output can be
+    compared too.
 
     Not ``GPT2ForSequenceClassification``: its search for the padding cannot be vmapped.
     """

@@ -1,4 +1,6 @@
-"""A benchmark of pruning criteria: networks, published criteria, and the damage that deleting a channel does."""
+"""A benchmark of pruning criteria: networks, published criteria, and the damage that deleting a channel
+does.
+"""
 
 import sys
 from pathlib import Path

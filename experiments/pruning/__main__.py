@@ -1,6 +1,8 @@
-"""Pruning: how well criteria rank channels, what accuracy is left, what re-fitting gives back, and what it costs.
+"""Pruning: how well criteria rank channels, what accuracy is left, what re-fitting gives back, and what it
+costs.
 
-TPV_DATA_DIR=... python -m experiments.pruning ranks|sizes|cost|accuracy|restore --network resnet20|resnet56|vgg
+TPV_DATA_DIR=... python -m experiments.pruning ranks|sizes|cost|accuracy|restore --network
+resnet20|resnet56|vgg
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def ranks(
 ) -> None:
     """Spearman's correlation of scores with the true damage of deleting each channel."""
     print(
-        f"{network}, {images} calibration images: mean over {seeds} sets, their range, 95 % interval over channels for the first\n"
+        f"{network}, {images} calibration images: mean over {seeds} sets, their range, 95 % interval over "
+        "channels for the first\n"
     )
     additive = {
         name: make for name, make in EVERY.items() if name != "TPV, jointly"
@@ -66,7 +69,8 @@ def sizes(network: Chosen = Names.resnet20, seeds: Seeds = 3, smoke: Smoke = Fal
             (
                 str(images),
                 *(
-                    f"{r.mean:.3f} ({min(v.value for v in r.ranks):.3f} … {max(v.value for v in r.ranks):.3f})"
+                    f"{r.mean:.3f} ({min(v.value for v in r.ranks):.3f} … "
+                    f"{max(v.value for v in r.ranks):.3f})"
                     for r in row
                 ),
             )
@@ -95,7 +99,9 @@ def accuracy(
     ] = None,
     smoke: Smoke = False,
 ) -> None:
-    """Accuracy against MACs and parameters under one ranking of all channels, nothing trained or re-fitted."""
+    """Accuracy against MACs and parameters under one ranking of all channels, nothing trained or
+    re-fitted.
+    """
     chosen = _network(network, smoke)
     found = trajectories(chosen, keep, steps, seeds, images, test, tuple(criterion or COMPARED))
     print(f"{network}, {steps} steps, {images} calibration images, {seeds} sets\n\n{accuracy_table(found)}")
@@ -116,7 +122,8 @@ def restore(
     """What recalibration, re-fitting and measured curves give back."""
     chosen = _network(network, smoke)
     print(
-        f"{network}, {images} calibration images, {seeds} sets; unpruned {100 * _accuracy(chosen, test):.1f} %\n"
+        f"{network}, {images} calibration images, {seeds} sets; unpruned {100 * _accuracy(chosen, test):.1f} "
+        "%\n"
     )
     print(restored_table(chosen, tuple(keep or (0.5, 0.4)), seeds, images, test, tuple(variant or VARIANTS)))
 

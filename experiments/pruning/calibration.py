@@ -25,7 +25,9 @@ class Calibration:
 
 
 class Criterion(Protocol):
-    """Scores the root channels of a group: the lowest go first. ``refresh`` follows every change of the weights."""
+    """Scores the root channels of a group: the lowest go first. ``refresh`` follows every change of the
+    weights.
+    """
 
     def refresh(self, model: nn.Module) -> None: ...
 
@@ -39,7 +41,9 @@ def predictions(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def batch_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[int, Gradients]]:
-    """For each batch its size and the gradient of the mean of m·f, m = softmax(f) − onehot(y) held constant (that of cross-entropy)."""
+    """For each batch its size and the gradient of the mean of m·f, m = softmax(f) − onehot(y) held constant
+    (that of cross-entropy).
+    """
     weights = [p for p in model.parameters() if p.requires_grad]
     for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
         loss = F.cross_entropy(model(part), labels)

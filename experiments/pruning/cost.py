@@ -21,7 +21,9 @@ from tpv.pruning import TPVImportance, score
 
 
 def cost_table(network: Network, images: int, repeats: int = 5) -> str:
-    """Seconds of each criterion over those of plain training passes in batches of 64, medians of alternating repeats."""
+    """Seconds of each criterion over those of plain training passes in batches of 64, medians of alternating
+    repeats.
+    """
     model, data = network.model(), calibration(network, 0, images)
     found = channel_groups(model, data.images[:2])
     passes: dict[str, Callable[[], object]] = {"forward + backward": lambda: _train(model, data)}

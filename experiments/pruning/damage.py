@@ -16,9 +16,11 @@ from experiments.pruning.networks import Network
 
 @torch.no_grad()
 def true_damage(model: nn.Module, x: Tensor, group: tp.dependency.Group) -> Tensor:
-    """E‖f − f without the channel‖², squares summed over outputs and averaged over examples, for each root channel.
+    """E‖f − f without the channel‖², squares summed over outputs and averaged over examples, for each root
+    channel.
 
-    The layers that take the channel in get zero weights for it, which deletes it wherever no LayerNorm or GroupNorm looks at all channels.
+    The layers that take the channel in get zero weights for it, which deletes it wherever no LayerNorm or
+    GroupNorm looks at all channels.
     """
     clean = model(x)
     found = []
@@ -52,7 +54,9 @@ def root_names(model: nn.Module, found: Iterable[tp.dependency.Group]) -> list[s
 
 
 def damages(network: Network, n: int = 256) -> dict[str, Tensor]:
-    """By the name of a group's root, the damage of each channel on the first ``n`` test images; measured once, then read from the cache."""
+    """By the name of a group's root, the damage of each channel on the first ``n`` test images; measured
+    once, then read from the cache.
+    """
     from safetensors.torch import load_file, save_file
 
     file = cache_folder("pruning_damage") / f"{network.name}-test-{n}.safetensors"

@@ -1,4 +1,6 @@
-"""Criteria from Σ w·∂ over the weights of a channel, layer by layer: Taylor with BatchNorm, JC and JBR as published."""
+"""Criteria from Σ w·∂ over the weights of a channel, layer by layer: Taylor with BatchNorm, JC and JBR as
+published.
+"""
 
 from __future__ import annotations
 

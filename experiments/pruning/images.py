@@ -11,7 +11,9 @@ from torch import Tensor
 
 @functools.cache
 def table(folder: str, split: str) -> tuple[Tensor, Tensor]:
-    """Images in bytes (N, 3, 32, 32) and labels (N,) of the split "train" or "test" of a folder in ``TPV_DATA_DIR``."""
+    """Images in bytes (N, 3, 32, 32) and labels (N,) of the split "train" or "test" of a folder in
+    ``TPV_DATA_DIR``.
+    """
     from datasets import load_dataset
 
     found = load_dataset(str(data_root() / folder), split=split)

@@ -18,7 +18,9 @@ __all__ = ["NETWORKS", "Network", "resnet", "vgg"]
 
 
 def resnet(depth: int = 20) -> nn.Module:
-    """The trained CIFAR ResNet in evaluation mode, its two option-A shortcuts written as fixed convolutions."""
+    """The trained CIFAR ResNet in evaluation mode, its two option-A shortcuts written as fixed
+    convolutions.
+    """
     network = target.model(depth)
     replace_padding_shortcuts(network, torch.zeros(1, 3, 32, 32))
     return network

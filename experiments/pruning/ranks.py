@@ -39,7 +39,9 @@ def spearman(scores: Tensor, damage: Tensor, draws: int = 1000) -> Rank:
 
 @dataclass(frozen=True)
 class Row:
-    """A criterion's rank correlation for each set of calibration images; the interval is that of the first."""
+    """A criterion's rank correlation for each set of calibration images; the interval is that of the
+    first.
+    """
 
     name: str
     ranks: tuple[Rank, ...]

@@ -59,7 +59,9 @@ def mean_gradient(model: nn.Module, data: Calibration) -> None:
 
 
 def last_square(model: nn.Module, data: Calibration) -> None:
-    """``.grad`` squared of the last example: all that Torch-Pruning's ``accumulate_grad`` keeps of any number of them."""
+    """``.grad`` squared of the last example: all that Torch-Pruning's ``accumulate_grad`` keeps of any number
+    of them.
+    """
     _clear(model)
     F.cross_entropy(model(data.images[-2:]), data.labels[-2:], reduction="none")[-1].backward()
     for p in model.parameters():

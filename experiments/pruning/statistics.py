@@ -9,7 +9,9 @@ from tpv._stats import Estimate
 
 
 def over_seeds(values: Sequence[Estimate]) -> Estimate:
-    """The mean over calibration sets; its standard error is that of the test images, which all share, and of the sets together."""
+    """The mean over calibration sets; its standard error is that of the test images, which all share, and of
+    the sets together.
+    """
     mean = sum(v.value for v in values) / len(values)
     images = sum(v.stderr for v in values) / len(values)
     sets = (

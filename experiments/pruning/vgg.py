@@ -1,4 +1,6 @@
-"""A network without residuals: eight convolutions with BatchNorm, trained here on the JPEG images of CIFAR-10."""
+"""A network without residuals: eight convolutions with BatchNorm, trained here on the JPEG images of
+CIFAR-10.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ EPOCHS, BATCH, LR, MOMENTUM, DECAY = 16, 256, 0.2, 0.9, 5e-4
 
 
 class VGG(nn.Module):
-    """3×3 convolutions with BatchNorm and ReLU, three max-poolings, the mean over pixels, one linear layer."""
+    """3×3 convolutions with BatchNorm and ReLU, three max-poolings, the mean over pixels, one linear
+    layer.
+    """
 
     def __init__(self, layout: tuple[int | str, ...] = LAYOUT, classes: int = 10) -> None:
         super().__init__()
@@ -67,7 +71,9 @@ def train() -> VGG:
 
 
 def vgg() -> VGG:
-    """The network in evaluation mode, trained with seed 0 at its first use and read from the cache afterwards."""
+    """The network in evaluation mode, trained with seed 0 at its first use and read from the cache
+    afterwards.
+    """
     from safetensors.torch import load_file, save_file
 
     file = cache_folder("cifar10_vgg") / "model.safetensors"

@@ -17,7 +17,9 @@ def whc(rows: Tensor) -> Tensor:
 
 
 class WHC:
-    """Summed over the convolutions and linear layers of a group, filters and input channels alike, as Torch-Pruning does for FPGM."""
+    """Summed over the convolutions and linear layers of a group, filters and input channels alike, as
+    Torch-Pruning does for FPGM.
+    """
 
     def refresh(self, model: nn.Module) -> None:
         pass

@@ -27,15 +27,18 @@ def batches(data: object) -> Iterable[Any]:
         return _TensorBatches(data)
     if isinstance(data, Mapping | tuple | str | bytes):
         raise TPVError(
-            f"data is a single {type(data).__name__}, not a collection of batches: wrap one batch in a list, [batch]."
+            f"data is a single {type(data).__name__}, not a collection of batches: wrap one batch in a list, "
+            "[batch]."
         )
     if not isinstance(data, Iterable):
         raise TPVError(
-            f"data must be a tensor or an iterable of batches, for example a DataLoader; got {type(data).__name__}."
+            "data must be a tensor or an iterable of batches, for example a DataLoader; got "
+            f"{type(data).__name__}."
         )
     if isinstance(data, Iterator):
         raise TPVError(
-            "data is a one-shot iterator, and the data is read more than once: give the DataLoader, a list of batches or a tensor."
+            "data is a one-shot iterator, and the data is read more than once: give the DataLoader, a list "
+            "of batches or a tensor."
         )
     return data
 
@@ -73,7 +76,9 @@ def inputs(batch: Any) -> Any:
 
 
 def call_model(model: torch.nn.Module, batch: Any) -> Any:
-    """The default ``forward``: a tensor or a tuple's first element as input, a mapping as keywords without labels."""
+    """The default ``forward``: a tensor or a tuple's first element as input, a mapping as keywords without
+    labels.
+    """
     used = inputs(batch)
     return model(**used) if isinstance(batch, Mapping) else model(used)
 
@@ -135,7 +140,9 @@ def _rebuilt(batch: Any, values: list[Any]) -> Any:
 
 
 def narrow(batch: Any, start: int, stop: int, size: int) -> Any:
-    """Examples start..stop of a batch of ``size``, contiguous; what has no batch axis of that size is kept whole."""
+    """Examples start..stop of a batch of ``size``, contiguous; what has no batch axis of that size is kept
+    whole.
+    """
     return rows_of(batch, range(start, stop), size)
 
 

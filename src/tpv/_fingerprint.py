@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash of every parameter and buffer, by name, and of the types of modules and the numbers and texts that they hold."""
+    """A hash of every parameter and buffer, by name, and of the types of modules and the numbers and texts
+    that they hold.
+    """
     state = dict(
         [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     )

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 
 
 def plus_minus(value: float, stderr: float) -> str:
-    """'38.8 ± 0.5': one significant digit of the error, two if it starts with 1; '± ?' where the error is unknown."""
+    """'38.8 ± 0.5': one significant digit of the error, two if it starts with 1; '± ?' where the error is
+    unknown.
+    """
     if not math.isfinite(value):
         return "cannot tell"
     if not math.isfinite(stderr):
@@ -47,7 +49,9 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def described(spec: object) -> str:
-    """'Quantization(bits=4)': the options of a dataclass that differ from their defaults, and the first one always."""
+    """'Quantization(bits=4)': the options of a dataclass that differ from their defaults, and the first one
+    always.
+    """
     shown = [f for f in dataclasses.fields(spec) if f.repr] if dataclasses.is_dataclass(spec) else []
     values = {
         f.name: getattr(spec, f.name)

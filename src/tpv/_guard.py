@@ -70,7 +70,8 @@ class _Slots:
 
 
 class Attributes:
-    """What modules keep as plain attributes, down to the entries of containers and the values of tensors, to be put back.
+    """What modules keep as plain attributes, down to the entries of containers and the values of tensors, to
+    be put back.
 
     Among them are states, and caches of tensors computed from weights: LeViT fills such a cache in its first
     evaluation pass, and gradients would end there in the next one.

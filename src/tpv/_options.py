@@ -18,7 +18,8 @@ def require_number(
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not (low < number < high or (number == low and not open_low)):
         raise TPVError(
-            f"{owner}({name}={value!r}): {name} must be a number in {'(' if open_low else '['}{low:g}, {high:g})."
+            f"{owner}({name}={value!r}): {name} must be a number in {'(' if open_low else '['}{low:g}, "
+            f"{high:g})."
         )
 
 

@@ -32,7 +32,9 @@ def chosen(data: Iterable[Any], keep: Sequence[bool]) -> list[Any]:
 
 
 class LargeBatches:
-    """The same examples in batches of up to 1024 and 256 MiB, where batches of tensors alone can be joined."""
+    """The same examples in batches of up to 1024 and 256 MiB, where batches of tensors alone can be
+    joined.
+    """
 
     def __init__(self, data: object) -> None:
         self._batches = batches(data)

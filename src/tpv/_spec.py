@@ -1,4 +1,6 @@
-"""Perturbations, estimators and criteria written as text: known classes with literal arguments and fits, never evaluated."""
+"""Perturbations, estimators and criteria written as text: known classes with literal arguments and fits,
+never evaluated.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,8 @@ def _class(node: ast.expr, text: str, base: type[T]) -> type[T]:
         known = _known(base)
         if node.id not in known:
             raise TPVError(
-                f"{node.id!r} is not {_article(base)} of tpv: there are {', '.join(known)}, and your own as 'package.module:Class(...)'."
+                f"{node.id!r} is not {_article(base)} of tpv: there are {', '.join(known)}, and your own as "
+                "'package.module:Class(...)'."
                 f"{did_you_mean(node.id, known)}"
             )
         return known[node.id]
@@ -173,7 +176,8 @@ def _value(owner: str, node: ast.expr) -> Any:
     except (ValueError, TypeError):
         hint = did_you_mean(name, _known(Fit))  # type: ignore[type-abstract]
         raise TPVError(
-            f"{owner}(... {ast.unparse(node)} ...): only literal values such as 4, 0.1, 'channel' or ['layer1.*'] are read, and fits "
+            f"{owner}(... {ast.unparse(node)} ...): only literal values such as 4, 0.1, 'channel' or "
+            "['layer1.*'] are read, and fits "
             f"such as Ridge(gamma=0.01).{hint}"
         ) from None
 
@@ -195,7 +199,8 @@ def _bound(cls: type[Any], arguments: list[Any], options: dict[str, Any]) -> ins
     )
     if not open_ended and (unknown := [name for name in options if name not in signature.parameters]):
         raise TPVError(
-            f"{cls.__name__} has no option {unknown[0]!r}: {allowed}.{did_you_mean(unknown[0], signature.parameters)}"
+            f"{cls.__name__} has no option {unknown[0]!r}: "
+            f"{allowed}.{did_you_mean(unknown[0], signature.parameters)}"
         )
     try:
         return signature.bind(*arguments, **options)
@@ -204,7 +209,9 @@ def _bound(cls: type[Any], arguments: list[Any], options: dict[str, Any]) -> ins
 
 
 def _signature(cls: type[Any]) -> inspect.Signature:
-    """What text can give: not the tensors that tpv's own classes keep out of their repr, and what follows them by keyword only."""
+    """What text can give: not the tensors that tpv's own classes keep out of their repr, and what follows
+    them by keyword only.
+    """
     signature = inspect.signature(cls)
     if not cls.__module__.startswith("tpv.") or not dataclasses.is_dataclass(cls):
         return signature

@@ -40,7 +40,8 @@ class Run:
         self.chunk_size = max(1, self.chunk_size // 2)
         release_memory()
         warnings.warn(
-            f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save the time.",
+            f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save "
+            "the time.",
             stacklevel=5,
         )
 

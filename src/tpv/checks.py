@@ -37,7 +37,8 @@ def check_model(model: nn.Module) -> None:
         model, torch.jit._trace.TopLevelTracedModule
     ):
         raise TPVError(
-            "the model is a torch.jit.ScriptModule, whose layers cannot be told apart: give the nn.Module that it was made from."
+            "the model is a torch.jit.ScriptModule, whose layers cannot be told apart: give the nn.Module "
+            "that it was made from."
         )
     for name, module in model.named_modules():
         if problem := _unsteady(module):
@@ -99,7 +100,8 @@ def check_device(model: nn.Module, batch: Any) -> None:
     for tensor in tensors(batch):
         if tensor.is_inference():
             raise TPVError(
-                "the batch was made under torch.inference_mode(), and autograd cannot use it: make it outside, or clone() it."
+                "the batch was made under torch.inference_mode(), and autograd cannot use it: make it "
+                "outside, or clone() it."
             )
         if tensor.device not in home and tensor.ndim:
             raise TPVError(
@@ -115,7 +117,8 @@ def repeatability(dtype: torch.dtype) -> float:
 
 @torch.no_grad()
 def check_outputs(lin: Linearization, batch: Any) -> Tensor:
-    """Outputs (m, ...) of the batch's first examples, after checking that each is a function of its example alone.
+    """Outputs (m, ...) of the batch's first examples, after checking that each is a function of its example
+    alone.
 
     Cost: three forward passes over at most four examples.
 
@@ -132,7 +135,8 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
         first = lin(few).detach()
     if len(first) != m:
         raise TPVError(
-            f"outputs must have the examples along the first axis: {m} examples gave outputs of shape {tuple(first.shape)}. "
+            f"outputs must have the examples along the first axis: {m} examples gave outputs of shape "
+            f"{tuple(first.shape)}. "
             "If the batch is not (inputs, ...) or keywords, pass forward=lambda model, batch: ..."
         )
     if not first.isfinite().all():
@@ -140,13 +144,15 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
     tolerance = repeatability(first.dtype) * first.abs().max()
     if (lin(few) - first).abs().max() > tolerance:
         raise TPVError(
-            "two passes over the same batch gave different outputs: the model draws random numbers or changes its own state. "
+            "two passes over the same batch gave different outputs: the model draws random numbers or "
+            "changes its own state. "
             "Call model.eval(), and switch off functional dropout and sampling."
         )
     alone = lin(narrow(few, 0, 1, m))
     if m > 1 and (alone.shape != first[:1].shape or (alone - first[:1]).abs().max() > tolerance):
         raise TPVError(
-            "an example's outputs change with the other examples of its batch (batch statistics, sorting or mixing across the batch): "
+            "an example's outputs change with the other examples of its batch (batch statistics, sorting or "
+            "mixing across the batch): "
             "TPV is an average over examples and is not defined for it."
         )
     return first
@@ -175,6 +181,7 @@ def explain_non_finite(lin: Linearization, batch: Any) -> str:
     if culprits:
         return f"the outputs are NaN or infinite; {culprits[0]} is the first module to produce them: check its inputs and the dtype's range."
     return (
-        "the result is NaN or infinite although the outputs are finite: gradients or displaced outputs overflow; "
+        "the result is NaN or infinite although the outputs are finite: gradients or displaced outputs "
+        "overflow; "
         "use a wider dtype or a smaller perturbation."
     )

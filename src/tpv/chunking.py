@@ -18,11 +18,12 @@ _LARGEST = 256
 
 
 def choose_chunk_size(lin: Linearization, batch: Any, scratch: int = 0, *, backward: bool = True) -> int:
-    """Examples per chunk, a power of two, so that the work of a sweep stays within 256 MiB (on a GPU, a quarter of what is free).
+    """Examples per chunk, a power of two, so that the work of a sweep stays within 256 MiB (on a GPU, a
+    quarter of what is free).
 
     An example counts with twice what autograd saves for it, because layer inputs are held as well and output
-    gradients are on their way, and with twice the ``scratch`` numbers that a layer writes out; without ``backward``
-    passes, with half of what autograd would save.
+    gradients are on their way, and with twice the ``scratch`` numbers that a layer writes out; without
+    ``backward`` passes, with half of what autograd would save.
     """
     saved = _saved_bytes(lin, narrow(batch, 0, 1, batch_size(batch)))
     weight = next(iter(lin.weights.values()))

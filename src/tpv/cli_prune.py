@@ -97,9 +97,11 @@ def prune(
     fresh: Fresh = False,
     debug: Debug = False,
 ) -> None:
-    """Make TARGET's model smaller: remove the channels whose loss moves its predictions least, without training.
+    """Make TARGET's model smaller: remove the channels whose loss moves its predictions least, without
+    training.
 
-    Calibrates on train_data without labels; on labelled test_data, batches (inputs, labels), accuracy is measured.
+    Calibrates on train_data without labels; on labelled test_data, batches (inputs, labels), accuracy is
+    measured.
     """
     with one_sentence(debug):
         make_importable(target)
@@ -142,7 +144,8 @@ def _criterion(text: str, seed: int) -> Any:
         return dict(zip(_SHORT, short, strict=True))[text.strip().lower()]
     if text.isidentifier() and text not in tpv.pruning.__all__:
         raise TPVError(
-            f"--criterion {text!r}: there are {', '.join(_SHORT)}, and classes with options, such as 'JBR(confidence=0.9)'."
+            f"--criterion {text!r}: there are {', '.join(_SHORT)}, and classes with options, such as "
+            "'JBR(confidence=0.9)'."
             f"{did_you_mean(text, _SHORT)}"
         )
     return parse_criterion(text)

@@ -25,17 +25,20 @@ def is_cross_fitted(law: Perturbation, train: object) -> TypeGuard[Law]:
     """Whether the law is noise on training inputs.
 
     Raises:
-        TPVError: if it is but cannot be split, because it is a part of a sum or on other inputs than ``train``.
+        TPVError: if it is but cannot be split, because it is a part of a sum or on other inputs than
+            ``train``.
     """
     if isinstance(law, Sum) and any(isinstance(part, Law) for part in law.parts):
         raise TPVError(
-            "stability cannot cross-fit a sum: ask for its LabelNoise or Retraining alone, and for the other parts alone."
+            "stability cannot cross-fit a sum: ask for its LabelNoise or Retraining alone, and for the other "
+            "parts alone."
         )
     if not isinstance(law, Law):
         return False
     if law.data is not train:
         raise TPVError(
-            f"stability(train=...) must be the data of the {type(law).__name__} itself, the inputs that its noise is on: "
+            f"stability(train=...) must be the data of the {type(law).__name__} itself, the inputs that its "
+            "noise is on: "
             "pass the same object, train=law.data."
         )
     return True
@@ -68,7 +71,9 @@ def cross_fit(law: Law, test: object, read: Read, seed: int) -> tuple[TPVResult,
 
 
 def _average(a: TPVResult, b: TPVResult, *, same_examples: bool) -> TPVResult:
-    """Their average by examples; errors add in squares, or as they are where both were read on the same examples."""
+    """Their average by examples; errors add in squares, or as they are where both were read on the same
+    examples.
+    """
     n = a.n_examples + b.n_examples
     p, q = a.n_examples / n, b.n_examples / n
     add = (lambda x, y: x + y) if same_examples else math.hypot

@@ -48,9 +48,9 @@ def estimate(
 
     .. math:: \mathrm{TPV} = E_x E_\delta \|f(w^*+\delta; x) - f(w^*; x)\|^2 \approx \mathrm{Tr}(H_\mathrm{eff} C)
 
-    summed over outputs, averaged over examples, in squared units of the outputs. Padded positions of batches with an
-    ``attention_mask`` (N, T) do not count in outputs (N, T, ...) that have an axis more. The model is left bit for bit
-    as it was.
+    summed over outputs, averaged over examples, in squared units of the outputs. Padded positions of batches
+    with an ``attention_mask`` (N, T) do not count in outputs (N, T, ...) that have an axis more. The model is
+    left bit for bit as it was.
 
     Args:
         model: a trained ``nn.Module`` in evaluation mode; its trainable floating-point parameters are w*.
@@ -59,21 +59,23 @@ def estimate(
         perturbation: the law of δ, such as :class:`tpv.Quantization` or :class:`tpv.SGDNoise`.
         estimator: by default :class:`tpv.Exact` for a fixed displacement, and for independent entries where
             examples × outputs ≤ 8192 (for :class:`tpv.LabelNoise` where its kernel takes less than 2 GiB);
-            beyond, :class:`tpv.Hutchinson` (:class:`tpv.HutchPlusPlus`); :class:`tpv.MonteCarlo` for :class:`tpv.Retraining`; else
+            beyond, :class:`tpv.Hutchinson` (:class:`tpv.HutchPlusPlus`); :class:`tpv.MonteCarlo` for
+            :class:`tpv.Retraining`; else
             :class:`tpv.LinearizedMonteCarlo`.
-        output: what of the predictions counts: ``"logits"``, the outputs as they are (the default, but that of :class:`tpv.LabelNoise`
-            is what its ``center`` says); ``"centered"``, minus their mean over the classes; ``"probabilities"``, their softmax;
-            ``"kl"``, the divergence KL(p at w* ‖ p at w* + δ) in nats for each example, summed over its positions, to first
-            order ½ Tr(E[Jᵀ F J] C) with the softmax Fisher matrix F = diag p − ppᵀ; or a function of what the model returns
-            that gives a tensor (N, ...). Classes are on the last axis of (N, K) and (N, T, K), on axis 1 of (N, K, H, W).
-        layers: how to group parameters: by default by module; a regular expression searched in their names, such as
-            ``r"layer\.\d+"`` (its first group, or the whole match, is the layer); a mapping from layers to glob patterns;
-            or a function from name to layer.
+        output: what of the predictions counts: ``"logits"``, the outputs as they are (the default, but that
+            of :class:`tpv.LabelNoise` is what its ``center`` says); ``"centered"``, minus their mean over the
+            classes; ``"probabilities"``, their softmax; ``"kl"``, the divergence KL(p at w* ‖ p at w* + δ) in
+            nats for each example, summed over its positions, to first order ½ Tr(E[Jᵀ F J] C) with the
+            softmax Fisher matrix F = diag p − ppᵀ; or a function of what the model returns that gives a
+            tensor (N, ...). Classes are on the last axis of (N, K) and (N, T, K), on axis 1 of (N, K, H, W).
+        layers: how to group parameters: by default by module; a regular expression searched in their names,
+            such as ``r"layer\.\d+"`` (its first group, or the whole match, is the layer); a mapping from
+            layers to glob patterns; or a function from name to layer.
         forward: ``(model, batch) -> outputs`` for batches of another form; outputs are (N, ...).
         generator: a seed, or a CPU ``torch.Generator``; nothing else is random.
         progress: called with (examples done, examples in all or None) after each chunk.
-        chunk_size: examples at a time; by default as many as fit in 256 MiB, or a quarter of the free GPU memory. Where
-            memory runs out, it is halved and the work goes on, with a warning.
+        chunk_size: examples at a time; by default as many as fit in 256 MiB, or a quarter of the free GPU
+            memory. Where memory runs out, it is halved and the work goes on, with a warning.
 
     Returns:
         The value, its standard errors and, where it is defined, the split by layer.
@@ -98,7 +100,8 @@ def estimate(
         groups(layers, lin.weights.select(perturbation.params))
         if estimator is not None and not isinstance(estimator, Estimator):
             raise TPVError(
-                f"estimator must be a tpv.Estimator such as tpv.Exact() or tpv.Hutchinson(probes=4), got {estimator!r}."
+                "estimator must be a tpv.Estimator such as tpv.Exact() or tpv.Hutchinson(probes=4), got "
+                f"{estimator!r}."
             )
         data = LargeBatches(data) if isinstance(perturbation, LabelNoise) else batches(data)
         examples = count_examples(data)
@@ -131,18 +134,19 @@ def stability(
 ) -> StabilityResult:
     r"""Whether TPV on the training inputs tells TPV on unseen inputs: their ratio, in all and by layer.
 
-    Both sides use the same estimator and the same draws of δ, so draws that they share cancel in the ratio. For
-    :class:`tpv.LabelNoise` and :class:`tpv.Retraining`, whose data must be ``train``, the training inputs tell nothing in
-    sample, and the ratio is cross-fitted: the noise of one half of them read on the other, against the noise of the same
-    halves read on the test inputs.
+    Both sides use the same estimator and the same draws of δ, so draws that they share cancel in the ratio.
+    For
+    :class:`tpv.LabelNoise` and :class:`tpv.Retraining`, whose data must be ``train``, the training inputs
+    tell nothing in sample, and the ratio is cross-fitted: the noise of one half of them read on the other,
+    against the noise of the same halves read on the test inputs.
 
     Args:
         train, test: data as in :func:`estimate`.
         model, perturbation, estimator, output, layers, forward, generator, progress: as in :func:`estimate`.
 
     Returns:
-        Both results, TPV(train) / TPV(test) with its standard error (delta method), and the ratios by layer; for label noise
-        the cross-fitted results too.
+        Both results, TPV(train) / TPV(test) with its standard error (delta method), and the ratios by layer;
+        for label noise the cross-fitted results too.
 
     Raises:
         TPVError: as :func:`estimate`.
@@ -192,9 +196,9 @@ def linearity(
 
     .. math:: V = \frac{E\|\Delta f - J\delta\|^2}{E\|\Delta f\|^2}, \qquad \Delta f = f(w^*+\delta) - f(w^*),
 
-    with Δf and Jδ from the same draws; with ``output="kl"``, ½ (Δf − Jδ)ᵀF(Δf − Jδ) over the finite divergence.
-    On ResNet-20, V ≤ 0.12 went with first-order TPV within 3 % of the finite one; between 0.15 and 0.36 the quotient
-    ranged from 0.7 to 1.25.
+    with Δf and Jδ from the same draws; with ``output="kl"``, ½ (Δf − Jδ)ᵀF(Δf − Jδ) over the finite
+    divergence. On ResNet-20, V ≤ 0.12 went with first-order TPV within 3 % of the finite one; between 0.15
+    and 0.36 the quotient ranged from 0.7 to 1.25.
 
     Args:
         draws: number of draws of δ; a fixed displacement needs and gets one.
@@ -206,7 +210,8 @@ def linearity(
     Raises:
         TPVError: as :func:`estimate`.
 
-    Cost per example and draw: one Jacobian-vector product and one forward pass (about 1.6 forward+backward passes).
+    Cost per example and draw: one Jacobian-vector product and one forward pass (about 1.6 forward+backward
+    passes).
 
     Example:
         >>> import torch, tpv
@@ -234,7 +239,9 @@ def linearity(
 def default_estimator(
     lin: Linearization, perturbation: Perturbation, examples: int | None, outputs: int
 ) -> Estimator:
-    """Exact where it is affordable or the displacement is fixed, else one probe per example, else draws; real ones for retraining."""
+    """Exact where it is affordable or the displacement is fixed, else one probe per example, else draws; real
+    ones for retraining.
+    """
     if perturbation.deterministic:
         return Exact()
     if isinstance(perturbation, Retraining):

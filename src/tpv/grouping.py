@@ -21,8 +21,9 @@ def groups(spec: LayersSpec, names: Iterable[str]) -> dict[str, str]:
     """Parameter name → the layer that it counts for.
 
     Args:
-        spec: None for modules; a regular expression searched in the names, whose first group (or whole match) is the
-            layer; a mapping from layers to glob patterns, the first match counting; or a function of the name.
+        spec: None for modules; a regular expression searched in the names, whose first group (or whole match)
+            is the layer; a mapping from layers to glob patterns, the first match counting; or a function of
+            the name.
         names: of the parameters. What no pattern matches counts for "(other)".
 
     Raises:
@@ -45,7 +46,8 @@ def groups(spec: LayersSpec, names: Iterable[str]) -> dict[str, str]:
     if callable(spec):
         return {name: str(spec(name)) for name in names}
     raise TPVError(
-        f"layers={spec!r}: give a regular expression, a mapping from layers to glob patterns, or a function of the name."
+        f"layers={spec!r}: give a regular expression, a mapping from layers to glob patterns, or a function "
+        "of the name."
     )
 
 
@@ -81,6 +83,7 @@ def _by_globs(layers: Mapping[str, list[str]], names: list[str]) -> dict[str, st
     }
     if empty := [layer for layer in layers if layer not in found.values()]:
         raise TPVError(
-            f"layers: {empty[0]!r} gets no parameter, because earlier patterns match all of its own or it has none."
+            f"layers: {empty[0]!r} gets no parameter, because earlier patterns match all of its own or it "
+            "has none."
         )
     return found

@@ -51,8 +51,8 @@ class Linearization:
     def needs_company(self, batch: Any) -> bool:
         """Whether gradients of this batch need a second example beside it.
 
-        On the CPU the backward pass of BatchNorm and InstanceNorm over a single example is wrong (torch 2.13) where the
-        gradient that it gets is laid out channels last.
+        On the CPU the backward pass of BatchNorm and InstanceNorm over a single example is wrong (torch 2.13)
+        where the gradient that it gets is laid out channels last.
         """
         return (
             self._normalised
@@ -87,7 +87,9 @@ class Linearization:
 
     @contextmanager
     def raw(self) -> Iterator[None]:
-        """Meanwhile the predictions are the outputs themselves: the ways of parameters do not depend on what counts."""
+        """Meanwhile the predictions are the outputs themselves: the ways of parameters do not depend on what
+        counts.
+        """
         chosen = self.output
         self.output = replace(chosen, coordinates=as_output("logits").coordinates)
         try:

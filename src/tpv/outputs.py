@@ -56,13 +56,16 @@ def as_output(spec: OutputSpec) -> Output:
     if spec not in known:
         hint = did_you_mean(str(spec), known)
         raise TPVError(
-            f"output={spec!r}: give {', '.join(map(repr, known))}, or a function from what the model returns to a tensor.{hint}"
+            f"output={spec!r}: give {', '.join(map(repr, known))}, or a function from what the model returns "
+            f"to a tensor.{hint}"
         )
     return known[spec]
 
 
 def class_axis(f: Tensor) -> int:
-    """Where PyTorch and transformers keep the classes: the last axis of (N, K) and (N, T, K), axis 1 of (N, K, H, W)."""
+    """Where PyTorch and transformers keep the classes: the last axis of (N, K) and (N, T, K), axis 1 of (N,
+    K, H, W).
+    """
     return -1 if f.ndim <= 3 else 1
 
 
@@ -72,7 +75,9 @@ def same(f: Tensor, at: Tensor) -> Tensor:
 
 
 def centered(f: Tensor, at: Tensor) -> Tensor:
-    """Π f with Π = I − 11ᵀ/K: minus the mean over the classes, which softmax ignores. A single output (N,) or (N, 1) stays."""
+    """Π f with Π = I − 11ᵀ/K: minus the mean over the classes, which softmax ignores. A single output (N,) or
+    (N, 1) stays.
+    """
     return f - f.mean(class_axis(f), keepdim=True) if f.ndim > 1 and f.shape[class_axis(f)] > 1 else f
 
 
@@ -106,7 +111,8 @@ def _kl(before: Tensor, after: Tensor) -> Tensor:
 
 
 def mask_of(batch: Any, z: Tensor) -> Tensor | None:
-    """1 where an output counts and 0 at padding, broadcastable to z; None if the batch has no attention mask for z (N, T, ...).
+    """1 where an output counts and 0 at padding, broadcastable to z; None if the batch has no attention mask
+    for z (N, T, ...).
 
     A batch with decoder inputs is masked by its ``decoder_attention_mask``.
     """
@@ -121,8 +127,8 @@ def mask_of(batch: Any, z: Tensor) -> Tensor | None:
 def outputs_tensor(raw: Any) -> Tensor:
     """A model's outputs as one floating-point tensor with a batch axis.
 
-    A tensor; ``.logits`` or ``["logits"]`` (``["out"]`` of torchvision's segmentation models); the first element of a
-    tuple; the only tensor of a mapping, or its ``last_hidden_state``.
+    A tensor; ``.logits`` or ``["logits"]`` (``["out"]`` of torchvision's segmentation models); the first
+    element of a tuple; the only tensor of a mapping, or its ``last_hidden_state``.
 
     Raises:
         TPVError: if they are anything else.
@@ -145,7 +151,8 @@ def _found(raw: Any) -> Any:
 def _chosen(found: Any, name: str) -> Tensor:
     if not isinstance(found, Tensor):
         raise TPVError(
-            f"output={name} returned a {type(found).__name__}, not a tensor: labels are dropped from batches, so that there is no loss; "
+            f"output={name} returned a {type(found).__name__}, not a tensor: labels are dropped from "
+            "batches, so that there is no loss; "
             "pick the logits or another tensor (N, ...)."
         )
     return _checked(found, found)
@@ -155,7 +162,8 @@ def _checked(found: Any, raw: Any) -> Tensor:
     if not isinstance(found, Tensor):
         keys = f" with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else ""
         raise TPVError(
-            f"the model returned a {type(raw).__name__}{keys}, not a tensor of outputs: pass output=lambda returned: ... that picks it out."
+            f"the model returned a {type(raw).__name__}{keys}, not a tensor of outputs: pass output=lambda "
+            "returned: ... that picks it out."
         )
     if found.ndim == 0 or not found.is_floating_point():
         raise TPVError(
@@ -169,7 +177,8 @@ def _class_scores(raw: Any) -> Tensor:
     f = outputs_tensor(raw)
     if f.ndim < 2 or f.shape[class_axis(f)] < 2:
         raise TPVError(
-            f"output='kl' and 'probabilities' need logits of at least two classes, on the last axis of (N, K) or (N, T, K) or on axis 1 "
+            "output='kl' and 'probabilities' need logits of at least two classes, on the last axis of (N, "
+            "K) or (N, T, K) or on axis 1 "
             f"of (N, K, H, W); got shape {tuple(f.shape)}."
         )
     return f

@@ -87,7 +87,9 @@ class TrainingSet:
         return sum(z.numel() for z in self.predictions)
 
     def chunks(self, step: int | None = None) -> Iterator[tuple[Any, slice]]:
-        """All examples in order, ``step`` or as many at a time as fit in memory, with their places in a vector over all outputs."""
+        """All examples in order, ``step`` or as many at a time as fit in memory, with their places in a
+        vector over all outputs.
+        """
         start = 0
         for batch, z in zip(self.data, self.predictions, strict=True):
             yield from self.placed(batch, z.numel() // len(z), start, step)
@@ -96,7 +98,9 @@ class TrainingSet:
     def placed(
         self, batch: Any, outputs: int, start: int, step: int | None = None
     ) -> Iterator[tuple[Any, slice]]:
-        """The :meth:`parts` of a batch with their places, from ``start`` on, in a vector with so many outputs for each example."""
+        """The :meth:`parts` of a batch with their places, from ``start`` on, in a vector with so many outputs
+        for each example.
+        """
         for part in self.parts(batch, step):
             stop = start + batch_size(part) * outputs
             yield part, slice(start, stop)
@@ -122,7 +126,9 @@ class TrainingSet:
         return flattened(self.predictions)
 
     def noise(self, generator: torch.Generator) -> list[Tensor]:
-        """Standard normal noise for each batch, in the form of ``predictions``; what the loss does not see is projected out."""
+        """Standard normal noise for each batch, in the form of ``predictions``; what the loss does not see is
+        projected out.
+        """
         drawn = []
         for batch, z in zip(self.data, self.predictions, strict=True):
             drawn.append(self._read(torch.randn(z.shape, generator=generator).to(z), batch))

@@ -61,7 +61,8 @@ class Weights(Mapping[str, Tensor]):
         """
         if self._linearization is None:
             raise TPVError(
-                "this perturbation runs the model, and these weights stand alone: use it through tpv.estimate."
+                "this perturbation runs the model, and these weights stand alone: use it through "
+                "tpv.estimate."
             )
         return self._linearization
 
@@ -85,7 +86,9 @@ class Weights(Mapping[str, Tensor]):
         return self._padding.get(id(self._model.get_parameter(name)), set())
 
     def without_padding(self, name: str, value: Tensor) -> Tensor:
-        """Values (..., *shape) of the parameter ``name``, 0 in its padding rows, which PyTorch never trains."""
+        """Values (..., *shape) of the parameter ``name``, 0 in its padding rows, which PyTorch never
+        trains.
+        """
         padding = self.padding_rows(name)
         if not padding:
             return value
@@ -102,7 +105,8 @@ class Weights(Mapping[str, Tensor]):
         return found
 
     def select(self, patterns: Patterns) -> Weights:
-        """The weights whose names match one of the glob ``patterns`` (``"layer1.*"``, ``"*.weight"``); None keeps all.
+        """The weights whose names match one of the glob ``patterns`` (``"layer1.*"``, ``"*.weight"``); None
+        keeps all.
 
         Args:
             patterns: one or several, or a function ``(name, weight) -> bool``.

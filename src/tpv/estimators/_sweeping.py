@@ -41,7 +41,9 @@ class LayerSweep:
 
 
 def route_facts(sweep: Sweep) -> dict[str, Any]:
-    """How many weights move, the parameters without a closed form, and those that the outputs do not depend on."""
+    """How many weights move, the parameters without a closed form, and those that the outputs do not depend
+    on.
+    """
     slow = {
         name: route
         for name, route in sweep.routes.items()

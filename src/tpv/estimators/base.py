@@ -69,7 +69,9 @@ class Procedure(ABC):
         return {}
 
     def scratch(self, batch: Any) -> int:
-        """Numbers per example that are written out at a time, beyond what autograd keeps for a backward pass."""
+        """Numbers per example that are written out at a time, beyond what autograd keeps for a backward
+        pass.
+        """
         return 0
 
 
@@ -85,7 +87,9 @@ class Setting:
 
 
 class Estimator(ABC):
-    """A way to compute TPV: :class:`Exact`, :class:`Hutchinson`, :class:`LinearizedMonteCarlo` or :class:`MonteCarlo`."""
+    """A way to compute TPV: :class:`Exact`, :class:`Hutchinson`, :class:`LinearizedMonteCarlo` or
+    :class:`MonteCarlo`.
+    """
 
     @abstractmethod
     def begin(self, setting: Setting) -> Procedure:

@@ -25,7 +25,9 @@ class ControlSums:
         self._around: float | None = None
 
     def update(self, control: Tensor, drawn: Tensor, around: int) -> None:
-        """Add examples: (N, m) at the control, (N, D, m) at the draws, whose column ``around``, if any, compares with the control."""
+        """Add examples: (N, m) at the control, (N, D, m) at the draws, whose column ``around``, if any,
+        compares with the control.
+        """
         self._count += len(control)
         self._control += control[:, self._followed].sum().item()
         self._drawn += drawn[..., self._followed].mean(1).sum().item()
@@ -33,7 +35,9 @@ class ControlSums:
             self._around = (self._around or 0.0) + drawn[..., around].mean(1).sum().item()
 
     def facts(self) -> dict[str, Any]:
-        """Means over examples, after a warning where the control is more than a tenth of what was measured."""
+        """Means over examples, after a warning where the control is more than a tenth of what was
+        measured.
+        """
         value, measured = self._control / self._count, self._drawn / self._count
         found = {"value": value}
         if self._around is not None:
@@ -45,7 +49,10 @@ class ControlSums:
 
 def _drift(value: float, measured: float) -> str:
     return (
-        f"without noise the predictions move by {value:.3g} already, against a measured TPV of {measured:.3g}: that much is the drift of "
-        "weights that this training has not brought to rest, not variance; train them further, fit the network's own outputs "
-        "(targets=None, no weight decay), or read the TPV around the control run in metadata['control']['variance']."
+        f"without noise the predictions move by {value:.3g} already, against a measured TPV of "
+        f"{measured:.3g}: that much is the drift of "
+        "weights that this training has not brought to rest, not variance; train them further, fit the "
+        "network's own outputs "
+        "(targets=None, no weight decay), or read the TPV around the control run in "
+        "metadata['control']['variance']."
     )

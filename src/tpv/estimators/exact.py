@@ -32,7 +32,8 @@ class Exact(Estimator):
     * one fixed displacement: :math:`\|J\delta\|^2` by one Jacobian-vector product;
     * :class:`tpv.LabelNoise`: by the kernel between the examples and the training inputs, with its spectrum.
 
-    Cost per example, in forward+backward passes: about 0.8 per output for a sweep, 1.2 for a fixed displacement.
+    Cost per example, in forward+backward passes: about 0.8 per output for a sweep, 1.2 for a fixed
+    displacement.
 
     Example:
         >>> import torch, tpv
@@ -51,7 +52,8 @@ class Exact(Estimator):
         variance = diagonal(setting.perturbation, setting.lin.weights)
         if variance is None:
             raise TPVError(
-                f"Exact() needs a diagonal or a fixed perturbation or LabelNoise, and {setting.perturbation!r} is none of them: "
+                "Exact() needs a diagonal or a fixed perturbation or LabelNoise, and "
+                f"{setting.perturbation!r} is none of them: "
                 "use LinearizedMonteCarlo(draws=16)."
             )
         return _BasisSweep(LayerSweep(setting, variance, passes=setting.outputs))

@@ -69,7 +69,8 @@ class Hutchinson(Estimator):
         if variance is None:
             instead = "Exact()" if setting.perturbation.deterministic else "LinearizedMonteCarlo(draws=16)"
             raise TPVError(
-                f"Hutchinson needs a perturbation with variances, and {setting.perturbation!r} has none: use {instead}."
+                f"Hutchinson needs a perturbation with variances, and {setting.perturbation!r} has none: use "
+                f"{instead}."
             )
         return _RandomSweep(self.probes, LayerSweep(setting, variance, passes=self.probes), setting.generator)
 
@@ -109,7 +110,9 @@ class _RandomSweep(Procedure):
 
 
 class Probes:
-    """Each example's probes, drawn in the order of the examples whatever the pieces: a batch's at once, or one's if they are long."""
+    """Each example's probes, drawn in the order of the examples whatever the pieces: a batch's at once, or
+    one's if they are long.
+    """
 
     def __init__(self, probes: int, generator: torch.Generator) -> None:
         self._probes, self._generator = probes, generator
@@ -129,7 +132,9 @@ class Probes:
 
 
 def probe_noise(values: Tensor, k: int) -> Tensor | None:
-    """Deviations (M, m) whose mean outer product is S²/R · (1 − R/K), the covariance of the mean of R of K; None for one of several."""
+    """Deviations (M, m) whose mean outer product is S²/R · (1 − R/K), the covariance of the mean of R of K;
+    None for one of several.
+    """
     r = values.shape[1]
     if r == 1 < k:
         return None
@@ -138,7 +143,9 @@ def probe_noise(values: Tensor, k: int) -> Tensor | None:
 
 
 def cotangents(n: int, probes: int, k: int, generator: torch.Generator) -> Tensor:
-    """(n, probes, K) with E[vvᵀ] = I for each, orthogonal within an example; two independent sign vectors for ``probes=1``."""
+    """(n, probes, K) with E[vvᵀ] = I for each, orthogonal within an example; two independent sign vectors for
+    ``probes=1``.
+    """
     if probes == 1 or (k > _MANY_OUTPUTS and probes <= k // 64):
         return _signs((n, max(2, probes), k), generator)
     if k & (k - 1) == 0:
@@ -154,7 +161,9 @@ def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _hadamard_rows(rows: Tensor, order: int) -> Tensor:
-    """Rows of Sylvester's matrix of a power of two: (−1)^(number of ones that row and column have in common)."""
+    """Rows of Sylvester's matrix of a power of two: (−1)^(number of ones that row and column have in
+    common).
+    """
     common = rows.unsqueeze(-1) & torch.arange(order)
     for shift in (32, 16, 8, 4, 2, 1):
         common = common ^ (common >> shift)

@@ -20,16 +20,19 @@ from tpv.perturbations.label_noise import LabelNoise
 
 @dataclass(frozen=True)
 class HutchPlusPlus(Estimator):
-    r"""TPV of :class:`tpv.LabelNoise` by products with the kernel alone: large eigenvectors exactly, the rest by draws.
+    r"""TPV of :class:`tpv.LabelNoise` by products with the kernel alone: large eigenvectors exactly, the rest
+    by draws.
 
     For orthonormal u spanning about the ``rank`` largest eigenvectors of the kernel and noise ε
 
     .. math:: E\|J\delta\|^2 = \sum_u \|J J_{tr}^\top \varphi(\mathcal K) u\|^2
-        + E_\varepsilon \|J J_{tr}^\top \varphi(\mathcal K) (\varepsilon - \textstyle\sum_u u u^\top \varepsilon)\|^2 ,
+        + E_\varepsilon \|J J_{tr}^\top \varphi(\mathcal K) (\varepsilon - \textstyle\sum_u u u^\top
+        \varepsilon)\|^2 ,
 
     unbiased for any u; the second term, averaged over D draws, is all that is random.
 
-    Cost: 2 · rank products with the kernel and about 5 for each draw (1.7 forward+backward passes over the training inputs each), then one
+    Cost: 2 · rank products with the kernel and about 5 for each draw (1.7 forward+backward passes over the
+        training inputs each), then one
     Jacobian-vector product for each example, eigenvector and draw. Memory: rank + D times the weights.
 
     Source: Meyer, Musco, Musco, Woodruff, "Hutch++: Optimal Stochastic Trace Estimation", arXiv 2010.09649.
@@ -70,7 +73,8 @@ class HutchPlusPlus(Estimator):
         needed = (self.rank + self.draws) * sum(w.numel() * w.element_size() for w in at.values())
         if needed > (free := available_bytes(found.ntk.device) // 2):
             raise TPVError(
-                f"{self!r} keeps {self.rank + self.draws} displacements of the weights, {needed / 2**30:.1f} GiB, and "
+                f"{self!r} keeps {self.rank + self.draws} displacements of the weights, {needed / 2**30:.1f} "
+                "GiB, and "
                 f"{free / 2**30:.1f} GiB may be used: give a lower rank."
             )
         return _Deflated(self, setting, found)

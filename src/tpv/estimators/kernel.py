@@ -25,7 +25,8 @@ _BYTES, _DECIDED = 2**26, 0.2
 class KernelProcedure(Procedure):
     r"""Σᵢ ‖std φᵢ K(x, ·)uᵢ‖² of every example x, and over all examples the Gram matrix of these columns.
 
-    The latter gives the draw-to-draw standard deviation: for one draw TPV is a quadratic form εᵀSε, of variance 2 Tr(S²).
+    The latter gives the draw-to-draw standard deviation: for one draw TPV is a quadratic form εᵀSε, of
+    variance 2 Tr(S²).
     """
 
     method = "Exact(), through the kernel"
@@ -71,7 +72,9 @@ class KernelProcedure(Procedure):
 
 
 def _warn_if_decided_by_rounding(fit: NoisyFit, value: Tensor) -> None:
-    """Say so where the smallest eigenvalues that are fitted carry the value: the cut-off or the kernel's rounding decides it then."""
+    """Say so where the smallest eigenvalues that are fitted carry the value: the cut-off or the kernel's
+    rounding decides it then.
+    """
     k, _ = fit.ntk.eigh()
     rounding = 30 * torch.finfo(fit.ntk.dtype).eps
     cutoff = fit.fit.rcond if isinstance(fit.fit, Interpolation) and fit.fit.rcond else 0.0
@@ -82,8 +85,10 @@ def _warn_if_decided_by_rounding(fit: NoisyFit, value: Tensor) -> None:
         share = (value[k < level * k[0]].sum() / value.sum().clamp(min=math.ulp(0.0))).item()
         if share > _DECIDED:
             warnings.warn(
-                f"{100 * share:.0f} % of the label-noise TPV comes from eigenvalues {what}, which may decide the number more than "
-                "the network does: use GradientDescent(lr, steps), Ridge(gamma) with a stronger penalty, or a model in float64.",
+                f"{100 * share:.0f} % of the label-noise TPV comes from eigenvalues {what}, which may decide "
+                "the number more than "
+                "the network does: use GradientDescent(lr, steps), Ridge(gamma) with a stronger penalty, or "
+                "a model in float64.",
                 stacklevel=2,
             )
             return

@@ -55,7 +55,8 @@ class LinearizedMonteCarlo(Estimator):
 
 @dataclass(frozen=True)
 class MonteCarlo(Estimator):
-    r"""Average of :math:`\|f(w+\delta_d) - f(w)\|^2` over D draws of δ that all examples share: no linearization.
+    r"""Average of :math:`\|f(w+\delta_d) - f(w)\|^2` over D draws of δ that all examples share: no
+    linearization.
 
     Cost per example: D + 1 forward passes.
 
@@ -86,13 +87,15 @@ class MonteCarlo(Estimator):
 
 
 Quantities = Callable[[Linearization, Any, dict[str, Tensor], list[Tensor]], list[Tensor]]
-"""(lin, batch, δ, outputs to compare with: at w*, and at the control if there is one) to m terms, each to be summed over outputs.
+"""(lin, batch, δ, outputs to compare with: at w*, and at the control if there is one) to m terms, each to be
+summed over outputs.
 
 What compares with outputs gives one term more where there is a control: the finite divergence from it."""
 
 
 class DrawnProcedure(Procedure):
-    """Averages over shared draws of δ of what ``quantities`` gives; ``undisturbed`` says whether it wants outputs to compare with.
+    """Averages over shared draws of δ of what ``quantities`` gives; ``undisturbed`` says whether it wants
+    outputs to compare with.
 
     Where the perturbation has a control, ``names[followed]`` is measured at it too.
     """

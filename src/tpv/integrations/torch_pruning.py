@@ -1,4 +1,6 @@
-"""Importances for Torch-Pruning: ``tp.pruner.BasePruner(model, example, importance=TPVImportance(data), ...)``."""
+"""Importances for Torch-Pruning:
+``tp.pruner.BasePruner(model, example, importance=TPVImportance(data), ...)``.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ __all__ = ["JBR", "JC", "TPVImportance", "channel_groups"]
 
 
 def channel_groups(model: nn.Module, example: Any, *, forward: Forward | None = None) -> list[ChannelGroup]:
-    """What can be removed from a model, by Torch-Pruning's dependency graph; the channels of its outputs cannot.
+    """What can be removed from a model, by Torch-Pruning's dependency graph; the channels of its outputs
+    cannot.
 
     Args:
         model: in evaluation mode.
@@ -53,14 +56,16 @@ def channel_groups(model: nn.Module, example: Any, *, forward: Forward | None = 
 
 
 class Importance:
-    """A callable ``imp(group)`` for Torch-Pruning's pruners: scores of the group's root channels on the model as it is now.
+    """A callable ``imp(group)`` for Torch-Pruning's pruners: scores of the group's root channels on the model
+    as it is now.
 
-    All groups are scored together when the first is asked for after the weights have changed. Equal scores are told apart by
-    1e-13 of the largest, because Torch-Pruning removes everything up to a threshold.
+    All groups are scored together when the first is asked for after the weights have changed. Equal scores
+    are told apart by 1e-13 of the largest, because Torch-Pruning removes everything up to a threshold.
 
     Attributes:
-        verify: whether to prove, when a model is first met, that the network without a channel computes what it does with zeros
-            in its place; Torch-Pruning's graph of shortcuts that pad with channels of zeros is wrong.
+        verify: whether to prove, when a model is first met, that the network without a channel computes what
+            it does with zeros in its place; Torch-Pruning's graph of shortcuts that pad with channels of
+            zeros is wrong.
     """
 
     verify: bool = True
@@ -148,8 +153,9 @@ class TPVImportance(Importance):
 
     Args:
         data: calibration inputs, as in :func:`tpv.estimate`.
-        members, probes, squares, output, interactions: as in :class:`tpv.pruning.TPVImportance`; with interactions, the importance
-            of a channel is the damage of all channels that go before it and its own.
+        members, probes, squares, output, interactions: as in :class:`tpv.pruning.TPVImportance`; with
+            interactions, the importance of a channel is the damage of all channels that go before it and its
+            own.
         forward, generator, chunk_size: as in :func:`tpv.estimate`.
 
     Cost: of :func:`tpv.pruning.score`, once for each state of the model.
@@ -190,7 +196,8 @@ class JBR(Importance):
     """:class:`tpv.pruning.JBR` on unlabelled data; its pseudo-labels are frozen when it first meets a model.
 
     Args:
-        data, forward, chunk_size: as in :class:`TPVImportance`; the data must come in the same order at every reading.
+        data, forward, chunk_size: as in :class:`TPVImportance`; the data must come in the same order at every
+            reading.
         confidence, members, squares, interactions: as in :class:`tpv.pruning.JBR`.
     """
 
@@ -247,7 +254,9 @@ def _whole(graph: Any, group: Any) -> Any:
 
 
 def _distinct(scores: ChannelScores) -> list[Tensor]:
-    """The scores of each group, or the damage up to each channel, all told apart: at least 1e-13 of the largest between them."""
+    """The scores of each group, or the damage up to each channel, all told apart: at least 1e-13 of the
+    largest between them.
+    """
     values = torch.cat([group.value for group in scores.values()])
     ranked, order = values.sort(stable=True)
     if scores.terms is not None:

@@ -1,7 +1,7 @@
 r"""Ways to fit noisy targets, as spectral filters of the kernel.
 
-Fitting z* + ε from w* with the loss ``mse_loss`` (mean over n examples and K outputs) + (γ/2)‖w − w*‖² gives, for a
-network linear in its weights, :math:`\delta = J^\top \varphi(\mathcal K)\,\varepsilon` with the kernel
+Fitting z* + ε from w* with the loss ``mse_loss`` (mean over n examples and K outputs) + (γ/2)‖w − w*‖² gives,
+for a network linear in its weights, :math:`\delta = J^\top \varphi(\mathcal K)\,\varepsilon` with the kernel
 :math:`\mathcal K = JJ^\top` of the training inputs; φ is what the way of fitting decides.
 """
 
@@ -28,7 +28,9 @@ class Fit(ABC):
         return described(self)
 
     def resolved(self, dtype: torch.dtype, outputs: int, largest: float) -> Fit:
-        """The same with every default filled in, for a kernel computed in ``dtype`` and the rest as in :meth:`filter`."""
+        """The same with every default filled in, for a kernel computed in ``dtype`` and the rest as in
+        :meth:`filter`.
+        """
         return self
 
     @abstractmethod
@@ -47,10 +49,12 @@ class Fit(ABC):
 
 @dataclass(frozen=True, repr=False)
 class Interpolation(Fit):
-    r"""Fit the noise exactly, by the smallest displacement: the pseudo-inverse, φ(k) = 1/k, as in the paper's theory.
+    r"""Fit the noise exactly, by the smallest displacement: the pseudo-inverse, φ(k) = 1/k, as in the paper's
+    theory.
 
     Args:
-        rcond: eigenvalues below ``rcond`` times the largest count as 0; by default 1e-5 in float32, 1e-10 in float64.
+        rcond: eigenvalues below ``rcond`` times the largest count as 0; by default 1e-5 in float32, 1e-10 in
+            float64.
 
     Raises:
         TPVError: if ``rcond`` is not a number in (0, 1).
@@ -112,8 +116,8 @@ class Ridge(Fit):
 class GradientDescent(Fit):
     r"""A number of steps of full-batch gradient descent, as ``torch.optim.SGD(lr, momentum)`` takes them.
 
-    Without momentum :math:`\varphi(k) = \frac{1 - (1 - \frac{2\eta}{nK}(k+\lambda))^T}{k+\lambda}`, λ = nKγ/2; with it the
-    two-term recursion of the heavy ball, by a matrix power for each eigenvalue.
+    Without momentum :math:`\varphi(k) = \frac{1 - (1 - \frac{2\eta}{nK}(k+\lambda))^T}{k+\lambda}`, λ =
+    nKγ/2; with it the two-term recursion of the heavy ball, by a matrix power for each eigenvalue.
 
     Args:
         lr: η; None takes half of what the largest curvature 2k/nK + γ of the loss allows, 1 over it.

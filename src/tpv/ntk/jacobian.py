@@ -38,7 +38,9 @@ class JacobianRows:
     check: Callable[[Tensor, slice], None] | None = None
 
     def columns(self, columns: Columns) -> Tensor:
-        """(rows, number of columns). Cost: a forward pass and one backward pass for each output of an example."""
+        """(rows, number of columns). Cost: a forward pass and one backward pass for each output of an
+        example.
+        """
         weights, names = self.sweep.lin.weights, [name for name, _, _ in columns]
         width = sum(stop - start for _, start, stop in columns)
         out = torch.empty(
@@ -62,7 +64,9 @@ class JacobianRows:
 
 
 def widest(weights: Mapping[str, Tensor], names: Iterable[str]) -> torch.dtype:
-    """A dtype that holds products of gradients by all of these weights: that of the weights, but no half precision."""
+    """A dtype that holds products of gradients by all of these weights: that of the weights, but no half
+    precision.
+    """
     return functools.reduce(torch.promote_types, (weights[name].dtype for name in names), torch.float32)
 
 
@@ -78,7 +82,8 @@ def basis(z: Tensor) -> Iterator[Tensor]:
 def gram(left: JacobianRows, right: JacobianRows, names: Sequence[str]) -> Tensor:
     """J Jᵀ between two sets of rows, (rows, rows), by blocks of columns that fit in 256 MiB.
 
-    Cost: for every block a forward pass and K backward passes over both, and 2·rows·rows·P floating-point operations in all.
+    Cost: for every block a forward pass and K backward passes over both, and 2·rows·rows·P floating-point
+        operations in all.
     """
     weights, same = left.sweep.lin.weights, left is right
     size = widest(weights, names).itemsize

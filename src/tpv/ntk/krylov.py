@@ -17,9 +17,10 @@ _TINY, _WIDTH = 1e-300, 16
 class Krylov:
     r"""Orthonormal V whose span contains blocks B with their KB, K²B, …, and the products KV.
 
-    Galerkin's approximation in it is :math:`\varphi(K)B \approx V \varphi(V^\top K V) V^\top B`, exact if the span is invariant.
-    All vectors ever asked for share the span, so that each profits from the directions that the others have found: the
-    large eigenvectors are found together and deflate whatever comes later.
+    Galerkin's approximation in it is :math:`\varphi(K)B \approx V \varphi(V^\top K V) V^\top B`, exact if the
+    span is invariant. All vectors ever asked for share the span, so that each profits from the directions
+    that the others have
+    found: the large eigenvectors are found together and deflate whatever comes later.
 
     Args:
         multiply: V ↦ KV for V (rows, R).
@@ -54,7 +55,8 @@ class Krylov:
         return k.flip(0).clamp(min=0), s.flip(1)
 
     def largest(self, rank: int, block: Tensor) -> tuple[Tensor, Tensor]:
-        """About the ``rank`` largest eigenvalues and their eigenvectors (rows, rank), by powers of a random block.
+        """About the ``rank`` largest eigenvalues and their eigenvectors (rows, rank), by powers of a random
+        block.
 
         Cost: 2 · rank products.
         """
@@ -78,8 +80,9 @@ class Krylov:
     ) -> Tensor:
         r"""φ(K)B for a block B (rows, R).
 
-        Stops when the predictions that the fit moves, KφB, change by less than ``tolerance`` of their size from one step to the
-        next, rather than when the residual is small: what still changes a residual hardly moves any prediction.
+        Stops when the predictions that the fit moves, KφB, change by less than ``tolerance`` of their size
+        from one step to the next, rather than when the residual is small: what still changes a residual
+        hardly moves any prediction.
 
         Args:
             filter_: φ, of eigenvalues in float64.
@@ -90,7 +93,8 @@ class Krylov:
         Raises:
             TPVError: if the limit is reached.
 
-        Cost: R products for each step; 5 to 10 steps for a filter that is smooth on the scale of the spectrum.
+        Cost: R products for each step; 5 to 10 steps for a filter that is smooth on the scale of the
+            spectrum.
         """
         block = block.double()
         before = torch.zeros_like(block)
@@ -109,8 +113,10 @@ class Krylov:
                 return self.basis @ weights
             if spent >= limit:
                 raise TPVError(
-                    f"the fit has not converged after {spent} products with the kernel, its filter is too sharp for this spectrum: "
-                    "use a stronger penalty, fewer steps, or fewer examples so that the kernel can be written out."
+                    f"the fit has not converged after {spent} products with the kernel, its filter is too "
+                    "sharp for this spectrum: "
+                    "use a stronger penalty, fewer steps, or fewer examples so that the kernel can be "
+                    "written out."
                 )
             before, following = moved, self._outside(moved)
 

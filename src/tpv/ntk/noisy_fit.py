@@ -54,14 +54,17 @@ class NoisyFit:
     def _filter(self, k: Tensor) -> Tensor:
         if k[0] <= 0:
             raise TPVError(
-                "the kernel of the training data is zero: no trainable parameter moves these outputs. The network is dead there, "
+                "the kernel of the training data is zero: no trainable parameter moves these outputs. The "
+                "network is dead there, "
                 "its outputs are constant, or params= selects what they do not depend on."
             )
         return self._resolved(k).filter(k, self.train.outputs, k[0].item())
 
     @property
     def directions(self) -> Tensor:
-        """(nK, nK): K(x, ·) times column i is what noise of this std along the i-th eigenvector moves at x."""
+        """(nK, nK): K(x, ·) times column i is what noise of this std along the i-th eigenvector moves at
+        x.
+        """
         return (
             self.ntk.eigh()[1].to(self.ntk.dtype, copy=True).mul_((self.std * self.filter).to(self.ntk.dtype))
         )

@@ -27,7 +27,9 @@ _log = logging.getLogger("tpv")
 
 
 def dense_bytes(rows: int, itemsize: int, parameters: int) -> int:
-    """Memory that writing out a kernel of so many rows, in a dtype of ``itemsize`` bytes, and its eigendecomposition take."""
+    """Memory that writing out a kernel of so many rows, in a dtype of ``itemsize`` bytes, and its
+    eigendecomposition take.
+    """
     return rows**2 * (itemsize + 4 * 8) + scratch_bytes(2 * rows, itemsize, parameters)
 
 
@@ -41,11 +43,13 @@ Tangents = Mapping[str, Tensor]
 
 
 class NTK:
-    r"""The empirical neural tangent kernel :math:`\mathcal K = JJ^\top` of n inputs, as a symmetric operator on n·K numbers.
+    r"""The empirical neural tangent kernel :math:`\mathcal K = JJ^\top` of n inputs, as a symmetric operator
+    on n·K numbers.
 
-    J is the Jacobian of the outputs z by the trained weights, one row for every output of every example, examples first
-    (row i·K + k); z = Πf, Π = I − 11ᵀ/K, if outputs are centred, which softmax does not see. Small kernels are written out;
-    of larger ones only products are taken, each a backward pass and a Jacobian-vector product over the data.
+    J is the Jacobian of the outputs z by the trained weights, one row for every output of every example,
+    examples first (row i·K + k); z = Πf, Π = I − 11ᵀ/K, if outputs are centred, which softmax does not see.
+    Small kernels are written out; of larger ones only products are taken, each a backward pass and a
+    Jacobian-vector product over the data.
 
     Args:
         model: a trained ``nn.Module`` in evaluation mode.
@@ -60,7 +64,8 @@ class NTK:
     Raises:
         TPVError: for a model or data that :func:`tpv.estimate` would refuse.
 
-    Cost: nothing but a forward pass until it is used. Written out: about 10 forward+backward passes for K = 10 and
+    Cost: nothing but a forward pass until it is used. Written out: about 10 forward+backward passes for K =
+        10 and
     2 (nK)² P operations; a product: 1.7 forward+backward passes for each vector.
 
     Source: Jacot, Gabriel, Hongler, "Neural Tangent Kernel", arXiv 1806.07572.
@@ -132,7 +137,8 @@ class NTK:
     def __repr__(self) -> str:
         kind = "dense" if self.dense else "matrix-free"
         return (
-            f"NTK({self.train.examples} examples, {self.train.rows} outputs, {self._parameters:,} parameters, "
+            f"NTK({self.train.examples} examples, {self.train.rows} outputs, {self._parameters:,} "
+            "parameters, "
             f"{str(self.dtype).removeprefix('torch.')}, {kind})"
         )
 
@@ -174,13 +180,17 @@ class NTK:
     def _refuse_too_large(self, needed: int) -> None:
         if needed > (free := available_bytes(self.device)):
             raise TPVError(
-                f"the kernel of {self.train.examples} examples × {self.train.rows // self.train.examples} outputs takes "
-                f"{needed / 2**30:.1f} GiB written out, and {free / 2**30:.1f} GiB are free: give fewer examples, or go without it by "
+                f"the kernel of {self.train.examples} examples × {self.train.rows // self.train.examples} "
+                "outputs takes "
+                f"{needed / 2**30:.1f} GiB written out, and {free / 2**30:.1f} GiB are free: give fewer "
+                "examples, or go without it by "
                 "dense=False, in tpv.estimate by estimator=tpv.HutchPlusPlus()."
             )
 
     def eigh(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues, falling and at least 0, in float64, and eigenvectors (nK, nK) in columns, found so, kept as the kernel is."""
+        """Eigenvalues, falling and at least 0, in float64, and eigenvectors (nK, nK) in columns, found so,
+        kept as the kernel is.
+        """
         if self._spectrum is None:
             k, u = torch.linalg.eigh(self.matrix.double())
             self._spectrum = k.flip(0).clamp_(min=0), u.to(self.dtype).flip(1)
@@ -196,7 +206,8 @@ class NTK:
     def _vectors(self, v: Tensor) -> Tensor:
         if v.ndim != 2 or v.shape[0] != self.train.rows:
             raise TPVError(
-                f"this kernel has {self.train.rows} rows, and the vectors have the shape {tuple(v.shape)}: give (rows, R)."
+                f"this kernel has {self.train.rows} rows, and the vectors have the shape {tuple(v.shape)}: "
+                "give (rows, R)."
             )
         return v.to(self.device, self.dtype)
 
@@ -224,7 +235,9 @@ class NTK:
         }
 
     def push(self, tangents: Tangents, data: object = None) -> Tensor:
-        """Jδ for R displacements, (nK, R); at other inputs if ``data`` is given. Cost: R Jacobian-vector products."""
+        """Jδ for R displacements, (nK, R); at other inputs if ``data`` is given. Cost: R Jacobian-vector
+        products.
+        """
         with unchanged(self.lin.model):
             count = len(next(iter(tangents.values())))
             found = [
@@ -262,6 +275,7 @@ def _linear(output: OutputSpec) -> Output:
     """The output, unless it is a curved function of the logits, which the kernel would not see."""
     if output in ("kl", "probabilities", "centered"):
         raise TPVError(
-            f"NTK(output={output!r}): give 'logits' with center=True or False, or a function of what the model returns."
+            f"NTK(output={output!r}): give 'logits' with center=True or False, or a function of what the "
+            "model returns."
         )
     return as_output(output)

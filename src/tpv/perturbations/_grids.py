@@ -53,7 +53,9 @@ class SymmetricGrid(Grid):
 
 @dataclass(frozen=True)
 class AffineGrid(Grid):
-    """Integers 0 … 2ᵇ−1 with a zero point, so that 0 is represented exactly, as PyTorch's observers choose them."""
+    """Integers 0 … 2ᵇ−1 with a zero point, so that 0 is represented exactly, as PyTorch's observers choose
+    them.
+    """
 
     scale: Tensor
     zero_point: Tensor

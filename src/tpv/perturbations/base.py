@@ -27,8 +27,8 @@ class Perturbation(ABC):
     exact sweep and the split by layer.
 
     Attributes:
-        params: glob patterns of the parameter names that move, or a function ``(name, weight) -> bool``; None moves all. A dataclass field
-            ``params: Patterns = None`` lets users set it.
+        params: glob patterns of the parameter names that move, or a function ``(name, weight) -> bool``; None
+            moves all. A dataclass field ``params: Patterns = None`` lets users set it.
         deterministic: True if :meth:`sample` always returns the same δ (then C = δδᵀ).
         output: what of the predictions counts unless the caller of :func:`tpv.estimate` says otherwise.
 
@@ -66,7 +66,9 @@ class Perturbation(ABC):
         return None
 
     def control(self, at: Weights) -> Displacements | None:
-        """δ of a draw without its randomness, for perturbations whose mean may not be zero; None (the default) if there is none."""
+        """δ of a draw without its randomness, for perturbations whose mean may not be zero; None (the
+        default) if there is none.
+        """
         return None
 
     def facts(self, at: Weights) -> dict[str, Any]:
@@ -113,7 +115,8 @@ class Sum(Perturbation):
         for part in self.parts:
             if part.deterministic:
                 raise TPVError(
-                    f"{part!r} is a fixed displacement, and only independent zero-mean perturbations can be added."
+                    f"{part!r} is a fixed displacement, and only independent zero-mean perturbations can be "
+                    "added."
                 )
 
     def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
@@ -187,7 +190,8 @@ def _checked(perturbation: Perturbation, at: Weights, found: Displacements) -> d
         w = _known(perturbation, at, name)
         if value.shape != w.shape:
             raise TPVError(
-                f"{perturbation!r}.sample gave {name!r} the shape {tuple(value.shape)}; the parameter has {tuple(w.shape)}."
+                f"{perturbation!r}.sample gave {name!r} the shape {tuple(value.shape)}; the parameter has "
+                f"{tuple(w.shape)}."
             )
         if not value.isfinite().all():
             raise TPVError(f"{perturbation!r} displaces {name!r} by NaN or infinity.")
@@ -214,7 +218,8 @@ def diagonal(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] 
             fits = False
         if not fits:
             raise TPVError(
-                f"{perturbation!r}.variance gave {name!r} the shape {tuple(value.shape)}, which does not broadcast to {tuple(w.shape)}."
+                f"{perturbation!r}.variance gave {name!r} the shape {tuple(value.shape)}, which does not "
+                f"broadcast to {tuple(w.shape)}."
             )
         if not (value.isfinite() & (value >= 0)).all():
             raise TPVError(f"{perturbation!r} gives {name!r} a variance that is negative, NaN or infinite.")
@@ -226,6 +231,7 @@ def diagonal(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] 
 def _known(perturbation: Perturbation, at: Weights, name: str) -> Tensor:
     if name not in at:
         raise TPVError(
-            f"{perturbation!r} moves {name!r}, which is not a selected trainable parameter.{did_you_mean(name, at)}"
+            f"{perturbation!r} moves {name!r}, which is not a selected trainable "
+            f"parameter.{did_you_mean(name, at)}"
         )
     return at[name]

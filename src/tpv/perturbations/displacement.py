@@ -44,11 +44,13 @@ class Displacement(Perturbation):
             if name not in self.state_dict:
                 hint = did_you_mean(name, self.state_dict)
                 raise TPVError(
-                    f"the state_dict of Displacement has no {name!r}: give it, or leave it out with params=.{hint}"
+                    f"the state_dict of Displacement has no {name!r}: give it, or leave it out with "
+                    f"params=.{hint}"
                 )
             if (shape := self.state_dict[name].shape) != w.shape:
                 raise TPVError(
-                    f"the state_dict of Displacement gives {name!r} the shape {tuple(shape)}; the model has {tuple(w.shape)}."
+                    f"the state_dict of Displacement gives {name!r} the shape {tuple(shape)}; the model has "
+                    f"{tuple(w.shape)}."
                 )
         self._warn_about_fixed(at)
         return {name: self.state_dict[name].to(w) - w for name, w in at.items()}
@@ -61,7 +63,8 @@ class Displacement(Perturbation):
         ]
         if differing:
             warnings.warn(
-                f"Displacement moves trainable parameters only, and {len(differing)} buffers or frozen parameters of the state_dict differ "
+                f"Displacement moves trainable parameters only, and {len(differing)} buffers or frozen "
+                "parameters of the state_dict differ "
                 f"from the model's (first: {differing[0]!r}): w* + δ is not that checkpoint.",
                 stacklevel=2,
             )

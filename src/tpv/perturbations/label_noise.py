@@ -27,32 +27,35 @@ class LabelNoise(Perturbation):
     r"""The displacement of the weights when targets f* + ε, ε ~ N(0, std²I), are fitted from w* on.
 
     The loss is ``mse_loss`` (mean over n examples and K outputs) + (γ/2)‖w − w*‖². To first order
-    :math:`\delta = J^\top \varphi(\mathcal K)\,\varepsilon` with the kernel :math:`\mathcal K = JJ^\top` of the training
-    inputs (:class:`tpv.NTK`) and the filter φ of the fit, so that
-    :math:`C = \mathrm{std}^2\, J^\top \varphi(\mathcal K)^2 J` and, over m inputs with the kernel :math:`\mathcal K_{te}`
-    between them and the training inputs, eigenvectors u and eigenvalues k of :math:`\mathcal K`
+    :math:`\delta = J^\top \varphi(\mathcal K)\,\varepsilon` with the kernel :math:`\mathcal K = JJ^\top` of
+    the training inputs (:class:`tpv.NTK`) and the filter φ of the fit, so that
+    :math:`C = \mathrm{std}^2\, J^\top \varphi(\mathcal K)^2 J` and, over m inputs with the kernel
+    :math:`\mathcal K_{te}` between them and the training inputs, eigenvectors u and eigenvalues k of
+    :math:`\mathcal K`
 
     .. math:: \mathrm{TPV} = \frac{\mathrm{std}^2}{m} \sum_i \varphi_i^2 \|\mathcal K_{te} u_i\|^2
         \qquad\text{and on the training inputs}\qquad \frac{\mathrm{std}^2}{n}\sum_i (k_i\varphi_i)^2 .
 
-    :class:`tpv.Exact` evaluates this sum, with its spectrum, where the kernel can be written out; draws of δ work for any size.
-    In sample the training inputs *mislead*, for the fit has seen their noise: use :func:`tpv.stability`, which reads the noise
-    of one part on the other.
+    :class:`tpv.Exact` evaluates this sum, with its spectrum, where the kernel can be written out; draws of δ
+    work for any size. In sample the training inputs *mislead*, for the fit has seen their noise: use
+    :func:`tpv.stability`, which reads the noise of one part on the other.
 
     Args:
         std: standard deviation of the noise, in units of the outputs.
-        data: the training inputs: a tensor, or a re-iterable of batches that always come in the same order. Only the command
-            line leaves them out, where ``tpv report`` gives its own.
+        data: the training inputs: a tensor, or a re-iterable of batches that always come in the same order.
+            Only the command line leaves them out, where ``tpv report`` gives its own.
         fit: :class:`tpv.Interpolation`, :class:`tpv.Ridge` or :class:`tpv.GradientDescent`.
-        center: whether loss, noise and read-out see Πf, Π = I − 11ᵀ/K: what softmax sees. The sum of a classifier's logits
-            has almost no gradient, and fitting noise on it dominates any uncentred pseudo-inverse. For regression with
-            several outputs set it to False; a single output is never centred.
-        relative: multiply ``std`` by the mean of |f*| over the training outputs, as some published experiments do.
+        center: whether loss, noise and read-out see Πf, Π = I − 11ᵀ/K: what softmax sees. The sum of a
+            classifier's logits has almost no gradient, and fitting noise on it dominates any uncentred
+            pseudo-inverse. For regression with several outputs set it to False; a single output is never
+            centred.
+        relative: multiply ``std`` by the mean of |f*| over the training outputs, as some published
+            experiments do.
         params: glob patterns of the parameters that are trained, or a function ``(name, weight) -> bool``.
 
     Raises:
-        TPVError: if ``std`` is not a positive number or ``fit`` not a way to fit; when it meets a model, if the fit diverges,
-            the kernel is zero, or (with ``relative``) the outputs are.
+        TPVError: if ``std`` is not a positive number or ``fit`` not a way to fit; when it meets a model, if
+            the fit diverges, the kernel is zero, or (with ``relative``) the outputs are.
 
     Cost: that of the kernel, :class:`tpv.NTK`; then one backward pass over the training inputs for each draw.
 
@@ -79,7 +82,8 @@ class LabelNoise(Perturbation):
         require_number("LabelNoise", "std", self.std, 0, open_low=True)
         if not isinstance(self.fit, Fit):
             raise TPVError(
-                f"LabelNoise(fit=...) is a {type(self.fit).__name__}: give std, the training data, and a fit: "
+                f"LabelNoise(fit=...) is a {type(self.fit).__name__}: give std, the training data, and a "
+                "fit: "
                 "tpv.Interpolation(), tpv.Ridge(gamma=...) or tpv.GradientDescent(lr=..., steps=...)."
             )
 
@@ -100,7 +104,8 @@ class LabelNoise(Perturbation):
         """
         if self.relative and train.magnitude == 0:
             raise TPVError(
-                "relative=True scales the noise by the mean of |f*|, and all training outputs are 0: give an absolute std."
+                "relative=True scales the noise by the mean of |f*|, and all training outputs are 0: give an "
+                "absolute std."
             )
         return float(self.std) * (train.magnitude if self.relative else 1)
 
@@ -112,7 +117,8 @@ class LabelNoise(Perturbation):
         """
         if self.data is None:
             raise TPVError(
-                f"{self!r} has no training inputs that its noise is on: give data=train_data. (tpv report gives its own to a LabelNoise "
+                f"{self!r} has no training inputs that its noise is on: give data=train_data. (tpv report "
+                "gives its own to a LabelNoise "
                 "by itself, and not as a part of a sum.)"
             )
         lin = at.linearization
@@ -151,7 +157,8 @@ def _warn_about_duplicates(train: TrainingSet) -> None:
         seen |= {digest(*tensors(narrow(used, i, i + 1, size))) for i in range(size)}
     if copies := train.examples - len(seen):
         warnings.warn(
-            f"{copies} of the {train.examples} training examples are copies of others: their kernel is singular, and a fit can only follow "
+            f"{copies} of the {train.examples} training examples are copies of others: their kernel is "
+            "singular, and a fit can only follow "
             "the mean of the noise on them.",
             stacklevel=2,
         )

@@ -47,7 +47,8 @@ class Masking(Perturbation):
                 if name in at.names and self.params is not None:
                     continue
                 raise TPVError(
-                    f"Masking has a mask for {name!r}, which is not a trainable parameter.{did_you_mean(name, at)}"
+                    f"Masking has a mask for {name!r}, which is not a trainable "
+                    f"parameter.{did_you_mean(name, at)}"
                 )
             delta[name] = (_checked(name, mask, at[name]) - 1) * at[name]
         return delta
@@ -58,7 +59,8 @@ def _checked(name: str, mask: Tensor, w: Tensor) -> Tensor:
         mask = mask.to(w).expand_as(w)
     except RuntimeError:
         raise TPVError(
-            f"the mask of {name!r} has shape {tuple(mask.shape)}, which does not broadcast to {tuple(w.shape)}."
+            f"the mask of {name!r} has shape {tuple(mask.shape)}, which does not broadcast to "
+            f"{tuple(w.shape)}."
         ) from None
     if not ((mask == 0) | (mask == 1)).all():
         raise TPVError(f"the mask of {name!r} has values other than 0 (remove) and 1 (keep).")

@@ -30,8 +30,8 @@ class Quantization(Perturbation):
 
     * symmetric integers: max|w| / (2ᵇ⁻¹ − ½) for ``range="full"``, max|w| / (2ᵇ⁻¹ − 1) for ``"restricted"``;
     * affine integers (``symmetric=False``): (max(w, 0) − min(w, 0)) / (2ᵇ − 1), zero being on the grid;
-    * floats with m mantissa bits: :math:`s \cdot 2^{\max(\lfloor\log_2|w/s|\rfloor, e_\min) - m}`, with a scale s = 1 for
-      bf16 and fp16, and max|w| over the largest finite number for fp8.
+    * floats with m mantissa bits: :math:`s \cdot 2^{\max(\lfloor\log_2|w/s|\rfloor, e_\min) - m}`, with a
+      scale s = 1 for bf16 and fp16, and max|w| over the largest finite number for fp8.
 
     Only weights of linear, convolution and embedding layers are rounded, unless ``granularity`` is
     ``"global"``: one step from the range of *all* parameters, norms and biases included, as in the
@@ -39,8 +39,8 @@ class Quantization(Perturbation):
 
     Args:
         bits: b of the integers, in [1, 16].
-        granularity: ``"tensor"``, ``"channel"`` (axis 0; 1 for transposed convolutions and GPT-2's ``Conv1D``), ``"group"`` (``group_size``
-            consecutive inputs of a channel) or ``"global"``.
+        granularity: ``"tensor"``, ``"channel"`` (axis 0; 1 for transposed convolutions and GPT-2's
+            ``Conv1D``), ``"group"`` (``group_size`` consecutive inputs of a channel) or ``"global"``.
         symmetric: integers around zero, without a zero point.
         group_size: inputs that share a step; only for ``"group"``.
         dtype: ``"int"``, ``"bf16"``, ``"fp16"``, ``"fp8_e4m3"`` or ``"fp8_e5m2"``.
@@ -91,7 +91,8 @@ class Quantization(Perturbation):
             )
         if self.bits == 1 and self.range == "restricted" and self.symmetric and self.dtype == "int":
             raise TPVError(
-                "Quantization(bits=1, range='restricted'): a restricted range has a single level at 1 bit; use range='full'."
+                "Quantization(bits=1, range='restricted'): a restricted range has a single level at 1 bit; "
+                "use range='full'."
             )
 
     @property
@@ -148,7 +149,9 @@ class Quantization(Perturbation):
         return grids.AffineGrid.fitted(rows, self.bits)
 
     def _split(self, w: Tensor) -> Tensor:
-        """(channels, ...) as rows; a short last group is padded with its last value, which changes no range."""
+        """(channels, ...) as rows; a short last group is padded with its last value, which changes no
+        range.
+        """
         if self.granularity == "tensor":
             return w.reshape(1, 1, -1)
         flat = w.reshape(len(w), -1)

@@ -24,40 +24,45 @@ from tpv.weights import Patterns, Weights
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Retraining(Perturbation):
-    r"""δ = w − w* of a network trained again, from w*, on targets with noise: what :class:`tpv.LabelNoise` has in closed form.
+    r"""δ = w − w* of a network trained again, from w*, on targets with noise: what :class:`tpv.LabelNoise`
+    has in closed form.
 
     .. math:: \min_w \frac{1}{nK}\|z(w) - (z^* + \varepsilon)\|^2 + \frac{\gamma}{2}\|w - w^*\|^2,
         \qquad \varepsilon \sim N(0, \sigma^2 I)
 
-    in evaluation mode and in the data's order, so that ε is all that differs between runs; it is the ε that the same
-    generator gives to the closed form. By default :func:`tpv.estimate` measures the finite TPV of ``runs`` trained networks,
-    and :func:`tpv.linearity` compares it with the first order of the same runs.
+    in evaluation mode and in the data's order, so that ε is all that differs between runs; it is the ε that
+    the same generator gives to the closed form. By default :func:`tpv.estimate` measures the finite TPV of
+    ``runs`` trained networks, and :func:`tpv.linearity` compares it with the first order of the same runs.
 
-    A run without noise, the control, comes with them. Fitting z* it does not move. Fitting other targets it moves as
-    far as w* had still to go, and most of what the runs measure is then this drift and not variance:
-    ``metadata["control"]`` has its value, and the TPV around it as ``"variance"``; a warning comes where the drift is more
-    than a tenth.
+    A run without noise, the control, comes with them. Fitting z* it does not move. Fitting other targets it
+    moves as far as w* had still to go, and most of what the runs measure is then this drift and not variance:
+    ``metadata["control"]`` has its value, and the TPV around it as ``"variance"``; a warning comes where the
+    drift is more than a tenth.
 
     Finished runs are kept with this object, for the next question about the same model and data.
 
     Args:
         noise: σ, the training data and the way to fit, which must be :class:`tpv.GradientDescent`.
-        runs: networks that :func:`tpv.estimate` and :func:`tpv.stability` train, unless they are given an estimator;
+        runs: networks that :func:`tpv.estimate` and :func:`tpv.stability` train, unless they are given an
+            estimator;
             :func:`tpv.linearity` trains its ``draws``.
-        optimizer: a function from parameters to a ``torch.optim.Optimizer``, instead of ``SGD(lr, momentum)`` of the fit, whose steps and
-            gamma stay. Its weight decay is drift too.
+        optimizer: a function from parameters to a ``torch.optim.Optimizer``, instead of ``SGD(lr, momentum)``
+            of the fit, whose steps and gamma stay. Its weight decay is drift too.
         batch_size: examples in a step, consecutive and in order; None for all.
-        targets: (n, ...), what to fit instead of the network's own outputs z*, of their shape and in the data's order.
+        targets: (n, ...), what to fit instead of the network's own outputs z*, of their shape and in the
+            data's order.
         folder: where finished runs are kept, so that an interrupted series goes on where it stopped.
         adaptive: let through optimizers such as Adam, which move the weights about as far whatever σ is.
-        on_step: called with (run, step, steps, mean squared error of the step's examples before it); run 0 is the control.
-            ``tpv.retraining.ProgressBar()`` draws bars.
+        on_step: called with (run, step, steps, mean squared error of the step's examples before it); run 0 is
+            the control. ``tpv.retraining.ProgressBar()`` draws bars.
 
     Raises:
-        TPVError: for options outside these ranges; when it meets a model, for targets that do not fit its outputs, an
-            optimizer that is refused, a folder that cannot be written, data in a changing order, or a run that diverges.
+        TPVError: for options outside these ranges; when it meets a model, for targets that do not fit its
+            outputs, an optimizer that is refused, a folder that cannot be written, data in a changing order,
+            or a run that diverges.
 
-    Cost: for each run and the control, ``steps`` forward+backward passes over the examples of a step; nothing for runs that are kept.
+    Cost: for each run and the control, ``steps`` forward+backward passes over the examples of a step; nothing
+        for runs that are kept.
 
     Source: D. Arpit, arXiv 2512.11089, with the control added.
 
@@ -86,7 +91,8 @@ class Retraining(Perturbation):
             raise TPVError(f"Retraining(noise={self.noise!r}): give a tpv.LabelNoise with the training data.")
         if not isinstance(self.noise.fit, GradientDescent):
             raise TPVError(
-                f"Retraining cannot follow {self.noise.fit!r}, which has no steps: give LabelNoise a GradientDescent(lr, steps)."
+                f"Retraining cannot follow {self.noise.fit!r}, which has no steps: give LabelNoise a "
+                "GradientDescent(lr, steps)."
             )
         if self.noise.fit.lr is None and self.optimizer is None:
             raise TPVError(
@@ -157,7 +163,8 @@ def _check_targets(targets: object) -> None:
     if not isinstance(targets, Tensor) or not targets.is_floating_point():
         kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise TPVError(
-            f"Retraining(targets=...) is {kind}: give a floating-point tensor of the outputs' shape, such as one-hot classes."
+            f"Retraining(targets=...) is {kind}: give a floating-point tensor of the outputs' shape, such as "
+            "one-hot classes."
         )
     if not targets.isfinite().all():
         raise TPVError("Retraining(targets=...) holds NaN or infinity.")

@@ -13,7 +13,8 @@ from tpv.weights import Patterns, Weights
 
 @dataclass(frozen=True, repr=False)
 class SGDNoise(DiagonalPerturbation):
-    r"""Fluctuation of the weights under SGD at constant learning rate: :math:`C = \frac{\eta}{2B(1-\beta)} I`.
+    r"""Fluctuation of the weights under SGD at constant learning rate: :math:`C = \frac{\eta}{2B(1-\beta)}
+    I`.
 
     This solves the Lyapunov equation HC + CH = (η/B)Σ for a gradient noise Σ equal to the Hessian H,
     at a minimum, in the stationary state (arXiv 2512.11089). It is a *proxy*: along real trajectories

@@ -1,7 +1,9 @@
-"""In which order groups of channels are decided, so that few of them are open at any time (bucket elimination).
+"""In which order groups of channels are decided, so that few of them are open at any time (bucket
+elimination).
 
-Costs tie groups together. Deciding a group leaves open the groups that it shares a cost with, together with those left
-open before: the frontier. A chain of layers has one group in it, stages of residual blocks one or two.
+Costs tie groups together. Deciding a group leaves open the groups that it shares a cost with, together with
+those left open before: the frontier. A chain of layers has one group in it, stages of residual blocks one or
+two.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Step:
 
 
 def plan(options: Sequence[int], terms: Terms) -> tuple[list[Step], int]:
-    """The steps that decide every group once, and the least total cost; extras along any way sum to its cost above that.
+    """The steps that decide every group once, and the least total cost; extras along any way sum to its cost
+    above that.
 
     Args:
         options: how many widths each group can have.
@@ -60,13 +63,16 @@ def _refuse_entangled(options: Sequence[int], order: list[tuple[int, tuple[int, 
     if sum(sizes) > _MAX_COMBINATIONS:
         group, frontier = order[sizes.index(max(sizes))]
         raise TPVError(
-            f"the groups {sorted((group, *frontier))} share costs in such a way that {max(sizes):,} combinations of their widths "
+            f"the groups {sorted((group, *frontier))} share costs in such a way that {max(sizes):,} "
+            "combinations of their widths "
             f"must be compared, and {_MAX_COMBINATIONS:,} in all are allowed: give these groups fewer widths."
         )
 
 
 def _order(options: Sequence[int], scopes: Sequence[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
-    """Each group with the frontier after it: greedily the next smallest step, from the start that is best in all."""
+    """Each group with the frontier after it: greedily the next smallest step, from the start that is best in
+    all.
+    """
     neighbours = [
         {g for scope in scopes if group in scope for g in scope} - {group} for group in range(len(options))
     ]

@@ -2,8 +2,9 @@ r"""The widths of least damage that a budget allows.
 
 .. math:: \min_{w} \sum_g D_g(w_g) \quad\text{subject to}\quad \sum_t C_t(w) \le B
 
-over one width w_g for each group g, when every cost C_t depends on few groups. Costs make this a knapsack problem on
-the graph of groups that share a cost; dynamic programming over the cost, group by group, solves it exactly.
+over one width w_g for each group g, when every cost C_t depends on few groups. Costs make this a knapsack
+problem on the graph of groups that share a cost; dynamic programming over the cost, group by group, solves it
+exactly.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Cost:
 
     Args:
         groups: the groups that the cost depends on; a group listed twice counts as w².
-        amount: the factor a, at least 0; or {widths of the groups: cost}, such as latencies measured for each pair of
-            widths. The unit is that of the budget: MACs, parameters, bytes, milliseconds.
+        amount: the factor a, at least 0; or {widths of the groups: cost}, such as latencies measured for each
+            pair of widths. The unit is that of the budget: MACs, parameters, bytes, milliseconds.
 
     Raises:
         TPVError: for groups that are no ints of at least 0, for an amount that is negative or not finite.
@@ -56,11 +57,13 @@ class Cost:
         for value in self.amount.values() if isinstance(self.amount, Mapping) else [self.amount]:
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise TPVError(
-                    f"Cost(groups={self.groups!r}) of {value!r}: a cost must be a finite number of at least 0."
+                    f"Cost(groups={self.groups!r}) of {value!r}: a cost must be a finite number of at least "
+                    "0."
                 )
 
     def of(self, widths: Sequence[int]) -> Fraction:
-        """The cost for these widths of all groups, as an exact fraction: sums of costs are never rounded past a budget.
+        """The cost for these widths of all groups, as an exact fraction: sums of costs are never rounded past
+        a budget.
 
         Raises:
             TPVError: if the table lacks these widths.
@@ -70,7 +73,8 @@ class Cost:
             return Fraction(self.amount) * math.prod(chosen)
         if chosen not in self.amount:
             raise TPVError(
-                f"the table of costs of the groups {self.groups} has no entry for the widths {chosen}: add it."
+                f"the table of costs of the groups {self.groups} has no entry for the widths {chosen}: add "
+                "it."
             )
         return Fraction(self.amount[chosen])
 
@@ -83,8 +87,8 @@ class Allocation:
         widths: of each group.
         damage: the sum of the groups' damages, in their unit.
         cost: of these widths, in the unit of the budget, which it never exceeds.
-        slack: what counting costs in whole steps can have wasted: no widths that cost ``slack`` less than the budget do
-            less damage. 0 where the widths are exactly the best.
+        slack: what counting costs in whole steps can have wasted: no widths that cost ``slack`` less than the
+            budget do less damage. 0 where the widths are exactly the best.
     """
 
     widths: tuple[int, ...]
@@ -98,15 +102,16 @@ def allocate(
 ) -> Allocation:
     """The widths of least total damage whose total cost is within the budget.
 
-    The groups are decided one by one; a table holds, for each choice of the frontier (the undecided groups that share
-    costs with decided ones) and each extra cost above the cheapest way to get there, the least damage so far. Extra
-    costs are counted in their greatest common divisor where ``resolution`` steps of it span the budget above the least
-    attainable cost, and the answer is then exact. Otherwise they are rounded up to whole steps of that span over
-    ``resolution``: the budget still holds exactly, and at most one step for each group is wasted (``slack``).
-    Among equal damages the one of least counted cost is taken.
+    The groups are decided one by one; a table holds, for each choice of the frontier (the undecided groups
+    that share costs with decided ones) and each extra cost above the cheapest way to get there, the least
+    damage so far. Extra costs are counted in their greatest common divisor where ``resolution`` steps of it
+    span the budget above the least attainable cost, and the answer is then exact. Otherwise they are rounded
+    up to whole steps of that span over ``resolution``: the budget still holds exactly, and at most one step
+    for each group is wasted (``slack``). Among equal damages the one of least counted cost is taken.
 
-    Time and memory: with F the most combinations of widths in a frontier, each group takes F × its widths × resolution
-    additions and F × resolution × 8 bytes. Where the tables would exceed 600 MB, there are fewer and larger steps.
+    Time and memory: with F the most combinations of widths in a frontier, each group takes F × its widths ×
+    resolution additions and F × resolution × 8 bytes. Where the tables would exceed 600 MB, there are fewer
+    and larger steps.
 
     Args:
         damages: of each group, {width: damage}; the widths to choose from are these alone.
@@ -115,13 +120,14 @@ def allocate(
         resolution: the most steps that costs are counted in.
 
     Raises:
-        TPVError: if nothing is within the budget, naming the least attainable cost; for a group without widths, a width
-            that is no int of at least 0 or a damage that is not finite; for a cost of unknown groups or without an entry for
-            some widths; for costs that tie so many groups together that over a million combinations would be compared,
-            as when every layer reads all layers before.
+        TPVError: if nothing is within the budget, naming the least attainable cost; for a group without
+            widths, a width that is no int of at least 0 or a damage that is not finite; for a cost of unknown
+            groups or without an entry for some widths; for costs that tie so many groups together that over a
+            million combinations would be compared, as when every layer reads all layers before.
 
     Source:
-        Bertelè and Brioschi, Nonserial Dynamic Programming (1972); Dechter, Bucket elimination (Artificial Intelligence 1999).
+        Bertelè and Brioschi, Nonserial Dynamic Programming (1972); Dechter, Bucket elimination (Artificial
+        Intelligence 1999).
 
     Example:
         >>> damages = [{4: 3.0, 8: 0.0}, {4: 1.0, 8: 0.0}, {4: 0.5, 8: 0.0}]
@@ -138,7 +144,8 @@ def allocate(
     steps, least = plan([len(group) for group in widths], terms)
     if least > Fraction(budget) * scale:
         raise TPVError(
-            f"budget={budget:g}: no widths cost so little; the least attainable cost is {float(Fraction(least, scale)):.17g}."
+            f"budget={budget:g}: no widths cost so little; the least attainable cost is "
+            f"{float(Fraction(least, scale)):.17g}."
         )
     room = math.floor(Fraction(budget) * scale) - least
     bins, unit = _counting(steps, room, resolution)
@@ -168,7 +175,8 @@ def _check(
     for cost in costs:
         if unknown := [group for group in cost.groups if group >= len(damages)]:
             raise TPVError(
-                f"a cost depends on group {unknown[0]}, but there are damages for {len(damages)} groups: count groups from 0."
+                f"a cost depends on group {unknown[0]}, but there are damages for {len(damages)} groups: "
+                "count groups from 0."
             )
 
 
@@ -201,7 +209,9 @@ def _terms(
 
 
 def _counting(steps: list[Step], room: int, resolution: int) -> tuple[int, Fraction]:
-    """How many steps of which cost span the room: of the greatest common divisor of the extras, or of a share of the room."""
+    """How many steps of which cost span the room: of the greatest common divisor of the extras, or of a share
+    of the room.
+    """
     most = max(1, min(resolution, _TABLE_BYTES // (8 * sum(len(step.extras) for step in steps))))
     common = math.gcd(*(extra for step in steps for row in step.extras for extra in row))
     if room // common <= most:
@@ -212,7 +222,9 @@ def _counting(steps: list[Step], room: int, resolution: int) -> tuple[int, Fract
 def _tables(
     steps: list[Step], damages: Sequence[Mapping[int, float]], bins: int, unit: Fraction
 ) -> list[Tensor]:
-    """The least damage before the first and after each step, (rows, bins + 1): for a counted extra cost of at most 0, 1, ..., bins."""
+    """The least damage before the first and after each step, (rows, bins + 1): for a counted extra cost of at
+    most 0, 1, ..., bins.
+    """
     tables = [torch.zeros(1, bins + 1, dtype=torch.float64)]
     for step in steps:
         before, after = tables[-1], torch.full((len(step.extras), bins + 1), math.inf, dtype=torch.float64)

@@ -17,7 +17,8 @@ from tpv._fingerprint import digest, weights_digest
 
 
 def told(value: object) -> str:
-    """Text for a fingerprint: fields and attributes with their values, functions and classes of the user's with a hash of their file.
+    """Text for a fingerprint: fields and attributes with their values, functions and classes of the user's
+    with a hash of their file.
 
     Example:
         >>> from tpv.pruning import Magnitude

@@ -15,7 +15,8 @@ from tpv.pruning.tracing import torch_pruning
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Torch-Pruning's ``MagnitudeImportance``: Σ|w|ᵖ of a channel in each layer of its group, averaged, in units of the group's mean.
+    """Torch-Pruning's ``MagnitudeImportance``: Σ|w|ᵖ of a channel in each layer of its group, averaged, in
+    units of the group's mean.
 
     Args:
         p: 1 or 2, of the norm.

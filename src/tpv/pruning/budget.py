@@ -43,7 +43,8 @@ class Budget:
 def budget(
     model: nn.Module, batch: Any, groups: Sequence[ChannelGroup], unit: Unit, forward: Forward | None = None
 ) -> Budget:
-    """MACs or parameters as a polynomial in the widths: a convolution's are in proportion to its inputs times its outputs.
+    """MACs or parameters as a polynomial in the widths: a convolution's are in proportion to its inputs times
+    its outputs.
 
     Cost: a forward pass of one example for MACs.
     """

@@ -25,13 +25,15 @@ def candidates(plan: Plan) -> Candidates:
     """What the plan may touch.
 
     Raises:
-        TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is traced wrongly.
+        TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is
+            traced wrongly.
     """
     found = [channel_group(group) for group in all_groups(trace(plan.model, plan.example, plan.forward))]
     for glob in plan.ignore:
         if not any(fnmatchcase(group.name, glob) for group in found):
             raise TPVError(
-                f"ignore={glob!r} matches no group of channels: there are {', '.join(group.name for group in found)}."
+                f"ignore={glob!r} matches no group of channels: there are "
+                f"{', '.join(group.name for group in found)}."
             )
     excluded: dict[str, str] = {}
     for group in found:

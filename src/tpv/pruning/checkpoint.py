@@ -54,12 +54,14 @@ def save(
     *,
     unpruned: nn.Module,
 ) -> None:
-    """Write a pruned network to ``folder``: ``model.safetensors`` and ``pruning.json``, which :func:`load` reads.
+    """Write a pruned network to ``folder``: ``model.safetensors`` and ``pruning.json``, which :func:`load`
+    reads.
 
     Args:
         model: the pruned network.
         folder: made where it is missing.
-        history: what was removed, in Torch-Pruning's form (``DependencyGraph.pruning_history()``, :attr:`PruningResult.history`).
+        history: what was removed, in Torch-Pruning's form (``DependencyGraph.pruning_history()``,
+            :attr:`PruningResult.history`).
         example: the batch that it was traced with; shapes and dtypes are kept.
         unpruned: the network that it was pruned from.
 
@@ -116,19 +118,22 @@ def load(
 ) -> nn.Module:
     """The pruned network that :func:`save`, :func:`tpv.prune` or ``tpv prune`` wrote to ``folder``.
 
-    Nothing is unpickled: what was removed is removed again from a copy of ``model``, and the weights are read into that.
+    Nothing is unpickled: what was removed is removed again from a copy of ``model``, and the weights are read
+    into that.
 
     Args:
         model: a new instance of the unpruned architecture, with any weights; left as it is.
         folder: with ``model.safetensors`` and ``pruning.json``.
-        example: a batch to trace the model with; by default zeros in the form of the batch that it was pruned with.
+        example: a batch to trace the model with; by default zeros in the form of the batch that it was pruned
+            with.
         forward: as in :func:`tpv.prune`.
 
     Returns:
         The network in evaluation mode, with the dtypes that were saved and on the device of ``model``.
 
     Raises:
-        TPVError: for files that are missing, broken, foreign or do not belong together, or a model of another architecture.
+        TPVError: for files that are missing, broken, foreign or do not belong together, or a model of another
+            architecture.
 
     Cost: a forward pass, to trace the model.
     """
@@ -154,7 +159,8 @@ def read(folder: Path) -> Recorded:
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise TPVError(
-                f"there is no {name} in {folder}: give a folder that tpv.pruning.save or tpv prune has written."
+                f"there is no {name} in {folder}: give a folder that tpv.pruning.save or tpv prune has "
+                "written."
             )
     try:
         found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -166,7 +172,8 @@ def read(folder: Path) -> Recorded:
         )
     if found.get("version") != VERSION:
         raise TPVError(
-            f"{folder / DESCRIPTION} has version {found.get('version')!r}, and this tpv reads version {VERSION}."
+            f"{folder / DESCRIPTION} has version {found.get('version')!r}, and this tpv reads version "
+            f"{VERSION}."
         )
     try:
         with _safetensors().safe_open(str(folder / WEIGHTS), "pt") as weights:

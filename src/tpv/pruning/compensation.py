@@ -58,28 +58,31 @@ def compensate(
     forward: Forward | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Refit]:
-    r"""Re-fit, in place, every convolution and linear layer behind a removed channel towards the unpruned network's outputs.
+    r"""Re-fit, in place, every convolution and linear layer behind a removed channel towards the unpruned
+    network's outputs.
 
     .. math:: \min_{W, b} E\|W x' + b - (y + e)\|^2 + \lambda \|W - W_0\|^2
 
-    with x' the layer's inputs in the *already pruned and re-fitted* network, y its outputs in the unpruned one, and, where y is
-    added to a residual stream (directly or behind a BatchNorm), e the error that is already in the stream. λ is chosen on every
-    fourth image. Where the layer has no bias, b goes into the running mean of the BatchNorm behind it; without either, b = 0.
-    Layers that are frozen, tied, called twice or have hooks stay as they are; batches that skip a layer and padded positions do not
-    count for it.
+    with x' the layer's inputs in the *already pruned and re-fitted* network, y its outputs in the unpruned
+    one, and, where y is added to a residual stream (directly or behind a BatchNorm), e the error that is
+    already in the stream. λ is chosen on every fourth image. Where the layer has no bias, b goes into the
+    running mean of the BatchNorm behind it; without either, b = 0. Layers that are frozen, tied, called twice
+    or have hooks stay as they are; batches that skip a layer and padded positions do not count for it.
 
     Args:
         pruned: the pruned model.
         reference: the unpruned one.
         data: calibration inputs, in the same order at every reading.
-        kept: module → which output channels of the reference it still has, from :func:`tpv.pruning.surgery.kept_outputs`.
+        kept: module → which output channels of the reference it still has, from
+            :func:`tpv.pruning.surgery.kept_outputs`.
         forward: as in :func:`tpv.estimate`.
         progress: called with (layers done, layers).
 
     Returns:
         A line for each layer, in the order of execution.
 
-    Cost: for each layer one forward pass of the pruned network up to it and linear solves in its number of inputs; for every
+    Cost: for each layer one forward pass of the pruned network up to it and linear solves in its number of
+        inputs; for every
     eight layers one of the unpruned network. At most 128 positions of an image take part.
     """
     parts = list(batches(data))
@@ -136,7 +139,9 @@ def _run(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterabl
 
 @dataclass(eq=False)
 class _Seen:
-    """Of a layer: its output (R, O) at chosen positions, and what it is added to, with the BatchNorm's slope in between, if anything."""
+    """Of a layer: its output (R, O) at chosen positions, and what it is added to, with the BatchNorm's slope
+    in between, if anything.
+    """
 
     output: Tensor
     stream: Tensor | None = None
@@ -184,7 +189,9 @@ def _relative(moments: Moments, w: Tensor, b: Tensor) -> float:
 
 
 def _correction(target: _Seen, now: _Seen) -> Tensor:
-    """The error in the stream, in units of the layer's output; none where the BatchNorm between them all but closes a channel."""
+    """The error in the stream, in units of the layer's output; none where the BatchNorm between them all but
+    closes a channel.
+    """
     if target.stream is None or now.stream is None or target.stream.shape != now.stream.shape:
         return target.output.new_zeros(())
     gap = target.stream - now.stream
@@ -238,7 +245,9 @@ def _watch(
 def _bias_of(
     model: nn.Module, name: str, batch: Any, forward: Forward | None
 ) -> Callable[[Tensor], object] | None:
-    """What takes a bias in: the layer's own, or the running mean of the BatchNorm that alone reads its output; None without either."""
+    """What takes a bias in: the layer's own, or the running mean of the BatchNorm that alone reads its
+    output; None without either.
+    """
     layer: Layer = model.get_submodule(name)  # type: ignore[assignment]
     if layer.bias is not None:
         return layer.bias.copy_ if layer.bias.requires_grad else None

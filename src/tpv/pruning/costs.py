@@ -22,21 +22,25 @@ if TYPE_CHECKING:
 
 
 def module_macs(model: nn.Module, batch: Any, forward: Forward | None = None) -> dict[str, int]:
-    """Multiply-accumulates of matrix products, convolutions, attention and recurrent layers in one forward pass of one example.
+    """Multiply-accumulates of matrix products, convolutions, attention and recurrent layers in one forward
+    pass of one example.
 
     What runs inside a module but inside none of its children counts for that module: the scores of attention
     for the attention, and its output projection too where it is computed without being called, as in
-    ``nn.MultiheadAttention``. Additions of biases, normalisation, activations, pooling and lookups are not counted.
+    ``nn.MultiheadAttention``. Additions of biases, normalisation, activations, pooling and lookups are not
+    counted.
 
     Args:
         model: in any mode; it is evaluated in evaluation mode and left as it was.
-        batch: a tensor, a tuple whose first element is the input, or a mapping of keywords; its first example is used alone,
-            so nothing has to be divided by a batch size, and work that examples share counts in full.
+        batch: a tensor, a tuple whose first element is the input, or a mapping of keywords; its first example
+            is used alone, so nothing has to be divided by a batch size, and work that examples share counts
+            in full.
         forward: ``(model, batch) -> outputs`` for batches of another form.
 
     Returns:
         {name of the module: MACs}, in the order of ``model.named_modules()``, of the modules that multiply;
-        the model itself is ``""``. A module under several names or called several times is summed under its first name.
+        the model itself is ``""``. A module under several names or called several times is summed under its
+        first name.
 
     Raises:
         TPVError: if ``model`` is no ``nn.Module`` or was scripted, for a batch without tensors.
@@ -63,13 +67,15 @@ def module_macs(model: nn.Module, batch: Any, forward: Forward | None = None) ->
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """How many parameters each module holds itself, without its children; a shared one counts where it comes first.
+    """How many parameters each module holds itself, without its children; a shared one counts where it comes
+    first.
 
     Args:
         model: the model.
 
     Returns:
-        {name of the module: number of scalars}, in the order of ``model.named_modules()``, of the modules that hold any.
+        {name of the module: number of scalars}, in the order of ``model.named_modules()``, of the modules
+        that hold any.
 
     Raises:
         TPVError: if ``model`` is no ``nn.Module``.
@@ -122,7 +128,9 @@ def _flops_by_module(model: nn.Module, counter: FlopCounterMode) -> Iterator[Cou
 
 @contextmanager
 def _no_fused_attention_layers() -> Iterator[None]:
-    """Without the kernels that run a whole ``nn.TransformerEncoderLayer`` in one operation that nobody counts."""
+    """Without the kernels that run a whole ``nn.TransformerEncoderLayer`` in one operation that nobody
+    counts.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -156,7 +164,9 @@ def _added_matrix_vector(bias: Shape, matrix: Shape, vector: Shape, **_: Any) ->
 
 
 def _bilinear(left: Shape, weight: Shape, right: Shape, *_: Any, **__: Any) -> int:
-    """Each of N pairs against (outputs, left, right) weights, unsqueezed to (N, 1, left, 1), (1, outputs, left, right)."""
+    """Each of N pairs against (outputs, left, right) weights, unsqueezed to (N, 1, left, 1), (1, outputs,
+    left, right).
+    """
     return 2 * left[0] * prod(weight)
 
 

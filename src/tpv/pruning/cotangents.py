@@ -30,7 +30,8 @@ class Frozen:
 
     Attributes:
         labels: (N, ...) classes; None for a criterion without.
-        outputs: (N, ...), for criteria with interactions: what has moved since counts in the next removal. None for others.
+        outputs: (N, ...), for criteria with interactions: what has moved since counts in the next removal.
+            None for others.
     """
 
     labels: Sequence[Tensor] | None
@@ -41,7 +42,8 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
     """What a criterion is to remember of the model as it is now, for scores of its pruned versions.
 
     Args:
-        model, data, criterion, forward: as in :func:`tpv.pruning.score`; the data must come in the same order at every reading.
+        model, data, criterion, forward: as in :func:`tpv.pruning.score`; the data must come in the same order
+            at every reading.
 
     Raises:
         TPVError: for data that comes in another order at every reading.
@@ -59,7 +61,8 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
         return Frozen(None, None)
     if isinstance(getattr(data, "sampler", None), RandomSampler):
         raise TPVError(
-            "the data must come in the same order each time, and this loader shuffles: give shuffle=False, or list(loader)."
+            "the data must come in the same order each time, and this loader shuffles: give shuffle=False, "
+            "or list(loader)."
         )
     outputs, labels = [], []
     with ready(model, criterion, forward) as lin, torch.no_grad():
@@ -127,6 +130,7 @@ class Cotangents:
             return None
         if piece.number >= len(kept) or len(kept[piece.number]) != piece.size:
             raise TPVError(
-                "the data has changed since the unpruned model saw it: give the same batches in the same order."
+                "the data has changed since the unpruned model saw it: give the same batches in the same "
+                "order."
             )
         return kept[piece.number][piece.start : piece.start + piece.n].to(f.device)

@@ -22,7 +22,9 @@ IGNORED = -100
 
 
 class Criterion(ABC):
-    r"""A score of every channel, the mean over examples of :math:`\frac1R \sum_r (v_r^\top J_g w_g)^2` with cotangents v of its own."""
+    r"""A score of every channel, the mean over examples of :math:`\frac1R \sum_r (v_r^\top J_g w_g)^2` with
+    cotangents v of its own.
+    """
 
     members: Members
     squares: Squares
@@ -34,7 +36,9 @@ class Criterion(ABC):
 
     @abstractmethod
     def labels(self, f: Tensor, batch: Any) -> Tensor | None:
-        """What is to be frozen from the unpruned model's outputs f (N, ...): a class for each prediction, or nothing."""
+        """What is to be frozen from the unpruned model's outputs f (N, ...): a class for each prediction, or
+        nothing.
+        """
 
     @abstractmethod
     def directions(self, f: Tensor, labels: Tensor) -> Tensor:
@@ -55,23 +59,27 @@ class TPVImportance(Criterion):
 
     .. math:: \mathrm{score}(g) = E_x \|J_g(x) w_g\|^2 = E_x E_v (v^\top J_g(x) w_g)^2, \qquad E[v v^\top] = I.
 
-    With the weights of the layers that read a channel (``members="consumers"``), δ = −w_g removes exactly what the network loses
-    with it; all members together count the same path once for each layer on it.
+    With the weights of the layers that read a channel (``members="consumers"``), δ = −w_g removes exactly
+    what the network loses with it; all members together count the same path once for each layer on it.
 
     Args:
-        probes: R, random directions for each example; K orthogonal ones, as many as there are outputs, are exact.
-        members: ``"consumers"``, the weights that read the channel; ``"producers"``, those that make it, norms and biases
-            included; ``"all"``.
-        squares: ``"joint"``, the square of the sum over a group's layers, which is the formula; ``"layers"``, the sum of squares.
+        probes: R, random directions for each example; K orthogonal ones, as many as there are outputs, are
+            exact.
+        members: ``"consumers"``, the weights that read the channel; ``"producers"``, those that make it,
+            norms and biases included; ``"all"``.
+        squares: ``"joint"``, the square of the sum over a group's layers, which is the formula; ``"layers"``,
+            the sum of squares.
         output: what of the predictions counts, as in :func:`tpv.estimate`.
-        interactions: keep every example's terms :math:`v^\top J_g w_g`, so that channels can be removed one after the other by what
-            each adds to those that are gone, :math:`E\|J_g w_g + \sum_{h\ \mathrm{gone}} J_h w_h\|^2`; takes examples × probes ×
-            channels numbers. In later steps what has moved already counts too, in whose units only ``members="consumers"`` are.
+        interactions: keep every example's terms :math:`v^\top J_g w_g`, so that channels can be removed one
+            after the other by what each adds to those that are gone, :math:`E\|J_g w_g + \sum_{h\
+            \mathrm{gone}} J_h w_h\|^2`; takes examples × probes × channels numbers. In later steps what has
+            moved already counts too, in whose units only ``members="consumers"`` are.
 
     Raises:
         TPVError: for other values.
 
-    Cost per example: one forward pass and R backward passes without weight gradients (about 1 forward+backward pass for R = 1).
+    Cost per example: one forward pass and R backward passes without weight gradients (about 1
+    forward+backward pass for R = 1).
 
     Example:
         >>> import torch, tpv.pruning
@@ -102,12 +110,14 @@ class JBR(Criterion):
 
     .. math:: \mathrm{score}(g) = E_x \big[(m(x)^\top J_g(x) w_g)^2\big], \qquad m = \mathrm{softmax}(f) - \mathrm{onehot}(y^*),
 
-    y* the argmax of the *unpruned* model, frozen: no labels are needed. m f is the gradient of the cross-entropy with y*.
-    The published code squares the gradient of a batch's mean instead, in which the examples' directions cancel.
+    y* the argmax of the *unpruned* model, frozen: no labels are needed. m f is the gradient of the
+    cross-entropy with y*. The published code squares the gradient of a batch's mean instead, in which the
+    examples' directions cancel.
 
     Args:
         confidence: leave out predictions whose largest probability under the unpruned model is below this.
-        members, squares, interactions: as in :class:`TPVImportance`; a group is every parameter that goes with the channel.
+        members, squares, interactions: as in :class:`TPVImportance`; a group is every parameter that goes
+            with the channel.
 
     Raises:
         TPVError: for other values.
@@ -145,10 +155,11 @@ class JBR(Criterion):
 
 @dataclass(frozen=True)
 class JC(Criterion):
-    r"""As :class:`JBR`, with y* the true label: :math:`E_x[(m(x)^\top J_g(x) w_g)^2]`, m = softmax(f) − onehot(y).
+    r"""As :class:`JBR`, with y* the true label: :math:`E_x[(m(x)^\top J_g(x) w_g)^2]`, m = softmax(f) −
+    onehot(y).
 
-    Batches are ``(inputs, labels)``, or mappings with ``labels``; negative ones are ignored. Each output is compared with the
-    label at its own position: shift those of a causal language model.
+    Batches are ``(inputs, labels)``, or mappings with ``labels``; negative ones are ignored. Each output is
+    compared with the label at its own position: shift those of a causal language model.
 
     Args:
         members, squares, interactions: as in :class:`JBR`.
@@ -181,11 +192,13 @@ class JC(Criterion):
         if found is None or found.is_floating_point() or found.shape != shape:
             got = "none" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
             raise TPVError(
-                f"JC needs integer labels of shape {tuple(shape)} in each batch, (inputs, labels) or a mapping with labels; got {got}."
+                f"JC needs integer labels of shape {tuple(shape)} in each batch, (inputs, labels) or a "
+                f"mapping with labels; got {got}."
             )
         if (found >= f.shape[class_axis(f)]).any():
             raise TPVError(
-                f"a label is {int(found.max())}, and there are {f.shape[class_axis(f)]} classes: count them from 0."
+                f"a label is {int(found.max())}, and there are {f.shape[class_axis(f)]} classes: count them "
+                "from 0."
             )
         return found.long()
 
@@ -215,5 +228,6 @@ def labels_of(batch: Any) -> Tensor | None:
 def _refuse_single_outputs(name: str, f: Tensor) -> None:
     if f.ndim < 2 or f.shape[class_axis(f)] < 2:
         raise TPVError(
-            f"{name} needs scores of at least two classes, and the outputs are of shape {tuple(f.shape)}: use TPVImportance."
+            f"{name} needs scores of at least two classes, and the outputs are of shape {tuple(f.shape)}: "
+            "use TPVImportance."
         )

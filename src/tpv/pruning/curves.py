@@ -1,4 +1,6 @@
-"""How far the predictions move when a single group is made narrower and its readers are re-fitted: measured, at several widths."""
+"""How far the predictions move when a single group is made narrower and its readers are re-fitted: measured,
+at several widths.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,14 @@ def measure_curve(
     output: Output,
     forward: Forward | None = None,
 ) -> Curve:
-    """E‖Δf‖² with the group's ``width`` most important channels left and its readers re-fitted, on the same inputs.
+    """E‖Δf‖² with the group's ``width`` most important channels left and its readers re-fitted, on the same
+    inputs.
 
     Args:
         order: channels from the least to the most important.
 
-    Cost: one forward pass, and for each width one of the first 256 examples and a linear solve for each reader.
+    Cost: one forward pass, and for each width one of the first 256 examples and a linear solve for each
+        reader.
     """
     parts = list(batches(data))
     readers = [_Reader(model, m, refit=refit) for m in group.chosen("consumers")]
@@ -106,7 +110,9 @@ def _gather(
 
 
 class _Reader:
-    """A layer that reads the channels, with what its re-fits need; convolutions in groups and what cannot be fitted are only cut."""
+    """A layer that reads the channels, with what its re-fits need; convolutions in groups and what cannot be
+    fitted are only cut.
+    """
 
     def __init__(self, model: nn.Module, member: Member, *, refit: bool) -> None:
         self.member, self._layer = member, model.get_submodule(member.module)

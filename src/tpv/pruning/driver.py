@@ -44,39 +44,47 @@ def prune(
 ) -> PruningResult:
     r"""A smaller copy of a trained network, from unlabelled inputs and without training.
 
-    Channels are scored, chosen until the target is met (at least one stays in every layer), and removed with everything that
-    goes with them, in ``steps`` even steps of cost; each step starts from the unpruned network with the channels that the last
-    one left. Padding shortcuts, which Torch-Pruning cannot follow, become the convolutions that compute the same
-    (:func:`tpv.pruning.replace_padding_shortcuts`). The model itself is left bit for bit as it was.
+    Channels are scored, chosen until the target is met (at least one stays in every layer), and removed with
+    everything that goes with them, in ``steps`` even steps of cost; each step starts from the unpruned
+    network with the channels that the last one left. Padding shortcuts, which Torch-Pruning cannot follow,
+    become the convolutions that compute the same (:func:`tpv.pruning.replace_padding_shortcuts`). The model
+    itself is left bit for bit as it was.
 
     Args:
         model: a trained ``nn.Module`` in evaluation mode.
-        data: calibration inputs, as in :func:`tpv.estimate`, a few hundred; they are read once and kept in memory.
+        data: calibration inputs, as in :func:`tpv.estimate`, a few hundred; they are read once and kept in
+            memory.
         target: the share to keep, ``"macs=0.5"`` or ``"params=0.5"``, or a :class:`tpv.pruning.Target`.
-        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``, which count in the one ranking of ``"global"``
-            only; :class:`tpv.pruning.JBR`, :class:`tpv.pruning.JC`, or any importance of Torch-Pruning, a function from a group to scores.
-        allocation: ``"global"``, one ranking of all channels; ``"uniform"``, the same share of every group; ``"curves"``, the widths of
-            least damage by measured curves E‖Δf‖² of each group (:func:`tpv.pruning.allocate`), in one step by default.
+        criterion: by default :class:`tpv.pruning.TPVImportance` with ``interactions``, which count in the one
+            ranking of ``"global"`` only; :class:`tpv.pruning.JBR`, :class:`tpv.pruning.JC`, or any importance
+            of Torch-Pruning, a function from a group to scores.
+        allocation: ``"global"``, one ranking of all channels; ``"uniform"``, the same share of every group;
+            ``"curves"``, the widths of least damage by measured curves E‖Δf‖² of each group
+            (:func:`tpv.pruning.allocate`), in one step by default.
         compensate: re-fit the layers behind removed channels in closed form (:func:`tpv.pruning.compensate`).
         recalibrate: set BatchNorm's running statistics anew on the calibration inputs.
         steps: by default 9, or 1 for ``"curves"``.
-        test: inputs that take no part, labelled for the accuracy, ``(inputs, labels)`` or mappings with labels.
+        test: inputs that take no part, labelled for the accuracy, ``(inputs, labels)`` or mappings with
+            labels.
         ignore: glob patterns of groups to leave alone, by the name of the layer that makes the channels.
-        curves: those of an earlier result (:attr:`PruningResult.curves`), so that another target needs no new measurement.
+        curves: those of an earlier result (:attr:`PruningResult.curves`), so that another target needs no new
+            measurement.
         out: a folder for the pruned network, the log and what is needed to resume.
         fresh: forget what an interrupted run left in ``out``.
         forward, generator: as in :func:`tpv.estimate`.
         progress: called with (what is being done, parts done, parts) as the work goes on.
 
     Returns:
-        The pruned network, and for each step what was removed, the output change predicted before and measured after, and accuracy.
+        The pruned network, and for each step what was removed, the output change predicted before and
+        measured after, and accuracy.
 
     Raises:
-        TPVError: for a target that cannot be met, a network that Torch-Pruning traces wrongly, and as :func:`tpv.estimate`;
-            without Torch-Pruning: ``pip install 'tpv[pruning]'``.
+        TPVError: for a target that cannot be met, a network that Torch-Pruning traces wrongly, and as
+            :func:`tpv.estimate`; without Torch-Pruning: ``pip install 'tpv[pruning]'``.
 
-    Cost of a step: :func:`tpv.pruning.score`, four forward passes, one Jacobian-vector product; with ``compensate`` two forward
-    passes for each layer; for ``"curves"``, once, some ten forward passes for each group.
+    Cost of a step: :func:`tpv.pruning.score`, four forward passes, one Jacobian-vector product; with
+    ``compensate`` two forward passes for each layer; for ``"curves"``, once, some ten forward passes for each
+    group.
 
     Example:
         >>> import torch, tpv

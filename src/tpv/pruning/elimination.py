@@ -15,7 +15,8 @@ class Terms:
     r"""Along random directions v, what the predictions lose with each channel.
 
     Attributes:
-        each: (M, C) :math:`v^\top J_g w_g` for M pairs of example and probe; a score is the mean square of a column.
+        each: (M, C) :math:`v^\top J_g w_g` for M pairs of example and probe; a score is the mean square of a
+            column.
         moved: (M,) what they have lost already, :math:`v^\top(f_\mathrm{unpruned} - f)`.
     """
 
@@ -26,8 +27,9 @@ class Terms:
 class Elimination:
     r"""A greedy order of removal.
 
-    With :class:`Terms` the damage of removing a set S is :math:`\frac1M \|m + \sum_{g \in S} t_g\|^2`, m what has moved already, and the
-    next to go is the channel that adds least to it; without, that of the lowest score.
+    With :class:`Terms` the damage of removing a set S is :math:`\frac1M \|m + \sum_{g \in S} t_g\|^2`, m what
+    has moved already, and the next to go is the channel that adds least to it; without, that of the lowest
+    score.
 
     Args:
         values: (C,) scores.
@@ -73,7 +75,9 @@ class Elimination:
             self._moved += self._terms.each[:, channel]
 
     def order(self) -> tuple[Tensor, Tensor]:
-        """All channels, first to last, and the damage when each is gone, made to rise: the greatest so far."""
+        """All channels, first to last, and the damage when each is gone, made to rise: the greatest so
+        far.
+        """
         found, damage, total = [], [], 0.0
         while (channel := self.lowest()) is not None:
             total += self.added()[channel].item()

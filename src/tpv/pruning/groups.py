@@ -19,11 +19,13 @@ class Member:
 
     Attributes:
         module: its name in the model.
-        role: ``"consumer"``: the module reads the channels as inputs (convolutions, linear layers); ``"producer"``: it writes
-            or passes them on (convolutions, linear layers, norms, depthwise convolutions, embeddings); ``"parameter"``: it is no
-            module but a parameter outside of one, added or multiplied elementwise; ``"opaque"``: what cannot be scored by channel.
+        role: ``"consumer"``: the module reads the channels as inputs (convolutions, linear layers);
+            ``"producer"``: it writes or passes them on (convolutions, linear layers, norms, depthwise
+            convolutions, embeddings); ``"parameter"``: it is no module but a parameter outside of one, added
+            or multiplied elementwise; ``"opaque"``: what cannot be scored by channel.
         index: (P,) positions along the module's axis.
-        channel: (P,) the group's channel that each position belongs to; a linear layer behind a flattening has several for each.
+        channel: (P,) the group's channel that each position belongs to; a linear layer behind a flattening
+            has several for each.
     """
 
     module: str
@@ -37,8 +39,10 @@ class ChannelGroup:
     """Channels that can be removed, and everything that goes with each.
 
     Attributes:
-        name: of the module whose output channels these are (the first, where several are coupled by additions).
-        width: number of channels; where layers need them removed in tied sets (grouped convolutions), number of sets.
+        name: of the module whose output channels these are (the first, where several are coupled by
+            additions).
+        width: number of channels; where layers need them removed in tied sets (grouped convolutions), number
+            of sets.
         members: the axes.
         tied: how many channels make a set.
     """
@@ -63,13 +67,15 @@ class ChannelGroup:
         raw = [m.module for m in self.members if m.role == "parameter"]
         if raw and members != "consumers":
             raise TPVError(
-                f"the channels of {self.name} go through {raw[0]}, a parameter outside of a layer, which cannot be scored by channel: "
+                f"the channels of {self.name} go through {raw[0]}, a parameter outside of a layer, which "
+                "cannot be scored by channel: "
                 'use members="consumers", or leave this group out.'
             )
         found = self.members if members == "all" else tuple(m for m in self.members if m.role == members[:-1])
         if not found:
             raise TPVError(
-                f"no convolution or linear layer {'reads' if members == 'consumers' else 'writes'} the channels of {self.name}: "
+                f"no convolution or linear layer {'reads' if members == 'consumers' else 'writes'} the "
+                f"channels of {self.name}: "
                 f'score them with members="{"all" if self.members else "producers"}", or leave this group out.'
             )
         return found

@@ -67,9 +67,11 @@ class Readers(TorchFunctionMode):
 
 @contextmanager
 def joins(model: nn.Module, keep: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[dict[str, Join]]:
-    """A context in which a forward pass leaves the first addition of each of some layers' outputs in the dictionary.
+    """A context in which a forward pass leaves the first addition of each of some layers' outputs in the
+    dictionary.
 
-    An output counts as the layer's behind a BatchNorm in evaluation mode, dropout or nothing, and until it is written over.
+    An output counts as the layer's behind a BatchNorm in evaluation mode, dropout or nothing, and until it is
+    written over.
 
     Args:
         keep: layer → what to keep of the other operand.

@@ -64,11 +64,13 @@ def _importance(criterion: Importance, graph: Any, group: ChannelGroup) -> Tenso
         values = criterion(whole)
     except Exception as error:
         raise TPVError(
-            f"the criterion failed on {group.name} ({type(error).__name__}: {error}). Importances that need gradients or do not "
+            f"the criterion failed on {group.name} ({type(error).__name__}: {error}). Importances that need "
+            "gradients or do not "
             "know a layer's type cannot be used: give tpv.pruning.TPVImportance()."
         ) from error
     if not isinstance(values, Tensor) or values.numel() != len(everything):
         raise TPVError(
-            f"the criterion gave no score for each of the {len(everything)} channels of {group.name}, but {values!r:.80}."
+            f"the criterion gave no score for each of the {len(everything)} channels of {group.name}, but "
+            f"{values!r:.80}."
         )
     return values.detach().double().cpu().reshape(group.tied, group.width).mean(0)

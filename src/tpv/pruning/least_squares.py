@@ -22,7 +22,9 @@ _ROUNDING, _TINY = 1e-12, 1e-30
 
 
 def fittable(model: nn.Module) -> dict[str, Layer]:
-    """Convolutions and linear layers that can be re-fitted: trainable, with a weight of their own and without hooks of the user."""
+    """Convolutions and linear layers that can be re-fitted: trainable, with a weight of their own and without
+    hooks of the user.
+    """
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: dict[str, Layer] = {}
     for name, m in model.named_modules():
@@ -36,7 +38,9 @@ def fittable(model: nn.Module) -> dict[str, Layer]:
 
 @dataclass
 class Moments:
-    """Additive float64 sums over rows (positions) of a layer's inputs x (G, D) and targets y (G, O), by convolution group G."""
+    """Additive float64 sums over rows (positions) of a layer's inputs x (G, D) and targets y (G, O), by
+    convolution group G.
+    """
 
     xx: Tensor
     xy: Tensor
@@ -131,7 +135,9 @@ def groups_of(layer: Layer) -> int:
 
 
 def positions(images: int, count: int) -> Tensor:
-    """(images, M) of the positions of each image: all, or one at random of each of M equal parts; the same at every call."""
+    """(images, M) of the positions of each image: all, or one at random of each of M equal parts; the same at
+    every call.
+    """
     m = min(count, _POSITIONS)
     shift = torch.rand(images, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return ((torch.arange(m) + shift) * (count / m)).long().clamp(max=count - 1)
@@ -145,7 +151,9 @@ def output_rows(layer: Layer, y: Tensor) -> Tensor:
 
 
 def input_rows(layer: Layer, x: Tensor, images: slice) -> Tensor:
-    """(R, G, D): what the chosen positions of some images are computed from, in the order of the weight's axes."""
+    """(R, G, D): what the chosen positions of some images are computed from, in the order of the weight's
+    axes.
+    """
     if isinstance(layer, nn.Linear):
         return _chosen(x.reshape(len(x), -1, x.shape[-1]), images).unsqueeze(1)
     patches = _patches(layer, x[images])
@@ -213,7 +221,9 @@ def error(moments: Moments, weight: Tensor, bias: Tensor) -> float:
 
 
 def best_ridge(fitted: Moments, held_out: Moments, weight: Tensor) -> float:
-    """The ridge that predicts held-out rows best when fitted on the others; the largest where either has no row."""
+    """The ridge that predicts held-out rows best when fitted on the others; the largest where either has no
+    row.
+    """
     if not (fitted.rows and held_out.rows):
         return RIDGES[-1]
     return min(RIDGES, key=lambda ridge: error(held_out, *fit(fitted, weight, ridge)))

@@ -98,7 +98,8 @@ def predict(
     output: OutputSpec,
     forward: Forward | None,
 ) -> LinearityResult:
-    """The output change of a removal, before anything is cut: δ = −w for every weight that reads a removed channel.
+    """The output change of a removal, before anything is cut: δ = −w for every weight that reads a removed
+    channel.
 
     Cost: one Jacobian-vector product and one forward pass.
     """

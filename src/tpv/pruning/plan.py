@@ -56,7 +56,8 @@ class Plan:
         require_int("prune", "generator", self.generator, 0)
         if not isinstance(self.target, Target):
             raise TPVError(
-                f"target={self.target!r}: give the share to keep, 'macs=0.5' or 'params=0.5', or a tpv.pruning.Target."
+                f"target={self.target!r}: give the share to keep, 'macs=0.5' or 'params=0.5', or a "
+                "tpv.pruning.Target."
             )
         if self.curves and self.allocation != "curves":
             raise TPVError(f"curves= are for allocation='curves', and allocation is {self.allocation!r}.")
@@ -64,7 +65,8 @@ class Plan:
             callable(self.criterion) or isinstance(self.criterion, Criterion)
         ):
             raise TPVError(
-                f"criterion={self.criterion!r}: give tpv.pruning.TPVImportance(), JBR(), JC() or an importance of Torch-Pruning."
+                f"criterion={self.criterion!r}: give tpv.pruning.TPVImportance(), JBR(), JC() or an "
+                "importance of Torch-Pruning."
             )
         if not self.data:
             raise TPVError("data is empty: it gave no batch.")

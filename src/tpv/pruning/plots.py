@@ -19,7 +19,8 @@ _SIDES = (("macs_share", "MACs left"), ("params_share", "parameters left"))
 
 
 def plot_steps(result: PruningResult, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
-    """Accuracy, or E‖Δf‖² on a logarithmic axis, against what is left, in two panels; the unpruned network is at 100 %.
+    """Accuracy, or E‖Δf‖² on a logarithmic axis, against what is left, in two panels; the unpruned network is
+    at 100 %.
 
     Raises:
         TPVError: if there is nothing to show, or for other than two axes.

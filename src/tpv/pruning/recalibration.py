@@ -13,7 +13,8 @@ from tpv.linearization import Forward
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, data: object, *, forward: Forward | None = None) -> None:
-    """Set every BatchNorm's running mean and variance, in place, to those of its inputs: averages over the batches.
+    """Set every BatchNorm's running mean and variance, in place, to those of its inputs: averages over the
+    batches.
 
     Everything else stays in evaluation mode, dropout included.
 

@@ -15,8 +15,8 @@ def split_half(a: Tensor, b: Tensor) -> float:
 
     .. math:: \frac{2\rho}{1 + \rho}, \qquad \rho = \text{Spearman's rank correlation of } a \text{ and } b
 
-    (Spearman and Brown, 1910); ρ itself where it is negative, nan where all scores of a half are equal. Of more than 100,000
-    scores, a fixed random sample of as many.
+    (Spearman and Brown, 1910); ρ itself where it is negative, nan where all scores of a half are equal. Of
+    more than 100,000 scores, a fixed random sample of as many.
 
     Args:
         a, b: scores of the same shape.
@@ -35,7 +35,8 @@ def split_half(a: Tensor, b: Tensor) -> float:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation of two vectors, equal numbers sharing their mean rank; nan where there is nothing to rank.
+    """Rank correlation of two vectors, equal numbers sharing their mean rank; nan where there is nothing to
+    rank.
 
     Example:
         >>> import torch

@@ -68,7 +68,8 @@ class Recorded:
 
 
 def rebuilt(model: nn.Module, recorded: Recorded, example: Any, forward: Forward | None) -> nn.Module:
-    """The model, changed in place: without the removed channels, with added biases and fixed shortcuts, in the saved dtypes.
+    """The model, changed in place: without the removed channels, with added biases and fixed shortcuts, in
+    the saved dtypes.
 
     Raises:
         TPVError: if it is of another architecture, or cannot be traced.
@@ -120,16 +121,19 @@ def _refuse_another(model: nn.Module, recorded: Recorded) -> None:
     for name, shape in recorded.architecture.items():
         if name not in found:
             raise TPVError(
-                f"the model has no {name}, which the saved one has: give an unpruned instance of the saved architecture."
+                f"the model has no {name}, which the saved one has: give an unpruned instance of the saved "
+                "architecture."
             )
         if found[name] != shape:
             raise TPVError(
-                f"{name} of the model is of shape {found[name]}, and that of the saved one was {shape} before pruning: "
+                f"{name} of the model is of shape {found[name]}, and that of the saved one was {shape} "
+                "before pruning: "
                 "give an unpruned instance of the saved architecture."
             )
     if more := [name for name in found if name not in recorded.architecture and name not in recorded.dtypes]:
         raise TPVError(
-            f"the saved model has no {more[0]}, which this one has: give an unpruned instance of the saved architecture."
+            f"the saved model has no {more[0]}, which this one has: give an unpruned instance of the saved "
+            "architecture."
         )
 
 
@@ -141,7 +145,8 @@ def _remove(model: nn.Module, recorded: Recorded, batch: Any, forward: Forward |
             graph.load_pruning_history(recorded.history)
     except Exception as error:
         raise TPVError(
-            f"the channels in the history cannot be removed from this model ({type(error).__name__}: {error})."
+            f"the channels in the history cannot be removed from this model ({type(error).__name__}: "
+            f"{error})."
         ) from error
 
 
@@ -151,7 +156,8 @@ def _add_bias(model: nn.Module, name: str, dtypes: Mapping[str, str]) -> None:
     weight = getattr(layer, "weight", None)
     if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd) or not isinstance(weight, torch.Tensor):
         raise TPVError(
-            f"the saved model has an added bias in {name!r}, which is no convolution or linear layer in this one."
+            f"the saved model has an added bias in {name!r}, which is no convolution or linear layer in this "
+            "one."
         )
     width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     layer.bias = nn.Parameter(

@@ -30,7 +30,8 @@ class PruningStep(JSONResult):
 
     Attributes:
         removed: group → removed channels (sets of tied ones), numbered as in the unpruned model.
-        macs, params: what is left, and ``macs_share``, ``params_share`` of the unpruned model, ``cost_share`` of the target's own unit.
+        macs, params: what is left, and ``macs_share``, ``params_share`` of the unpruned model, ``cost_share``
+            of the target's own unit.
         predicted: E‖J δ‖² of the removal from the unpruned model, to first order, before anything is cut.
         linearity: V of that prediction, E‖Δf − Jδ‖²/E‖Δf‖².
         cut: E‖Δf‖² against the unpruned model on the calibration inputs, when the channels are gone.
@@ -70,7 +71,8 @@ class PruningResult:
         history: Torch-Pruning's pruning history of this model.
         curves: group → {width: E‖Δf‖²} as measured, for ``allocation="curves"``.
         excluded: group → why it was left alone.
-        metadata: criterion, target, seed, examples, versions; MACs, parameters and accuracy of the unpruned network.
+        metadata: criterion, target, seed, examples, versions; MACs, parameters and accuracy of the unpruned
+            network.
         origin: what :meth:`save` keeps of the unpruned network.
     """
 
@@ -86,7 +88,9 @@ class PruningResult:
         return summary(self)
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Everything but the network and its history as JSON text, written to ``path`` too if one is given; nan becomes null."""
+        """Everything but the network and its history as JSON text, written to ``path`` too if one is given;
+        nan becomes null.
+        """
         names = ("steps", "curves", "excluded", "metadata")
         found = {"type": "PruningResult", **{name: plain(getattr(self, name)) for name in names}}
         text = _numbers_in_lines(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
@@ -95,14 +99,16 @@ class PruningResult:
         return text
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``pruning.json`` for :func:`tpv.pruning.load`, and ``log.json``, which is :meth:`to_json`.
+        """Write ``model.safetensors`` and ``pruning.json`` for :func:`tpv.pruning.load`, and ``log.json``,
+        which is :meth:`to_json`.
 
         Raises:
             TPVError: as :func:`tpv.pruning.save`.
         """
         if self.origin is None:
             raise TPVError(
-                "this result does not know the unpruned network: use tpv.pruning.save(model, folder, history, example, unpruned=)."
+                "this result does not know the unpruned network: use tpv.pruning.save(model, folder, "
+                "history, example, unpruned=)."
             )
         write(self.model, Path(folder), self.history, self.origin)
         put(Path(folder) / "log.json", lambda draft: self.to_json(draft))
@@ -127,7 +133,8 @@ class PruningResult:
         return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="step"))
 
     def plot(self, axes: Sequence[matplotlib.axes.Axes] | None = None) -> Sequence[matplotlib.axes.Axes]:
-        """Accuracy, or E‖Δf‖² where there are no labels, against the shares of MACs and of parameters that are left.
+        """Accuracy, or E‖Δf‖² where there are no labels, against the shares of MACs and of parameters that
+        are left.
 
         Args:
             axes: two to draw on; by default those of a new figure.

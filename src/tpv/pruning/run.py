@@ -91,7 +91,8 @@ class Run:
             curve = plan.curves.get(group.name)
             if curve is not None and not curve.keys() >= {1, group.width}:
                 raise TPVError(
-                    f"curves= have widths {sorted(curve, key=str)} for {group.name}, which has {group.width} channels: give the curves of "
+                    f"curves= have widths {sorted(curve, key=str)} for {group.name}, which has {group.width} "
+                    "channels: give the curves of "
                     "a result for this network, from 1 to all channels."
                 )
         for i, group in enumerate(self._groups):
@@ -217,7 +218,9 @@ def _check_data(plan: Plan) -> None:
         )
         if len(several) > 1:
             warnings.warn(
-                f"the model returns {len(several)} tensors, and only the first counts: give forward=, such as "
-                "forward=lambda model, batch: torch.cat([f.flatten(1) for f in model(batch)], 1), if the others matter.",
+                f"the model returns {len(several)} tensors, and only the first counts: give forward=, such "
+                "as "
+                "forward=lambda model, batch: torch.cat([f.flatten(1) for f in model(batch)], 1), if the "
+                "others matter.",
                 stacklevel=5,
             )

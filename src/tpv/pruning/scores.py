@@ -52,8 +52,8 @@ class GroupScores:
     Attributes:
         value: (C,) in squared units of the outputs.
         stderr: (C,) standard error over examples and their probes.
-        reliability: Spearman correlation of the channels' scores between two halves of the examples, stepped up to all of them
-            (Spearman–Brown).
+        reliability: Spearman correlation of the channels' scores between two halves of the examples, stepped
+            up to all of them (Spearman–Brown).
     """
 
     value: Tensor

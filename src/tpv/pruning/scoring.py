@@ -41,9 +41,9 @@ def score(
 
     .. math:: \mathrm{score}(g) = E_x \frac1R \sum_r (v_r^\top J_g(x) w_g)^2
 
-    Nothing but activations and their gradients is needed: where a layer reads channel c, :math:`v^\top J_g w_g = \sum a_c \,
-    \partial(v^\top f)/\partial a_c` over positions, with the gradient through this layer alone; where it writes c, the same
-    with its output. The model is left bit for bit as it was.
+    Nothing but activations and their gradients is needed: where a layer reads channel c, :math:`v^\top J_g
+    w_g = \sum a_c \, \partial(v^\top f)/\partial a_c` over positions, with the gradient through this layer
+    alone; where it writes c, the same with its output. The model is left bit for bit as it was.
 
     Args:
         model: a trained ``nn.Module`` in evaluation mode.
@@ -54,12 +54,15 @@ def score(
         forward, generator, progress, chunk_size: as in :func:`tpv.estimate`.
 
     Returns:
-        Scores with standard errors over examples, and how well two halves of the examples agree on the ranking.
+        Scores with standard errors over examples, and how well two halves of the examples agree on the
+        ranking.
 
     Raises:
-        TPVError: for input that cannot give a meaningful number; for NaN; for a layer whose rows cannot be told apart by example.
+        TPVError: for input that cannot give a meaningful number; for NaN; for a layer whose rows cannot be
+            told apart by example.
 
-    Cost per example: one forward pass and R backward passes to activations, about 1 forward+backward pass for R = 1.
+    Cost per example: one forward pass and R backward passes to activations, about 1 forward+backward pass for
+    R = 1.
 
     Source: D. Arpit, arXiv 2512.11089 (JBR, JC).
 
@@ -71,7 +74,8 @@ def score(
         >>> hidden = ChannelGroup("0", 4, (Member("0", "producer", c, c), Member("2", "consumer", c, c)))
         >>> scores = score(model, torch.randn(100, 8), [hidden])
         >>> scores["0"].value.shape, scores.metadata["criterion"]
-        (torch.Size([4]), "TPVImportance(probes=1, members='consumers', squares='joint', output='logits', interactions=False)")
+        (torch.Size([4]), "TPVImportance(probes=1, members='consumers', squares='joint', output='logits',
+        interactions=False)")
     """
     started = time.perf_counter()
     criterion = criterion or TPVImportance()
@@ -116,7 +120,8 @@ class _Scoring(Procedure):
         """Refuse scores that are zero because a layer was never run."""
         if missing := sorted(name for name, _ in self._sites - self._reached):
             raise TPVError(
-                f"{missing[0]} was not called as a module on this data, so that its weights cannot be scored: "
+                f"{missing[0]} was not called as a module on this data, so that its weights cannot be "
+                "scored: "
                 "leave its group out, or give data that reaches it."
             )
 
@@ -128,7 +133,9 @@ class _Scoring(Procedure):
         return Terms(kept[:, 1:], kept[:, 0])
 
     def _scores(self, piece: Piece) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """(N, channels), which examples count, and with interactions for each probe what has moved and the terms of these."""
+        """(N, channels), which examples count, and with interactions for each probe what has moved and the
+        terms of these.
+        """
         kept = []
         with self._tapped(piece.batch) as (f, z, found):
             v, counted = self._cotangents(f.detach(), piece)
@@ -150,7 +157,8 @@ class _Scoring(Procedure):
     def _tapped(self, batch: Any) -> Iterator[tuple[Tensor, Tensor, list[Tap]]]:
         """Outputs f, predictions z with a graph, and the activations that members read or write.
 
-        An example that needs company is there twice, and its output is the mean of both: whichever rows are whose, sums over all are its.
+        An example that needs company is there twice, and its output is the mean of both: whichever rows are
+        whose, sums over all are its.
         """
         plain = self._lin.reading(same)
         with torch.enable_grad(), taps(self._lin.model, self._sites, self._copied) as found:
@@ -180,7 +188,9 @@ class _Scoring(Procedure):
         return terms
 
     def _by_channel(self, terms: dict[Site, Tensor], n: int) -> tuple[Tensor, Tensor]:
-        """Terms summed over the members of each channel, and the sums of their squares, (N, channels) each."""
+        """Terms summed over the members of each channel, and the sums of their squares, (N, channels)
+        each.
+        """
         device = next(iter(terms.values())).device if terms else torch.device("cpu")
         joint, squares = [], []
         for group, chosen in zip(self._groups, self._chosen, strict=True):
@@ -198,7 +208,9 @@ class _Scoring(Procedure):
         return torch.cat(joint, 1), torch.cat(squares, 1)
 
     def _verify(self, piece: Piece) -> None:
-        """Refuse a model in which a layer's rows do not belong to the examples in order, by scoring two of them alone."""
+        """Refuse a model in which a layer's rows do not belong to the examples in order, by scoring two of
+        them alone.
+        """
         few = ends(piece.batch, piece.n)
         size = batch_size(few)
         with self._tapped(few) as (_, z, found):
@@ -214,7 +226,8 @@ class _Scoring(Procedure):
                 )
                 if not apart <= tolerance(z.dtype) * max(10 * term.abs().max(), scales[site].max() / 10):
                     raise TPVError(
-                        f"the rows of {site[0]} cannot be told apart by example (positions are reordered or shared across the batch): "
+                        f"the rows of {site[0]} cannot be told apart by example (positions are reordered or "
+                        "shared across the batch): "
                         "score with chunk_size=1."
                     )
         self._verified = size > 1

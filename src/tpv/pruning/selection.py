@@ -34,7 +34,8 @@ def by_ranking(
         groups: of the unpruned model.
         values: group → value of each of its channels that is still there.
         removed: those that are not.
-        terms: of the channels that are still there; a channel's value then is what it adds to those that have gone before.
+        terms: of the channels that are still there; a channel's value then is what it adds to those that have
+            gone before.
 
     Raises:
         TPVError: if the limit is not met with one channel left in every group; for NaN.
@@ -121,7 +122,8 @@ def by_curves(
     costs: Budget,
     limit: float,
 ) -> Chosen:
-    """The widths of least summed damage among those measured, then one channel after the other while the limit allows.
+    """The widths of least summed damage among those measured, then one channel after the other while the
+    limit allows.
 
     Args, Raises:
         as :func:`by_ranking`, with the values of all channels; no width is larger than what is there.
@@ -188,6 +190,7 @@ def check_attainable(costs: Budget, widths: Sequence[int], limit: float) -> None
     """
     if costs.of(widths) > limit:
         raise TPVError(
-            f"the target cannot be met: with one channel left in every group there are still {costs.of(widths):,.0f} {costs.unit} "
+            "the target cannot be met: with one channel left in every group there are still "
+            f"{costs.of(widths):,.0f} {costs.unit} "
             f"of {costs.total:,.0f}, more than {limit:,.0f}; keep more, or ignore fewer layers."
         )

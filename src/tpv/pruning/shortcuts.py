@@ -22,23 +22,26 @@ _PROBED = 13
 
 
 def replace_padding_shortcuts(model: nn.Module, example: Any, *, forward: Forward | None = None) -> list[str]:
-    r"""Replace, in place, shortcuts that copy every s-th pixel and pad channels with zeros by the convolution that does the same.
+    r"""Replace, in place, shortcuts that copy every s-th pixel and pad channels with zeros by the convolution
+    that does the same.
 
     .. math:: y_{j, p} = \sum_c W_{jc}\, x_{c, s p}, \qquad W_{jc} \in \{0, 1\}, \quad \text{at most one 1 in a row.}
 
-    Such shortcuts (option A of the CIFAR ResNets, ``F.pad(x[:, :, ::2, ::2], ...)``) have no parameters, and tools that follow
-    channels through a network, such as Torch-Pruning, take both sides of the addition for the same channels. A bias-free 1×1
-    convolution with the frozen weight W has the same outputs bit for bit (but that a −0 becomes +0), and its channels can be
-    followed. The convolutions add ``<name>.weight`` to the model's state dict.
+    Such shortcuts (option A of the CIFAR ResNets, ``F.pad(x[:, :, ::2, ::2], ...)``) have no parameters, and
+    tools that follow channels through a network, such as Torch-Pruning, take both sides of the addition for
+    the same channels. A bias-free 1×1 convolution with the frozen weight W has the same outputs bit for bit
+    (but that a −0 becomes +0), and its channels can be followed. The convolutions add ``<name>.weight`` to
+    the model's state dict.
 
-    Candidates are modules without parameters, buffers and hooks whose one tensor (N, C, ...), of one to three spatial axes, comes
-    out with another number of channels. Their map is read off a tensor of distinct numbers, and W must then give equal outputs
-    for the input that ``example`` brings and for random ones of two sizes; a module that does anything else, or has a stride above 5,
-    is left alone.
+    Candidates are modules without parameters, buffers and hooks whose one tensor (N, C, ...), of one to three
+    spatial axes, comes out with another number of channels. Their map is read off a tensor of distinct
+    numbers, and W must then give equal outputs for the input that ``example`` brings and for random ones of
+    two sizes; a module that does anything else, or has a stride above 5, is left alone.
 
     Args:
         model: changed in place; a module used under several names is replaced under all of them.
-        example: a batch to run the model on: a tensor, a tuple whose first element is the input, or a mapping of keywords.
+        example: a batch to run the model on: a tensor, a tuple whose first element is the input, or a mapping
+            of keywords.
         forward: ``(model, batch) -> outputs`` for batches of another form.
 
     Returns:
@@ -70,7 +73,8 @@ def replace_padding_shortcuts(model: nn.Module, example: Any, *, forward: Forwar
         }
     if model in found:
         raise TPVError(
-            "the model itself is a padding shortcut and cannot be replaced in place: wrap it, nn.Sequential(model)."
+            "the model itself is a padding shortcut and cannot be replaced in place: wrap it, "
+            "nn.Sequential(model)."
         )
     places = {f"{prefix}{key}": (parent, key) for parent, key, prefix in _outermost(model, found)}
     replacements = [(parent, key, found[parent.get_submodule(key)]) for parent, key in places.values()]
@@ -150,7 +154,9 @@ def _convolution(module: nn.Module, calls: list[_Call]) -> nn.Module | None:
 
 
 def _equal(conv: nn.Module, call: _Call) -> bool:
-    """Whether all outputs are the same numbers (not rounded to TF32, in which a convolution may copy on a GPU)."""
+    """Whether all outputs are the same numbers (not rounded to TF32, in which a convolution may copy on a
+    GPU).
+    """
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
         out = _output(conv, call.x)
     return out is not None and out.dtype == call.y.dtype and torch.equal(out, call.y)

@@ -30,10 +30,11 @@ LOG = "log.json"
 
 
 class PruningStore:
-    """Finished steps with their networks, and curves; a folder of their own for each fingerprint of the arguments.
+    """Finished steps with their networks, and curves; a folder of their own for each fingerprint of the
+    arguments.
 
-    An unfinished run lies in ``unfinished-…``, one folder for each fingerprint; when it finishes, its steps go to ``steps``, in the
-    place of those of the run that finished there before.
+    An unfinished run lies in ``unfinished-…``, one folder for each fingerprint; when it finishes, its steps
+    go to ``steps``, in the place of those of the run that finished there before.
 
     Args:
         folder: where the result goes; None to keep everything in memory.
@@ -94,7 +95,9 @@ class PruningStore:
         self._write()
 
     def finish(self, result: PruningResult) -> None:
-        """Put the last step's network and the log of the result into the folder itself: nothing is unfinished."""
+        """Put the last step's network and the log of the result into the folder itself: nothing is
+        unfinished.
+        """
         if self._folder is None:
             return
         last = self._place(len(self.steps) - 1)
@@ -161,7 +164,9 @@ def _fingerprint_of(run: Path) -> str | None:
 
 
 def _discard(run: Path) -> None:
-    """Remove a run; under another name first, so that an interrupt leaves nothing that looks whole, and what it left the next time."""
+    """Remove a run; under another name first, so that an interrupt leaves nothing that looks whole, and what
+    it left the next time.
+    """
     if run.exists():
         os.replace(run, run.with_name(f".{run.name}.{os.getpid()}.part"))
     for doomed in run.parent.glob(f".{run.name}.*.part"):

@@ -33,7 +33,8 @@ def structure(batch: Any) -> Any:
     if batch is None or isinstance(batch, bool | int | float | str):
         return {"value": batch}
     raise TPVError(
-        f"the form of a batch with a {type(batch).__name__} in it cannot be kept: give tensors, tuples, lists or mappings."
+        f"the form of a batch with a {type(batch).__name__} in it cannot be kept: give tensors, tuples, "
+        "lists or mappings."
     )
 
 

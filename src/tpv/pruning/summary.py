@@ -49,7 +49,9 @@ def summary(result: PruningResult) -> str:
 
 
 def steps_table(result: PruningResult) -> str:
-    """A row for the unpruned network and for each step; without the errors where even without spaces these would not fit."""
+    """A row for the unpruned network and for each step; without the errors where even without spaces these
+    would not fit.
+    """
     for show in (plus_minus, _tight, _short):
         rows: list[tuple[str, ...]] = [
             ("0", percent(1), percent(1), "", "", "", _accuracy(unpruned_accuracy(result), show))

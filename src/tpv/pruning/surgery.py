@@ -83,7 +83,9 @@ def kept_outputs(groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, 
 
 
 def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, Role], Tensor]:
-    """(Module, role) → which positions of the axis stay; positions beyond the last that a group knows are left out."""
+    """(Module, role) → which positions of the axis stay; positions beyond the last that a group knows are
+    left out.
+    """
     found: dict[tuple[str, Role], Tensor] = {}
     for group in groups:
         gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.long)

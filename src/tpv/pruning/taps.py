@@ -49,7 +49,8 @@ class Tap:
         product = product.abs() if absolute else product
         if len(product) % n:
             raise TPVError(
-                f"{self.site[0]} sees {len(product)} rows for {n} examples, which cannot be told apart by example: score with chunk_size=1."
+                f"{self.site[0]} sees {len(product)} rows for {n} examples, which cannot be told apart by "
+                "example: score with chunk_size=1."
             )
         return product.reshape(n, -1, product.shape[-1]).sum(1, dtype=torch.float64)
 
@@ -117,7 +118,9 @@ def _writing(name: str, found: list[Tap], copied: Collection[Site]) -> Any:
 
 
 def _alias(t: Tensor) -> Tensor:
-    """The same memory as a node of its own in the graph, so that its gradient is that of what comes next alone."""
+    """The same memory as a node of its own in the graph, so that its gradient is that of what comes next
+    alone.
+    """
     alias: Tensor = torch.ops.aten._unsafe_view(
         t if t.requires_grad else t.detach().requires_grad_(), t.shape
     )

@@ -18,7 +18,8 @@ class Target:
     """The share of a cost that is to stay.
 
     Args:
-        unit: ``"macs"``, multiply-accumulates; ``"params"``, parameters; any other name with ``costs`` of your own.
+        unit: ``"macs"``, multiply-accumulates; ``"params"``, parameters; any other name with ``costs`` of
+            your own.
         keep: the share of the unpruned network's cost, in (0, 1).
         costs: terms in the widths of the groups, such as tables of measured latencies, in the order of
             :func:`tpv.integrations.torch_pruning.channel_groups`.
@@ -40,7 +41,8 @@ class Target:
         require_number("Target", "keep", self.keep, 0, 1, open_low=True)
         if self.costs is None and self.unit not in ("macs", "params"):
             raise TPVError(
-                f"Target(unit={self.unit!r}): give 'macs' or 'params', or costs=[tpv.pruning.Cost(...), ...] of your own."
+                f"Target(unit={self.unit!r}): give 'macs' or 'params', or costs=[tpv.pruning.Cost(...), ...] "
+                "of your own."
             )
 
     @staticmethod
@@ -78,7 +80,8 @@ class Target:
         full = [group.width for group in everything]
         if unknown := [g for cost in self.costs for g in cost.groups if g >= len(full)]:
             raise TPVError(
-                f"Target(costs=...) has a cost of group {unknown[0]}, and the network has {len(full)}, counted from 0."
+                f"Target(costs=...) has a cost of group {unknown[0]}, and the network has {len(full)}, "
+                "counted from 0."
             )
         place = {i: names.index(group.name) for i, group in enumerate(everything) if group.name in names}
         total = sum(cost.of(full) for cost in self.costs)

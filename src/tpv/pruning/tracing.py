@@ -70,7 +70,9 @@ _MOST_TIMES = 96
 
 
 def _bounded(graph: Any) -> Any:
-    """The graph, with a search for groups that ends: concatenations in a loop, as of rotary embeddings, shift channels for ever."""
+    """The graph, with a search for groups that ends: concatenations in a loop, as of rotary embeddings, shift
+    channels for ever.
+    """
     search, nodes = graph.get_pruning_group, set(graph.module2node.values())
     for node in nodes:
         node.dependencies = _Followed(node.dependencies)
@@ -93,7 +95,8 @@ def group_of(graph: Any, name: str, channels: list[int]) -> Any:
 
 
 def all_groups(graph: Any, members: Members | None = None) -> list[Any]:
-    """Every ``tp.dependency.Group`` whose channels do not reach the outputs by themselves, with all its channels.
+    """Every ``tp.dependency.Group`` whose channels do not reach the outputs by themselves, with all its
+    channels.
 
     Args:
         graph: a ``tp.DependencyGraph``.
@@ -168,7 +171,9 @@ def channel_group(group: Any) -> ChannelGroup:
 
 
 def _together(graph: Any, group: Any) -> list[int]:
-    """The channels of the root that go when its first one goes, more than one where halves of an output meet (gated linear units)."""
+    """The channels of the root that go when its first one goes, more than one where halves of an output meet
+    (gated linear units).
+    """
     root = group[0].dep
     with _in_words():
         return sorted(graph.get_pruning_group(root.target.module, root.handler, group[0].idxs[:1])[0].idxs)
@@ -224,7 +229,9 @@ def _role(graph: Any, dep: Any) -> Role | None:
 
 
 def _is_layer(node: Any) -> bool:
-    """Whether an operation outside of a layer multiplies matrices, one of which is a parameter: ``F.linear(x, self.weight)``."""
+    """Whether an operation outside of a layer multiplies matrices, one of which is a parameter:
+    ``F.linear(x, self.weight)``.
+    """
     name = _name(node.grad_fn)
     if not any(kind in name for kind in _PRODUCTS):
         return False

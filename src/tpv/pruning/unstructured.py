@@ -49,21 +49,23 @@ def weight_scores(
 
     .. math:: s_i = E_x \|J_i(x)\, w_i\|^2 = E_x E_v\, (v^\top J(x))_i^2\, w_i^2, \qquad E[v v^\top] = I,
 
-    the TPV of δ = −wᵢ alone, in squared units of the outputs, from per-example gradients (squares of batch gradients would mix the
-    examples). The model is left bit for bit as it was.
+    the TPV of δ = −wᵢ alone, in squared units of the outputs, from per-example gradients (squares of batch
+    gradients would mix the examples). The model is left bit for bit as it was.
 
-    Scores say what one removal does, and add up where the effects of removals are uncorrelated. On a ResNet-20 for CIFAR-10 they
-    rank the damage of single weights with a correlation of 0.9997 with ten probes (magnitude 0.93), but the removal of half of all
-    weights by their scores moved the predictions 2.8 times as much as by magnitude, for the effects of what they choose add up.
-    Compare masks before use: ``tpv.estimate(model, data, tpv.Masking(masks), estimator=tpv.MonteCarlo(1))``.
+    Scores say what one removal does, and add up where the effects of removals are uncorrelated. On a
+    ResNet-20 for CIFAR-10 they rank the damage of single weights with a correlation of 0.9997 with ten probes
+    (magnitude 0.93), but the removal of half of all weights by their scores moved the predictions 2.8 times
+    as much as by magnitude, for the effects of what they choose add up. Compare masks before use:
+    ``tpv.estimate(model, data, tpv.Masking(masks), estimator=tpv.MonteCarlo(1))``.
 
     Args:
-        criterion: the vectors v: by default :class:`tpv.pruning.TPVImportance` with one random probe; as many as there are outputs make
-            the scores exact; :class:`tpv.pruning.JBR` and :class:`tpv.pruning.JC` take the gradient of the cross-entropy. Its
-            ``members``, ``squares`` and ``interactions`` are about channels and do not count.
+        criterion: the vectors v: by default :class:`tpv.pruning.TPVImportance` with one random probe; as many
+            as there are outputs make the scores exact; :class:`tpv.pruning.JBR` and :class:`tpv.pruning.JC`
+            take the gradient of the cross-entropy. Its ``members``, ``squares`` and ``interactions`` are
+            about channels and do not count.
         frozen: as in :func:`tpv.pruning.score`.
-        params: glob patterns or a function ``(name, weight) -> bool``; by default the weights of at least two dimensions that are
-            not a norm's.
+        params: glob patterns or a function ``(name, weight) -> bool``; by default the weights of at least two
+            dimensions that are not a norm's.
         model, data, forward, generator, chunk_size, progress: as in :func:`tpv.estimate`.
 
     Returns:
@@ -72,11 +74,13 @@ def weight_scores(
     Raises:
         TPVError: as :func:`tpv.estimate`; if no example counts.
 
-    Cost per example: a forward pass and for each probe one backward pass and the gradients of the weights; more backward passes
-    where per-example gradients of all weights take more than 256 MiB, which is the most that is held of them at a time (or one
-    example's of the largest parameter). Besides, six numbers for each scored weight.
+    Cost per example: a forward pass and for each probe one backward pass and the gradients of the weights;
+    more backward passes where per-example gradients of all weights take more than 256 MiB, which is the most
+    that is held of them at a time (or one example's of the largest parameter). Besides, six numbers for each
+    scored weight.
 
-    Source: the unstructured case of the saliency of D. Arpit, arXiv 2512.11089; first-order in δ and squared for each example.
+    Source: the unstructured case of the saliency of D. Arpit, arXiv 2512.11089; first-order in δ and squared
+        for each example.
 
     Example:
         >>> import torch
@@ -202,7 +206,9 @@ class _WeightSquares(Procedure):
         }
 
     def _halves(self, name: str) -> Tensor:
-        """(2, number of weights that are trained) scores, up to a factor, from the even and from the odd examples."""
+        """(2, number of weights that are trained) scores, up to a factor, from the even and from the odd
+        examples.
+        """
         scale = self._scales[name]
         padding = self._weights.padding_rows(name)
         trained = [row for row in range(len(scale)) if row not in padding] if padding else slice(None)

@@ -1,4 +1,6 @@
-"""Does removing a channel compute what it should? Proof for each group, because a traced graph can be wrong."""
+"""Does removing a channel compute what it should? Proof for each group, because a traced graph can be
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,14 @@ def verified(
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The groups whose channels can be removed, and why the others cannot.
 
-    A network without a channel must compute what it does with zeros where the channel was read. One channel of every group is
-    removed at once; where that does not hold, group by group. Behind norms over channels, whose statistics change with a
-    channel, it is only asked that the network runs and gives outputs of the same shape.
+    A network without a channel must compute what it does with zeros where the channel was read. One channel
+    of every group is removed at once; where that does not hold, group by group. Behind norms over channels,
+    whose statistics change with a channel, it is only asked that the network runs and gives outputs of the
+    same shape.
 
     Raises:
-        TPVError: for a group whose removal runs but computes something else, as Torch-Pruning's graph of padding shortcuts does.
+        TPVError: for a group whose removal runs but computes something else, as Torch-Pruning's graph of
+            padding shortcuts does.
 
     Cost: four forward passes of the example where all is well, else two for each group.
     """
@@ -53,8 +57,10 @@ WRONG = "computes something else"
 def wrongly_traced(name: str, otherwise: str) -> str:
     """The sentence for a group that is ``WRONG``."""
     return (
-        f"the traced graph is wrong at {name}: without one of its channels the network computes something else than with "
-        "zeros in its place. For shortcuts that pad with zero channels call tpv.pruning.replace_padding_shortcuts(model, example) "
+        f"the traced graph is wrong at {name}: without one of its channels the network computes something "
+        "else than with "
+        "zeros in its place. For shortcuts that pad with zero channels call "
+        "tpv.pruning.replace_padding_shortcuts(model, example) "
         f"first (they must be modules of their own); or {otherwise}."
     )
 
@@ -141,7 +147,9 @@ def masks(
 
 
 def mask_of_inputs(layer: nn.Module, gone: Tensor) -> Tensor:
-    """A mask for a layer's weight, 0 where it reads the inputs ``gone``; a convolution in groups reads each in one group."""
+    """A mask for a layer's weight, 0 where it reads the inputs ``gone``; a convolution in groups reads each
+    in one group.
+    """
     weight: Tensor = layer.weight  # type: ignore[assignment]
     groups = getattr(layer, "groups", 1)
     if getattr(layer, "transposed", False):

@@ -23,14 +23,16 @@ _SHOWN = 10
 class WeightScores:
     """What :func:`tpv.pruning.weight_scores` returns.
 
-    Masks are boolean, True where a weight stays: what :class:`tpv.Masking` and :func:`torch.nn.utils.prune.custom_from_mask` take.
+    Masks are boolean, True where a weight stays: what :class:`tpv.Masking` and
+    :func:`torch.nn.utils.prune.custom_from_mask` take.
 
     Attributes:
-        scores: parameter name → scores of its shape, in squared units of the outputs; infinite in the ``padding_idx`` rows of
-            embeddings, which PyTorch never trains and no mask removes.
-        layers: module name → the sum of its scores with its standard error over examples: how sensitive the layer is.
-        reliability: rank correlation over weights of the scores with those from as many other examples, by halves (even and odd
-            examples) and the Spearman-Brown formula; nan where it cannot be told.
+        scores: parameter name → scores of its shape, in squared units of the outputs; infinite in the
+            ``padding_idx`` rows of embeddings, which PyTorch never trains and no mask removes.
+        layers: module name → the sum of its scores with its standard error over examples: how sensitive the
+            layer is.
+        reliability: rank correlation over weights of the scores with those from as many other examples, by
+            halves (even and odd examples) and the Spearman-Brown formula; nan where it cannot be told.
         layer_reliability: the same within each layer.
         n_examples: number of examples.
         metadata: estimator, seed, outputs, device, seconds, versions, as in :class:`tpv.TPVResult`.
@@ -64,15 +66,16 @@ class WeightScores:
             model: the model that was scored, or one of the same modules.
 
         Raises:
-            TPVError: for a parameter that the model does not have, or that several modules share, which ``torch.nn.utils.prune``
-                would prune in one of them only (:func:`apply_masks` takes all).
+            TPVError: for a parameter that the model does not have, or that several modules share, which
+                ``torch.nn.utils.prune`` would prune in one of them only (:func:`apply_masks` takes all).
         """
         found = {}
         for name, scores in self.scores.items():
             owners = place(model, name, scores.shape)
             if len(owners) > 1:
                 raise TPVError(
-                    f"{name} is shared by {len(owners)} modules, and torch.nn.utils.prune would prune it in one of them: "
+                    f"{name} is shared by {len(owners)} modules, and torch.nn.utils.prune would prune it in "
+                    "one of them: "
                     "use apply_masks(model, scores.masks(...)), or leave it out with params=."
                 )
             found[owners[0]] = scores
@@ -84,7 +87,8 @@ class WeightScores:
         The best weight of every parameter stays, so that none is emptied; others go in its place.
 
         Args:
-            amount: a fraction in [0, 1) of the scored weights, rounded, or an int, how many of them: exactly as many go.
+            amount: a fraction in [0, 1) of the scored weights, rounded, or an int, how many of them: exactly
+                as many go.
             per_layer: the amount of each parameter instead of all together.
 
         Returns:
@@ -116,18 +120,20 @@ class WeightScores:
         }
 
     def n_m_masks(self, n: int = 2, m: int = 4, *, dim: int = 1) -> dict[str, Tensor]:
-        """Keep the n weights with the largest scores of each m consecutive ones; of equal ones, those that come first.
+        """Keep the n weights with the largest scores of each m consecutive ones; of equal ones, those that
+        come first.
 
-        Groups run along ``dim``, the inputs of a linear layer (out, in) and, for each kernel position by itself, the input channels
-        of a convolution (out, in, kh, kw), as NVIDIA's sparse tensor cores and its ASP library want them.
+        Groups run along ``dim``, the inputs of a linear layer (out, in) and, for each kernel position by
+        itself, the input channels of a convolution (out, in, kh, kw), as NVIDIA's sparse tensor cores and its
+        ASP library want them.
 
         Args:
             n, m: how many of how many.
             dim: 1; 0 for weights that are (in, out), such as GPT-2's.
 
         Returns:
-            Parameter name → mask (bool) of its shape, without the parameters whose axis ``dim`` is missing or no multiple of m
-            and embeddings with a ``padding_idx``; a warning names them.
+            Parameter name → mask (bool) of its shape, without the parameters whose axis ``dim`` is missing or
+            no multiple of m and embeddings with a ``padding_idx``; a warning names them.
 
         Raises:
             TPVError: unless 1 ≤ n < m and dim ≥ 0, or if no parameter is left.
@@ -142,11 +148,13 @@ class WeightScores:
         }
         if not fitting:
             raise TPVError(
-                f"n_m_masks: no parameter has an axis {dim} whose size is a multiple of {m}: choose another m or dim."
+                f"n_m_masks: no parameter has an axis {dim} whose size is a multiple of {m}: choose another "
+                "m or dim."
             )
         if left := [name for name in self.scores if name not in fitting]:
             warnings.warn(
-                f"n_m_masks leaves out {', '.join(left)}: axis {dim} is no multiple of {m}, or has frozen rows.",
+                f"n_m_masks leaves out {', '.join(left)}: axis {dim} is no multiple of {m}, or has frozen "
+                "rows.",
                 stacklevel=2,
             )
         return {name: _best_of_each(scores, n, m, dim) for name, scores in fitting.items()}
@@ -158,7 +166,8 @@ class WeightScores:
         rows += [(f"{len(ranked) - _SHOWN} more", "")] if len(ranked) > _SHOWN else []
         return "\n".join(
             [
-                f"Scores of {sum(s.numel() for s in self.scores.values())} weights; reliability {self.reliability:.3f}",
+                f"Scores of {sum(s.numel() for s in self.scores.values())} weights; reliability "
+                f"{self.reliability:.3f}",
                 f"{self.n_examples} examples, {meta.get('estimator', '')}, seed {meta.get('seed', '')}",
                 "",
                 table(("layer", "sum of scores"), rows),
@@ -172,12 +181,14 @@ def _how_many(amount: float | int, count: int, removable: int) -> int:
     whole = isinstance(amount, int) and not isinstance(amount, bool)
     if not (amount >= 0 if whole else isinstance(amount, float) and 0 <= amount < 1):
         raise TPVError(
-            f"masks(amount={amount!r}): amount must be a fraction in [0, 1) or an int, the number of weights to remove."
+            f"masks(amount={amount!r}): amount must be a fraction in [0, 1) or an int, the number of weights "
+            "to remove."
         )
     going = int(amount) if whole else round(amount * count)
     if going > removable:
         raise TPVError(
-            f"masks(amount={amount!r}) would remove {going} of {count} weights, and at most {removable} can go, because every parameter "
+            f"masks(amount={amount!r}) would remove {going} of {count} weights, and at most {removable} can "
+            "go, because every parameter "
             "keeps its best: remove fewer."
         )
     return going

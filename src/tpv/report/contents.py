@@ -25,7 +25,8 @@ class Entry:
     Attributes:
         perturbation: its text.
         result: train and test, or train alone where there are no test data.
-        linearity: whether first order is enough at this size; None for the headline, whose unit is no displacement.
+        linearity: whether first order is enough at this size; None for the headline, whose unit is no
+            displacement.
         notes: what was warned of meanwhile.
     """
 
@@ -96,8 +97,8 @@ class Report:
         title: what was measured.
         headline: ``Isotropic(1.0)``, whose TPV is Tr(H_eff).
         entries: the perturbations that were asked for.
-        settings: how it was asked: limit, estimator, seed, output, layers, examples and draws of the linearity check, examples
-            of label noise and why it is left out, if it is.
+        settings: how it was asked: limit, estimator, seed, output, layers, examples and draws of the
+            linearity check, examples of label noise and why it is left out, if it is.
     """
 
     title: str

@@ -38,14 +38,17 @@ class Plan:
     """How to measure a target.
 
     Attributes:
-        perturbations: what to report besides the headline; None for ``DEFAULTS``, of which label noise is left out where it
-            costs too much or cannot be read.
-        estimator: None for the default of each perturbation; a fixed displacement and label noise never need Hutchinson's probes.
+        perturbations: what to report besides the headline; None for ``DEFAULTS``, of which label noise is
+            left out where it costs too much or cannot be read.
+        estimator: None for the default of each perturbation; a fixed displacement and label noise never need
+            Hutchinson's probes.
         limit: examples of each data set; None for all.
         seed: of everything random.
         device: where model and batches go; None leaves them.
-        output, layers: as in :func:`tpv.estimate`; with ``"logits"`` each perturbation reads what it reads by default.
-        label_noise_examples: how many training inputs label noise is fitted on, and how many test inputs it is read on.
+        output, layers: as in :func:`tpv.estimate`; with ``"logits"`` each perturbation reads what it reads by
+            default.
+        label_noise_examples: how many training inputs label noise is fitted on, and how many test inputs it
+            is read on.
     """
 
     perturbations: tuple[Perturbation, ...] | None = None

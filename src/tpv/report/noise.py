@@ -20,12 +20,14 @@ _JACOBIAN = 2**31
 ASK = f'-p "{NOISE!r}"'
 
 WHAT = (
-    "Training targets are the network’s own outputs plus random noise, and the network is fitted to them again, from its weights on: "
+    "Training targets are the network’s own outputs plus random noise, and the network is fitted to them "
+    "again, from its weights on: "
     "how far do its predictions move?"
 )
 IN_SAMPLE = "In sample a fit follows part of the very noise that it is read with, its leverage, and unseen inputs do not see that."
 CROSS_FITTED = (
-    "Cross-fitted, the noise of one half of the training inputs is read on the other half; half as many examples hold the network less, "
+    "Cross-fitted, the noise of one half of the training inputs is read on the other half; half as many "
+    "examples hold the network less, "
     "so that this is to be compared with the noise of the same halves on test inputs."
 )
 
@@ -64,12 +66,15 @@ def too_dear(facts: dict[str, Any], examples: int) -> str | None:
         )  # enough for any number of weights
         hint = f", or make it smaller by --label-noise-examples {fewer}" if fewer > 1 else ""
         return (
-            f"the kernel of {size} takes {needed / 2**30:,.1f} GiB, more than is written out. Ask for it by {ASK}, which then takes "
+            f"the kernel of {size} takes {needed / 2**30:,.1f} GiB, more than is written out. Ask for it by "
+            f"{ASK}, which then takes "
             f"draws of the noise{hint}."
         )
     if rows * parameters > _JACOBIAN:
         return (
-            f"the gradients of {size} by {parameters:,} weights are {rows * parameters / 1e9:,.1f} billion numbers, more work than the "
-            f"rest of this report. Ask for it by {ASK}, or make it smaller by --label-noise-examples {_JACOBIAN // (outputs * parameters)}."
+            f"the gradients of {size} by {parameters:,} weights are {rows * parameters / 1e9:,.1f} billion "
+            "numbers, more work than the "
+            f"rest of this report. Ask for it by {ASK}, or make it smaller by --label-noise-examples "
+            f"{_JACOBIAN // (outputs * parameters)}."
         )
     return None

@@ -39,12 +39,14 @@ def _show(entry: Entry, to: Console) -> None:
     to.print(_values(entry))
     examples, outputs = facts["train_examples"], facts["train_outputs"]
     to.print(
-        f"\nstd {facts['noise_std']:.3g} on {outputs:,} outputs of {examples:,} training inputs, fit {short(facts['fit'])}"
+        f"\nstd {facts['noise_std']:.3g} on {outputs:,} outputs of {examples:,} training inputs, fit "
+        f"{short(facts['fit'])}"
     )
     if read.spectrum:
         freedom = read.spectrum.degrees_of_freedom
         to.print(
-            f"{freedom:.3g} degrees of freedom: the fit follows {percent(read.leverage)} of its own noise (leverage)"
+            f"{freedom:.3g} degrees of freedom: the fit follows {percent(read.leverage)} of its own noise "
+            "(leverage)"
         )
     verdict = (
         both.verdict

@@ -20,7 +20,8 @@ def sides(result: StabilityResult | TPVResult) -> list[tuple[str, TPVResult]]:
 
 
 def plot_sides(result: StabilityResult, ax: Axes | None = None) -> Axes:
-    """Bars of TPV with standard errors: in sample against test, and cross-fitted against test with the noise of the same halves.
+    """Bars of TPV with standard errors: in sample against test, and cross-fitted against test with the noise
+    of the same halves.
 
     Args:
         result: of label noise.
@@ -51,7 +52,8 @@ def plot_sides(result: StabilityResult, ax: Axes | None = None) -> Axes:
 
 
 def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
-    """Eigenvalues by rank on logarithmic axes; on a second axis from 0 to 1 the part followed and the cumulative share of the value.
+    """Eigenvalues by rank on logarithmic axes; on a second axis from 0 to 1 the part followed and the
+    cumulative share of the value.
 
     Eigenvalues that rounding decides, below 1e-7 of the largest, are left out of the picture.
 

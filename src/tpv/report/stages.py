@@ -13,9 +13,11 @@ Tell = Callable[[str, str, int, int | None], None]
 
 
 class Stages:
-    """The ``progress`` of passes over data: each stage is told when it begins, so that work before its first example has a name.
+    """The ``progress`` of passes over data: each stage is told when it begins, so that work before its first
+    example has a name.
 
-    A stage ends with its last example; where nobody knows how many there are, a count that does not grow begins the next.
+    A stage ends with its last example; where nobody knows how many there are, a count that does not grow
+    begins the next.
 
     Args:
         perturbation: what is measured.

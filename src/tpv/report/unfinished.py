@@ -85,7 +85,9 @@ def fingerprint(target: Target, *arguments: object) -> str:
 
 
 def _start(data: object) -> tuple[int | None, str]:
-    """How many examples there are, and a hash of the first batch; the global random numbers stay where they were."""
+    """How many examples there are, and a hash of the first batch; the global random numbers stay where they
+    were.
+    """
     found = batches(data)
     with torch.random.fork_rng(devices=[]):
         return count_examples(found), digest(*tensors(next(iter(found), None)))

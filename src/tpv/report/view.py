@@ -11,7 +11,8 @@ from tpv._batches import batch_size, batches, count_examples, move, narrow
 
 
 class View:
-    """The first ``limit`` examples of data as :func:`tpv.estimate` takes them, moved batch by batch; read anew at every pass.
+    """The first ``limit`` examples of data as :func:`tpv.estimate` takes them, moved batch by batch; read
+    anew at every pass.
 
     Args:
         data: a tensor or a re-iterable of batches.

@@ -18,7 +18,8 @@ class LinearityResult(JSONResult):
     """What :func:`tpv.linearity` returns; all numbers come from the same draws.
 
     Attributes:
-        value: V = E‖Δf − Jδ‖² / E‖Δf‖². 0 for a model linear in its weights; 1 means that the first order says nothing.
+        value: V = E‖Δf − Jδ‖² / E‖Δf‖². 0 for a model linear in its weights; 1 means that the first order
+            says nothing.
         stderr, mc_stderr: of V; from examples and draws, from draws alone.
         first_order, first_order_stderr: E‖Jδ‖².
         finite, finite_stderr: E‖Δf‖².
@@ -86,8 +87,10 @@ class LinearityResult(JSONResult):
         return (
             f"V {plus_minus(self.value, self.stderr)}: {self.verdict}\n"
             f"first order {plus_minus(self.first_order, self.first_order_stderr)}, "
-            f"finite {plus_minus(self.finite, self.finite_stderr)}, quotient {plus_minus(self.quotient, self.quotient_stderr)}\n"
-            f"{self.metadata.get('perturbation', '')}, {self.n_examples} examples, {self.metadata.get('estimator', '')}"
+            f"finite {plus_minus(self.finite, self.finite_stderr)}, quotient "
+            f"{plus_minus(self.quotient, self.quotient_stderr)}\n"
+            f"{self.metadata.get('perturbation', '')}, {self.n_examples} examples, "
+            f"{self.metadata.get('estimator', '')}"
         )
 
     __repr__ = __str__

@@ -42,7 +42,8 @@ class JSONResult:
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := found.keys() - known - {"type"}:
             raise TPVError(
-                f"a saved {cls.__name__} has no field {sorted(unknown)[0]!r}: it was written by another version of tpv."
+                f"a saved {cls.__name__} has no field {sorted(unknown)[0]!r}: it was written by another "
+                "version of tpv."
             )
         return cls(**{name: _restored(name, value) for name, value in found.items() if name != "type"})
 

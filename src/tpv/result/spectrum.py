@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Spectrum(JSONResult):
-    r"""The terms of the label-noise TPV, one for each eigenvector of the training kernel, largest eigenvalue first.
+    r"""The terms of the label-noise TPV, one for each eigenvector of the training kernel, largest eigenvalue
+    first.
 
     Attributes:
         eigenvalues: k of 𝒦 = JJᵀ.
@@ -52,7 +53,8 @@ class Spectrum(JSONResult):
         return tuple(v / t if t > 0 else math.nan for v, t in zip(self.value, self.in_sample, strict=True))
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Eigenvalues, on a logarithmic axis, and on a second axis the part that is followed and the cumulative share of the value.
+        """Eigenvalues, on a logarithmic axis, and on a second axis the part that is followed and the
+        cumulative share of the value.
 
         Needs ``pip install 'tpv[plot]'``.
 

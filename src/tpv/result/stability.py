@@ -17,10 +17,11 @@ from tpv.result.tpv_result import TPVResult
 class StabilityResult(JSONResult):
     """What :func:`tpv.stability` returns.
 
-    For :class:`tpv.LabelNoise` ``train`` is in sample: the fit has followed the very noise that it is read with, by its
-    leverage, and ``train`` does not estimate ``test``. Whether training inputs can tell is seen from ``cross_fitted``, the noise of one
-    half of them read on the other: it estimates ``test_of_halves``, the noise of the same halves read on the test inputs. Both are
-    larger than ``test``, because half as many examples hold the network less.
+    For :class:`tpv.LabelNoise` ``train`` is in sample: the fit has followed the very noise that it is read
+    with, by its leverage, and ``train`` does not estimate ``test``. Whether training inputs can tell is seen
+    from ``cross_fitted``, the noise of one half of them read on the other: it estimates ``test_of_halves``,
+    the noise of the same halves read on the test inputs. Both are larger than ``test``, because half as many
+    examples hold the network less.
 
     Attributes:
         train, test: the two results.
@@ -34,7 +35,9 @@ class StabilityResult(JSONResult):
 
     @property
     def ratio_estimate(self) -> Estimate:
-        """TPV(train) / TPV(test), paired over the draws of δ that both share; for label noise cross-fitted."""
+        """TPV(train) / TPV(test), paired over the draws of δ that both share; for label noise
+        cross-fitted.
+        """
         if self.cross_fitted and self.test_of_halves:
             return _ratio(self.cross_fitted, self.test_of_halves)
         return _ratio(self.train, self.test)
@@ -46,7 +49,9 @@ class StabilityResult(JSONResult):
 
     @property
     def leverage(self) -> float:
-        """For label noise, degrees of freedom over dimensions: the part of its own noise that the fit follows; nan where not computed."""
+        """For label noise, degrees of freedom over dimensions: the part of its own noise that the fit
+        follows; nan where not computed.
+        """
         return self.train.leverage
 
     @property
@@ -117,8 +122,10 @@ class StabilityResult(JSONResult):
     def _why(self) -> str:
         share = f"{percent(self.leverage)} of" if math.isfinite(self.leverage) else "a part of"
         return (
-            f"In sample the fit follows {share} the noise that it is read with (its leverage), and that is not what unseen inputs see;\n"
-            "cross-fitted, the noise of one half of the training inputs is read on the other, against the same noise on the test inputs\n"
+            f"In sample the fit follows {share} the noise that it is read with (its leverage), and that is "
+            "not what unseen inputs see;\n"
+            "cross-fitted, the noise of one half of the training inputs is read on the other, against the "
+            "same noise on the test inputs\n"
             "(half as many examples hold the network less, so both are larger than the value above)."
         )
 

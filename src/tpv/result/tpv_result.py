@@ -24,7 +24,8 @@ class TPVResult(JSONResult):
     """What :func:`tpv.estimate` returns.
 
     Attributes:
-        value: TPV, in squared units of the outputs (or in ``metadata["unit"]``): summed over outputs, averaged over examples.
+        value: TPV, in squared units of the outputs (or in ``metadata["unit"]``): summed over outputs,
+            averaged over examples.
         stderr: standard error of ``value`` from the sampling of examples and of probes or draws.
         mc_stderr: from probes or draws alone, with the data fixed; 0 where nothing was sampled, nan
             where one draw cannot tell.
@@ -33,11 +34,12 @@ class TPVResult(JSONResult):
             such split: ``no_layers`` then says why.
         no_layers: the reason for a missing split, else None.
         draws: per-draw averages over examples where all examples share the draws, else empty.
-        draw_std: standard deviation of the TPV of a single draw about ``value``, with the data fixed; nan where it was not found.
+        draw_std: standard deviation of the TPV of a single draw about ``value``, with the data fixed; nan
+            where it was not found.
         spectrum: the directions of the kernel, for :class:`tpv.LabelNoise` by :class:`tpv.Exact`; else None.
-        metadata: perturbation, estimator, seed, output and its unit, numbers of outputs and parameters, chunk size,
-            device, seconds, versions; ``slow_routes`` (parameters without a closed form) and ``unused_parameters``
-            where there were any.
+        metadata: perturbation, estimator, seed, output and its unit, numbers of outputs and parameters, chunk
+            size, device, seconds, versions; ``slow_routes`` (parameters without a closed form) and
+            ``unused_parameters`` where there were any.
 
     Example:
         >>> import torch, tpv
@@ -86,7 +88,9 @@ class TPVResult(JSONResult):
 
     @property
     def leverage(self) -> float:
-        """For label noise, degrees of freedom over dimensions of the noise: the part of it that the fit follows; nan where not computed."""
+        """For label noise, degrees of freedom over dimensions of the noise: the part of it that the fit
+        follows; nan where not computed.
+        """
         dimensions = self.metadata.get("noise_dimensions")
         return self.spectrum.degrees_of_freedom / dimensions if self.spectrum and dimensions else math.nan
 
@@ -101,7 +105,8 @@ class TPVResult(JSONResult):
     def __str__(self) -> str:
         meta, unit = self.metadata, self.metadata.get("unit")
         lines = [
-            f"TPV {plus_minus(self.value, self.stderr)}{f' {unit}' if unit else ''}   (probes or draws alone: ± {self.mc_stderr:.2g})",
+            f"TPV {plus_minus(self.value, self.stderr)}{f' {unit}' if unit else ''}   (probes or draws "
+            f"alone: ± {self.mc_stderr:.2g})",
             f"{meta.get('perturbation', '')}",
             f"{self.n_examples} examples, {meta.get('estimator', '')}, seed {meta.get('seed', '')}",
             "",
@@ -153,7 +158,9 @@ class TPVResult(JSONResult):
         return frame.rename_axis("layer")
 
     def plot(self, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:
-        """Bars of the layers with their standard errors, in the model's order. Needs ``pip install 'tpv[plot]'``."""
+        """Bars of the layers with their standard errors, in the model's order. Needs
+        ``pip install 'tpv[plot]'``.
+        """
         from tpv.report.plots import plot_layers
 
         return plot_layers(self, ax)

@@ -88,7 +88,8 @@ class Trainer:
         which = "the control run" if number == 0 else f"run {number}"
         return TPVError(
             f"{which} of the retraining diverged at step {step} of {self.fit.steps}: lower lr; "
-            f"at w* full-batch descent needs it below about {bound:.2g}, 2(1 + momentum) over the loss's largest curvature."
+            f"at w* full-batch descent needs it below about {bound:.2g}, 2(1 + momentum) over the loss's "
+            "largest curvature."
         )
 
     def _curvature(self) -> float:

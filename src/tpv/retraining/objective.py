@@ -52,7 +52,9 @@ class Objective:
         self._limit = train.chunk_size
 
     def gradients(self, weights: Mapping[str, Tensor], size: int | None) -> Iterator[Sums]:
-        """Sums over one minibatch of ``size`` consecutive examples (None: all) after another, without end, at the weights of then."""
+        """Sums over one minibatch of ``size`` consecutive examples (None: all) after another, without end, at
+        the weights of then.
+        """
         first = True
         while True:
             sums = Sums()

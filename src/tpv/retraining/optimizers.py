@@ -22,8 +22,8 @@ def built(
     """The optimizer of a run: ``SGD(lr, momentum)`` of the fit, or what the factory makes of the weights.
 
     Raises:
-        TPVError: if the factory gives no optimizer, one of other tensors, one that needs a closure, or, unless ``adaptive``,
-            one whose steps are not linear in the gradient.
+        TPVError: if the factory gives no optimizer, one of other tensors, one that needs a closure, or,
+            unless ``adaptive``, one whose steps are not linear in the gradient.
     """
     if factory is None:
         assert fit.lr is not None
@@ -31,12 +31,14 @@ def built(
     optimizer = factory(leaves)
     if not isinstance(optimizer, Optimizer):
         raise TPVError(
-            f"Retraining(optimizer=...) gave a {type(optimizer).__name__}: give a function from parameters to an optimizer."
+            f"Retraining(optimizer=...) gave a {type(optimizer).__name__}: give a function from parameters "
+            "to an optimizer."
         )
     given = {id(leaf) for leaf in leaves}
     if any(id(p) not in given for group in optimizer.param_groups for p in group["params"]):
         raise TPVError(
-            "Retraining(optimizer=...) moves other tensors than the parameters it was given: build it from those alone."
+            "Retraining(optimizer=...) moves other tensors than the parameters it was given: build it from "
+            "those alone."
         )
     _refuse_unusual(optimizer, adaptive)
     return optimizer
@@ -46,7 +48,8 @@ def _refuse_unusual(optimizer: Optimizer, adaptive: bool) -> None:
     name = type(optimizer).__name__
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TPVError(
-            f"Retraining cannot use {name}, which evaluates the loss several times in a step: use torch.optim.SGD."
+            f"Retraining cannot use {name}, which evaluates the loss several times in a step: use "
+            "torch.optim.SGD."
         )
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise TPVError(
@@ -54,6 +57,7 @@ def _refuse_unusual(optimizer: Optimizer, adaptive: bool) -> None:
         )
     if type(optimizer) not in _LINEAR and not adaptive:
         raise TPVError(
-            f"Retraining refuses {name}, because steps that are not linear in the gradient move the weights about as far "
+            f"Retraining refuses {name}, because steps that are not linear in the gradient move the weights "
+            "about as far "
             "whatever the noise: use torch.optim.SGD, or say adaptive=True to measure it all the same."
         )

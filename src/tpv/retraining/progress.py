@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 class ProgressBar:
-    """``Retraining(..., on_step=ProgressBar())`` draws a bar on standard error for each run, gone when the run is done.
+    """``Retraining(..., on_step=ProgressBar())`` draws a bar on standard error for each run, gone when the
+    run is done.
 
     Needs ``pip install 'tpv[cli]'``.
 

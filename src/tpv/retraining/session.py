@@ -37,7 +37,8 @@ class Session:
     """One model at w*: its training set, the noise in units of its outputs, and the runs asked for so far.
 
     Raises:
-        TPVError: for targets of another shape than the outputs, an optimizer that is refused, or a folder that cannot be written.
+        TPVError: for targets of another shape than the outputs, an optimizer that is refused, or a folder
+            that cannot be written.
     """
 
     def __init__(self, spec: Retraining, at: Weights, store: Store) -> None:
@@ -106,13 +107,16 @@ class Session:
     def _warn_unless_fallen(self, number: int, finished: Finished) -> None:
         if not finished.mse_after < finished.mse_before:
             warnings.warn(
-                f"retraining run {number} did not fit its noisy targets: their mean squared error went from {finished.mse_before:.3g} to "
+                f"retraining run {number} did not fit its noisy targets: their mean squared error went from "
+                f"{finished.mse_before:.3g} to "
                 f"{finished.mse_after:.3g} in {self._trainer.fit.steps} steps; lower lr, or raise steps.",
                 stacklevel=2,
             )
 
     def _fingerprint(self, spec: Retraining) -> str:
-        """Of everything that a run depends on, its noise aside; outputs to four digits, for they vary with the size of chunks."""
+        """Of everything that a run depends on, its noise aside; outputs to four digits, for they vary with
+        the size of chunks.
+        """
         lin, train = self._at.linearization, self._train
         described = self._trainer.optimizer(self._trainer.leaves())
         text = (
@@ -135,7 +139,8 @@ def _readable(targets: Tensor, train: TrainingSet) -> Tensor:
     if len(shapes) > 1 or targets.shape != (train.examples, *next(iter(shapes))):
         wanted = " or ".join(str((train.examples, *shape)) for shape in shapes)
         raise TPVError(
-            f"Retraining(targets=...) has the shape {tuple(targets.shape)}; the outputs on the training data have {wanted}."
+            f"Retraining(targets=...) has the shape {tuple(targets.shape)}; the outputs on the training data "
+            f"have {wanted}."
         )
     found, start = [], 0
     for batch, z in zip(train.data, train.predictions, strict=True):

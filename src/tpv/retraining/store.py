@@ -21,7 +21,9 @@ _MEMORY_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run leaves behind: δ = w − w*, its mean squared error against its targets before and after, and its seconds."""
+    """What a run leaves behind: δ = w − w*, its mean squared error against its targets before and after, and
+    its seconds.
+    """
 
     delta: dict[str, Tensor]
     mse_before: float
@@ -35,7 +37,8 @@ class Finished:
 
 
 class Store:
-    """Finished runs by key: in memory up to 1 GiB, beyond that in files; with a folder, all of them in files too.
+    """Finished runs by key: in memory up to 1 GiB, beyond that in files; with a folder, all of them in files
+    too.
 
     Args:
         folder: where files outlive the process; None for a temporary one where memory does not suffice.

@@ -98,7 +98,9 @@ class BatchPass:
         )
 
     def _axes(self, planned: Axes | None, shapes: list[torch.Size]) -> list[int]:
-        """The axes that count examples, by default the first, of those tensors that have one of n · r rows."""
+        """The axes that count examples, by default the first, of those tensors that have one of n · r
+        rows.
+        """
         axes = planned if planned is not None else (0,) * len(shapes)
         if len(axes) != len(shapes):
             return []
@@ -212,7 +214,9 @@ class BatchPass:
     def _backward(
         self, v: Tensor, calls: list[Call], reduce: Callable[[Call, Tensor], None], *, retain: bool
     ) -> None:
-        """Hand each call its output gradient the moment it is complete: on the way where the pass goes on below, else at its end."""
+        """Hand each call its output gradient the moment it is complete: on the way where the pass goes on
+        below, else at its end.
+        """
         if not calls:
             return
         arrivals = Arrivals(calls, lambda call, found: reduce(call, call.joined(found, self._n)))
@@ -238,8 +242,8 @@ class BatchPass:
     def _prove_rows(self) -> None:
         """Once per batch, prove that the rows of calls belong to the examples they are counted for.
 
-        Gradients are linear in v: scaling each example's cotangent must scale just its own rows. The cotangent is of
-        random signs, so that no output can hide a call.
+        Gradients are linear in v: scaling each example's cotangent must scale just its own rows. The
+        cotangent is of random signs, so that no output can hide a call.
         """
         calls = [call for call in self._calls if self._active(call) and not call.plain]
         if self._proven or not calls or self._n == 1:

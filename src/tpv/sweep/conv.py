@@ -18,7 +18,9 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class ConvCall(LayerCall):
-    """Gram matrices where the positions are few, else one grouped weight gradient with the examples as groups."""
+    """Gram matrices where the positions are few, else one grouped weight gradient with the examples as
+    groups.
+    """
 
     def __init__(self, module: Conv, x: Tensor, n: int, passes: int) -> None:
         self.module, self.n, self.passes = module, n, passes
@@ -46,7 +48,9 @@ class ConvCall(LayerCall):
 
     @cached_property
     def gram(self) -> Tensor:
-        """(N·groups, P, P) inner products of windows, or where there are fewer pixel pairs, sums of shifted pixel products."""
+        """(N·groups, P, P) inner products of windows, or where there are fewer pixel pairs, sums of shifted
+        pixel products.
+        """
         pixels, positions = math.prod(self.padded.shape[2:]), math.prod(self._out_size())
         if pixels**2 > positions**2 * math.prod(self.module.kernel_size):
             return torch.bmm(self.patches.transpose(1, 2), self.patches)
@@ -117,7 +121,9 @@ class ConvCall(LayerCall):
 
 
 def _grouped_is_fast(module: Conv, g: Tensor) -> bool:
-    """oneDNN has kernels for grouped float32 weight gradients, good for whole blocks of channels and many positions."""
+    """oneDNN has kernels for grouped float32 weight gradients, good for whole blocks of channels and many
+    positions.
+    """
     if g.device.type != "cpu" or g.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return False
     channels = module.in_channels // module.groups

@@ -11,7 +11,9 @@ from tpv.sweep.layer import LayerCall, Variance
 
 
 class EmbeddingCall(LayerCall):
-    """Closed form: positions with the same token add before squaring, so Σ_pq [token_p = token_q] ⟨g_p, g_q⟩."""
+    """Closed form: positions with the same token add before squaring, so Σ_pq [token_p = token_q] ⟨g_p,
+    g_q⟩.
+    """
 
     def __init__(self, module: nn.Embedding, x: Tensor, n: int) -> None:
         self.rows, self.n = module.num_embeddings, n

@@ -20,7 +20,8 @@ class LayerCall(ABC):
 
     Attributes:
         scratch: numbers per example that :meth:`squares` writes out at a time, beyond the size of g.
-        positions: how many outer products make up the gradient of "weight" (:meth:`factors`), 0 if it has no such form.
+        positions: how many outer products make up the gradient of "weight" (:meth:`factors`), 0 if it has no
+            such form.
     """
 
     scratch: int = 0
@@ -40,7 +41,8 @@ class LayerCall(ABC):
 
 
 class Variance:
-    """A parameter's variance c, broadcastable to its shape, with what the formulas need of it worked out once.
+    """A parameter's variance c, broadcastable to its shape, with what the formulas need of it worked out
+    once.
 
     Attributes:
         full: c itself.
@@ -71,12 +73,15 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def gram_square(left: Tensor, right_gram: Tensor) -> Tensor:
-    """‖Σ_p left_p ⊗ right_p‖² = Σ_pq ⟨left_p, left_q⟩⟨right_p, right_q⟩ from (B, P, F) and (B, P, P), as (B,)."""
+    """‖Σ_p left_p ⊗ right_p‖² = Σ_pq ⟨left_p, left_q⟩⟨right_p, right_q⟩ from (B, P, F) and (B, P, P), as
+    (B,).
+    """
     return (torch.bmm(left, left.transpose(1, 2)) * right_gram).sum((1, 2))
 
 
 def gram_is_cheaper(positions: int, inputs: int, outputs: int, passes: int) -> bool:
-    """Whether Gram matrices, the input's shared by ``passes`` cotangents, take at most a quarter more products than the gradient.
+    """Whether Gram matrices, the input's shared by ``passes`` cotangents, take at most a quarter more
+    products than the gradient.
 
     The gradient must be written out besides, and that costs more than the difference.
     """

@@ -16,7 +16,9 @@ from tpv.sweep.linear import LinearCall
 from tpv.sweep.norm import ChannelNormCall, LastNormCall
 
 Formula = Callable[[Any, Tensor, int, int], LayerCall | None]
-"""(module, input, number of examples, number of cotangents) to the call, None for an input of another layout."""
+"""(module, input, number of examples, number of cotangents) to the call, None for an input of another
+layout.
+"""
 
 
 def _linear(module: nn.Linear, x: Tensor, n: int, passes: int) -> LayerCall | None:
@@ -53,13 +55,16 @@ _FORMULAS: dict[str, Formula] = {
     "torch.nn.modules.normalization.RMSNorm": _last_norm,
     TRANSPOSED_LINEAR: _transposed_linear,
 }
-"""By the type's full name, so that no other library is imported; a subclass may compute anything and is not known."""
+"""By the type's full name, so that no other library is imported; a subclass may compute anything and is not
+known.
+"""
 
 
 def is_known(module: nn.Module) -> bool:
     """Whether the exact type has a formula, holds its own weight and bias, and computes what its type does.
 
-    Pruning and weight norm leave the type only; a ``forward`` of the instance or a forward hook may change the outputs.
+    Pruning and weight norm leave the type only; a ``forward`` of the instance or a forward hook may change
+    the outputs.
     """
     own = {name for name, p in module._parameters.items() if p is not None} <= {"weight", "bias"}
     hooked = module._forward_hooks or torch.nn.modules.module._global_forward_hooks

@@ -15,7 +15,8 @@ class LinearCall(LayerCall):
     """‖Σ_p g_p ⊗ a_p‖² by the Gram matrices of g and a where positions are few, else by the product itself.
 
     Args:
-        transposed: the weight is (in, out), as in the ``Conv1D`` of transformers, so that its gradient is Σ_p a_p ⊗ g_p.
+        transposed: the weight is (in, out), as in the ``Conv1D`` of transformers, so that its gradient is Σ_p
+            a_p ⊗ g_p.
     """
 
     def __init__(self, module: nn.Module, x: Tensor, n: int, passes: int, transposed: bool = False) -> None:
@@ -53,7 +54,9 @@ class LinearCall(LayerCall):
         return out
 
     def _gram(self, rows: float | Tensor) -> Tensor:
-        """(n, P, P) inner products of inputs, scaled by the weight's one variance and kept for the next cotangent."""
+        """(n, P, P) inner products of inputs, scaled by the weight's one variance and kept for the next
+        cotangent.
+        """
         if self._input_gram is None:
             a = self.a * rows
             self._input_gram = torch.bmm(a, a.transpose(1, 2))

@@ -1,4 +1,6 @@
-"""Any other module: its own per-example gradients by ``torch.func``, from its inputs and its output gradients alone."""
+"""Any other module: its own per-example gradients by ``torch.func``, from its inputs and its output gradients
+alone.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,18 @@ class NotRepeatedError(Exception):
 
 
 class LocalCall(LayerCall):
-    """The module runs again with its recorded arguments, differentiated by the parameters that it is asked for.
+    """The module runs again with its recorded arguments, differentiated by the parameters that it is asked
+    for.
 
     ``g`` is (n, total size of the outputs of an example), all outputs flattened and joined. Cost: one
-    forward+backward pass through this module, ``vmap``-ed over examples, or one example at a time if ``torch.func`` refuses.
+    forward+backward pass through this module, ``vmap``-ed over examples, or one example at a time if
+    ``torch.func`` refuses.
 
     Args:
         module: any module whose outputs depend on parameters and arguments alone.
         arguments: positional and keyword arguments.
-        axes: for each argument tensor, the axis that counts examples (n · r rows, r for each example), or None.
+        axes: for each argument tensor, the axis that counts examples (n · r rows, r for each example), or
+            None.
         outputs: positions of the output tensors that g belongs to → the axis that counts examples.
         n: number of examples.
         expected: (sum, sum of magnitudes) of these outputs as recorded.
@@ -114,7 +119,9 @@ class LocalCall(LayerCall):
         }, sums
 
     def _compare(self, sums: Tensor) -> None:
-        """Once, whether the outputs are those that were recorded: attributes set from outside may have changed since."""
+        """Once, whether the outputs are those that were recorded: attributes set from outside may have
+        changed since.
+        """
         if self._expected is not None:
             tolerance = 5e-2 if self._half or torch.is_autocast_enabled(sums.device.type) else 1e-3
             expected, self._expected = self._expected.to(sums), None

@@ -14,7 +14,9 @@ from tpv.sweep.layer import LayerCall, Variance
 
 
 class LastNormCall(LayerCall):
-    """LayerNorm and RMSNorm, in closed form: ∂/∂γ = Σ_p g_p ⊙ x̂_p and ∂/∂β = Σ_p g_p over an example's positions p."""
+    """LayerNorm and RMSNorm, in closed form: ∂/∂γ = Σ_p g_p ⊙ x̂_p and ∂/∂β = Σ_p g_p over an example's
+    positions p.
+    """
 
     def __init__(self, module: nn.LayerNorm | nn.RMSNorm, x: Tensor, n: int) -> None:
         self.module, self.x = module, x

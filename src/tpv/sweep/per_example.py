@@ -1,4 +1,6 @@
-"""The route for parameters that no module's calls account for: gradients of the whole model, example by example."""
+"""The route for parameters that no module's calls account for: gradients of the whole model, example by
+example.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from tpv.sweep.layer import Variance
 def vectorised_gradients(
     lin: Linearization, names: Sequence[str], batch: Any, v: Tensor
 ) -> dict[str, Tensor]:
-    """Gradients (n, *shape) of ⟨v, z⟩ for each example by ``vmap(grad)``. Raises what :func:`vectorised` raises."""
+    """Gradients (n, *shape) of ⟨v, z⟩ for each example by ``vmap(grad)``. Raises what :func:`vectorised`
+    raises.
+    """
     if has_plain_rows(batch, len(v)):
         raise TypeError("only tensors can be vectorised over")
     return _gradients(lin, names, batch, v)
@@ -42,11 +46,12 @@ def gradients_one_by_one(
 def vectorised(
     lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor
 ) -> dict[str, Tensor]:
-    """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance`` by ``vmap(grad)``; v is (n, ...) like the outputs.
+    """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance`` by ``vmap(grad)``; v is (n, ...) like the
+    outputs.
 
-    As many examples at a time as have gradients that fit the scratch memory. Cost: about one forward+backward pass
-    through the whole model. Raises whatever ``torch.func`` raises for a model that it cannot trace, and TypeError for
-    examples that are not tensors.
+    As many examples at a time as have gradients that fit the scratch memory. Cost: about one forward+backward
+    pass through the whole model. Raises whatever ``torch.func`` raises for a model that it cannot trace, and
+    TypeError for examples that are not tensors.
     """
     if has_plain_rows(batch, len(v)):
         raise TypeError("only tensors can be vectorised over")
@@ -62,7 +67,9 @@ def vectorised(
 
 @contextmanager
 def vmappable() -> Iterator[None]:
-    """Attention by the kernel that ``vmap`` has rules for, and no warning that it is slow over some other operation."""
+    """Attention by the kernel that ``vmap`` has rules for, and no warning that it is slow over some other
+    operation.
+    """
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

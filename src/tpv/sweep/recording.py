@@ -24,7 +24,8 @@ Site = tuple[nn.Module, int]
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """One call: the module, what went in, where what came out sits in the graph, and where the inputs came from.
+    """One call: the module, what went in, where what came out sits in the graph, and where the inputs came
+    from.
 
     Gradient edges outlive in-place operations on the outputs (``relu_()``, ``out += shortcut``), which leave
     the tensors themselves stale.
@@ -37,7 +38,8 @@ class Recorded:
         outputs: position among the output tensors → gradient edge, for those that carry a gradient.
         shapes: of all output tensors.
         known: whether the layer has a closed form.
-        checksums: of the outputs of any other module, (sum, sum of magnitudes) each, to tell whether it does the same again.
+        checksums: of the outputs of any other module, (sum, sum of magnitudes) each, to tell whether it does
+            the same again.
         attributes: of any other module, as they were when it was called.
     """
 
@@ -167,8 +169,9 @@ class Recorder:
         return output
 
     def _own(self, t: Tensor, site: Site) -> Tensor:
-        """The output as a node of its own where a later in-place operation on a view would rewrite its history,
-        or where a later output of the same call may depend on it. It shares the memory but is no view.
+        """The output as a node of its own where a later in-place operation on a view would rewrite its
+        history, or where a later output of the same call may depend on it. It shares the memory but is no
+        view.
         """
         if site in self._expand:
             t = expanded(t, self._n)
@@ -176,7 +179,9 @@ class Recorder:
 
 
 def expanded(t: Tensor, n: int) -> Tensor:
-    """A tensor that all examples share, with an axis of n examples in front, or its first axis of length one made that."""
+    """A tensor that all examples share, with an axis of n examples in front, or its first axis of length one
+    made that.
+    """
     t = t if t.ndim and len(t) == 1 else t.unsqueeze(0)
     return t.expand(n, *t.shape[1:])
 
@@ -215,9 +220,11 @@ class Graph:
         return [i for i, edge in call.outputs.items() if edge.node in self.nodes]
 
     def covered(self, key: int, calls: Iterable[Recorded]) -> bool:
-        """Whether every use of a parameter (by id) lies inside one of the calls, with that call's inputs intact.
+        """Whether every use of a parameter (by id) lies inside one of the calls, with that call's inputs
+        intact.
 
-        Any other use (``F.linear(x, self.w)``, a custom function, a parametrisation) is outside of a layer's own call.
+        Any other use (``F.linear(x, self.w)``, a custom function, a parametrisation) is outside of a layer's
+        own call.
         """
         inside: set[Use] = set()
         for call in calls:
@@ -233,7 +240,9 @@ class Graph:
 
     @cached_property
     def _leaking(self) -> set[Recorded]:
-        """Calls without a closed form from which anything but their outputs leads on: a tensor kept as an attribute, say."""
+        """Calls without a closed form from which anything but their outputs leads on: a tensor kept as an
+        attribute, say.
+        """
         entrances: dict[Node, list[Recorded]] = {}
         for call in self.calls:
             outputs = set() if call.known else {edge.node for edge in call.outputs.values()}
@@ -248,11 +257,15 @@ class Graph:
 
     @cached_property
     def reorders(self) -> bool:
-        """Whether rows may have changed places somewhere: an indexing, sorting or rolling operation is in the graph."""
+        """Whether rows may have changed places somewhere: an indexing, sorting or rolling operation is in the
+        graph.
+        """
         return any(node.name().startswith(_REORDERING) for node in self.nodes)
 
     def above(self, targets: frozenset[Node]) -> set[Node]:
-        """Nodes through which every backward pass to ``targets`` runs: those with one strictly below, towards the inputs."""
+        """Nodes through which every backward pass to ``targets`` runs: those with one strictly below, towards
+        the inputs.
+        """
         if targets not in self._above:
             self._above[targets] = self._found_above(targets)
         return self._above[targets]

@@ -25,7 +25,8 @@ class Plan:
 
     Attributes:
         owners: parameter → modules whose calls account for all its uses; no modules: the whole model has to.
-        inputs: call → for each argument tensor, the axis that counts examples (each r rows of n · r), None if it has none.
+        inputs: call → for each argument tensor, the axis that counts examples (each r rows of n · r), None if
+            it has none.
         outputs: call → the same for each output tensor that leads on.
         expand: calls whose outputs all examples share, to be given an axis of examples.
         examples: number of examples it was made with; one example cannot tell what is shared.
@@ -44,7 +45,8 @@ class Plan:
 
 
 class Router:
-    """Plans for a model: closed forms where a layer's own calls cover a parameter, else the smallest module that does.
+    """Plans for a model: closed forms where a layer's own calls cover a parameter, else the smallest module
+    that does.
 
     Args:
         lin: the model at w*.
@@ -146,7 +148,9 @@ class _Survey:
         return [call.shapes[i] for i in self._graph.live(mine) if i < len(call.shapes)]
 
     def _axes(self, call: Recorded, of: Callable[[Recorded], list[torch.Size]]) -> Axes | None:
-        """The axes that are n times as long as for a single example, None where nothing is; None in all if shapes differ otherwise."""
+        """The axes that are n times as long as for a single example, None where nothing is; None in all if
+        shapes differ otherwise.
+        """
         alone = self._alone.get(call.site)
         if alone is None or len(of(alone)) != len(of(call)):
             return None

@@ -32,12 +32,14 @@ _CHECKS = 8
 
 @dataclass
 class Sweep:
-    r"""Per-example squares :math:`\sum_{i \in p} c_i (J(x)^\top v)_i^2` of every parameter p, without batch weight gradients.
+    r"""Per-example squares :math:`\sum_{i \in p} c_i (J(x)^\top v)_i^2` of every parameter p, without batch
+    weight gradients.
 
-    Layers with a closed form turn (input, output gradient) into exact per-example numbers; any other module that
-    holds parameters runs again by itself under ``torch.func``. Whatever the calls of modules do not account for, by
-    the autograd graph or by a comparison with single-example gradients on the first batches, goes through the whole
-    model; ``routes`` says how each parameter went, and ``unreached`` which of them no output of any batch depended on.
+    Layers with a closed form turn (input, output gradient) into exact per-example numbers; any other module
+    that holds parameters runs again by itself under ``torch.func``. Whatever the calls of modules do not
+    account for, by the autograd graph or by a comparison with single-example gradients on the first batches,
+    goes through the whole model; ``routes`` says how each parameter went, and ``unreached`` which of them no
+    output of any batch depended on.
 
     Args:
         lin: the model at w*.
@@ -83,8 +85,9 @@ class Sweep:
         """Outputs (N, ...) and the function from cotangents to per-example squares.
 
         Cost: one forward pass, then per call one backward pass to the layer outputs plus the layers'
-        own products (0.6 to 0.8 of a forward+backward pass in all); two backward passes more where rows may have
-        changed places; and before the first batches, passes over two examples to plan and verify the routes.
+        own products (0.6 to 0.8 of a forward+backward pass in all); two backward passes more where rows may
+        have changed places; and before the first batches, passes over two examples to plan and verify the
+        routes.
         """
         if self.lin.needs_company(batch):
             with self.linearized(twice(batch)) as (outputs, both):
@@ -96,9 +99,11 @@ class Sweep:
 
     @contextmanager
     def jacobian(self, batch: Any) -> Iterator[tuple[Tensor, Gradients]]:
-        """Outputs (N, ...) and the function from cotangents v (N, K) and names to per-example gradients (N, *shape).
+        """Outputs (N, ...) and the function from cotangents v (N, K) and names to per-example gradients (N,
+        *shape).
 
-        Cost: one forward pass, then per call one backward pass to the outputs of the layers that own these parameters.
+        Cost: one forward pass, then per call one backward pass to the outputs of the layers that own these
+            parameters.
         """
         if self.lin.needs_company(batch):
             with self.jacobian(twice(batch)) as (outputs, both):
@@ -122,7 +127,9 @@ class Sweep:
         return twice(batch) if self.lin.needs_company(batch) else ends(batch, batch_size(batch))
 
     def prepare(self, batch: Any) -> None:
-        """Plan the routes with the batch's first and last example, and compare them with single-example gradients."""
+        """Plan the routes with the batch's first and last example, and compare them with single-example
+        gradients.
+        """
         unplanned = self.plan.examples < min(2, batch_size(batch))
         if not unplanned and not (self._unverified and self._checks < _CHECKS):
             return
@@ -148,7 +155,9 @@ class Sweep:
             yield pass_
 
     def _run(self, batch: Any) -> tuple[Tensor, list[Recorded]]:
-        """The forward pass. Where giving shared outputs an axis of examples changes what the model computes, never again that."""
+        """The forward pass. Where giving shared outputs an axis of examples changes what the model computes,
+        never again that.
+        """
         plan = self.plan
         with (
             Recorder(plan.modules, batch_size(batch), self._router.known, plan.expand) as recorder,
@@ -225,7 +234,8 @@ class Sweep:
         )
         if not torch.allclose(moved, outputs, rtol=1e-3, atol=1e-6):
             raise TPVError(
-                f"the model uses {', '.join(names[:3])} under torch.no_grad() or detached, so that their effect has no gradient: "
+                f"the model uses {', '.join(names[:3])} under torch.no_grad() or detached, so that their "
+                "effect has no gradient: "
                 "freeze them with requires_grad_(False), or leave them out with params=."
             )
 

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 class Float64Everywhere(TorchFunctionMode):
     """Every float32 that a model asks for, by cast, argument or default, is a float64.
 
-    Many models compute norms, attention weights or rotary angles in float32 whatever their weights are, and gradients
-    then agree to 1e-7 only. It keeps torch from fused inference paths.
+    Many models compute norms, attention weights or rotary angles in float32 whatever their weights are, and
+    gradients then agree to 1e-7 only. It keeps torch from fused inference paths.
     """
 
     def __enter__(self) -> Float64Everywhere:

@@ -36,8 +36,8 @@ class ModelCheck:
         model: the model's class.
         examples, outputs: their numbers, outputs for each example.
         cotangents: how many were compared for each example; all of them if as many as outputs.
-        error: largest difference of a parameter's squared gradient from single-example autograd, relative to the largest
-            one of that parameter or to 1e-3 of the largest total.
+        error: largest difference of a parameter's squared gradient from single-example autograd, relative to
+            the largest one of that parameter or to 1e-3 of the largest total.
         routes: parameter → the formula of its layer, or how else its gradients are found.
         sizes: parameter → number of weights.
         unused: parameters that no output depends on.
@@ -69,7 +69,8 @@ class ModelCheck:
         return "\n".join(
             [
                 f"{self.model}: {self.examples} examples × {self.outputs} outputs",
-                f"agrees with single-example autograd to {self.error:.0e} (float64, {compared} of each example)",
+                f"agrees with single-example autograd to {self.error:.0e} (float64, {compared} of each "
+                "example)",
                 f"one probe for each example costs {self.cost:.2g} forward+backward passes",
                 "",
                 table(("route", "tensors", "weights", "such as"), rows),
@@ -82,10 +83,11 @@ class ModelCheck:
 def check_model(
     model: nn.Module, batch: Any, *, forward: Forward | None = None, output: OutputSpec = "logits"
 ) -> ModelCheck:
-    r"""Check on a model that the sweep gives every parameter's per-example :math:`\sum_i (J^\top v)_i^2` as plain autograd does.
+    r"""Check on a model that the sweep gives every parameter's per-example :math:`\sum_i (J^\top v)_i^2` as
+    plain autograd does.
 
-    A copy of the model runs in float64, and each example alone through plain ``torch.autograd``: for every output
-    where that takes at most 4096 backward passes, else for 8 random cotangents. Prints what it found.
+    A copy of the model runs in float64, and each example alone through plain ``torch.autograd``: for every
+    output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints what it found.
 
     Args:
         model: in evaluation mode; it must be possible to copy it.
@@ -149,7 +151,8 @@ def _compared(lin: Linearization, batch: Any, outputs: int) -> ModelCheck:
     errors = ((mine - reference).abs().amax((0, 1)) / reference.amax((0, 1)).clamp(min=floor)).tolist()
     worst = max(range(len(names)), key=lambda i: errors[i])
     assert errors[worst] < _TOLERANCE, (
-        f"the squared gradient of {names[worst]!r} ({sweep.routes[names[worst]]}) differs by {errors[worst]:.1e} from plain autograd: "
+        f"the squared gradient of {names[worst]!r} ({sweep.routes[names[worst]]}) differs by "
+        f"{errors[worst]:.1e} from plain autograd: "
         "please report this model"
     )
     return ModelCheck(

@@ -65,7 +65,8 @@ def _check_moments(
         error = totals.std() / draws**0.5
         gap = totals.mean() - full.sum()
         assert abs(gap) < 5 * error + 1e-9 * full.sum(), (
-            f"draws of {name!r} have a total variance of {totals.mean():.4g}, and variance() says {full.sum():.4g}"
+            f"draws of {name!r} have a total variance of {totals.mean():.4g}, and variance() says "
+            f"{full.sum():.4g}"
         )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 @contextmanager
 def assert_unchanged(model: nn.Module) -> Iterator[None]:
-    """Assert, also after an exception, that the block left the model and the global generator bit for bit as they were.
+    """Assert, also after an exception, that the block left the model and the global generator bit for bit as
+    they were.
 
     Compared: parameters and buffers (identity and bits), ``.grad``, ``requires_grad``, ``training`` flags,
     the number of hooks, and torch's global random state.
