@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import cifar10_resnet20 as target
 
 import tpv
-from tpv._format import plus_minus, table
-from tpv.retraining import ProgressBar
+from tpv.common.format import plus_minus, table
+from tpv.training import ProgressBar
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Scale = Annotated[

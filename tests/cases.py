@@ -105,6 +105,32 @@ class InPlace(nn.Module):
         return self.head(tokens.relu_().mean(1))
 
 
+class Stateful(nn.Module):
+    """Counts its calls in buffers, by every means there is, in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = InPlace()
+        self.register_buffer("added", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(()))
+        self.register_buffer("hidden", torch.zeros(3))
+
+    def forward(self, x):
+        self.added += 1
+        self.replaced = self.replaced + 1
+        self.hidden.data.add_(1)
+        return self.inner(x)
+
+
+def stateful_network() -> nn.Module:
+    torch.manual_seed(0)
+    model = settled(Stateful())
+    model.inner.head.weight.grad = torch.ones_like(model.inner.head.weight)
+    model.inner.conv1.requires_grad_(False)
+    model.inner.register_forward_hook(lambda *_: None)
+    return model
+
+
 class Repeated(nn.Module):
     """A block called three times, on inputs of different lengths."""
 

@@ -15,7 +15,7 @@ from cases import randn, seeded
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
-from tpv._batches import call_model
+from tpv.model.batches import call_model
 from tpv.testing.float64 import Float64Everywhere
 
 

@@ -20,7 +20,7 @@ from experiments.pruning.networks import NETWORKS, Network, smoke
 from experiments.pruning.ours import COMPARED, EVERY
 from experiments.pruning.ranks import rank_table
 from experiments.pruning.restoring import VARIANTS, restored_table
-from tpv._format import table
+from tpv.common.format import table
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Names = StrEnum("Names", list(NETWORKS))

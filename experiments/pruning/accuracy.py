@@ -10,7 +10,7 @@ from experiments.pruning.networks import Network
 from experiments.pruning.ours import EVERY
 from experiments.pruning.runs import run
 from experiments.pruning.statistics import over_seeds, percents
-from tpv._format import table
+from tpv.common.format import table
 from tpv.pruning import PruningStep
 
 Trajectories = dict[str, list[tuple[PruningStep, ...]]]

@@ -15,7 +15,7 @@ from experiments.pruning.members import groups
 from experiments.pruning.networks import Network
 from experiments.pruning.ours import COMPARED, EVERY
 from experiments.pruning.ranks import calibration
-from tpv._format import table
+from tpv.common.format import table
 from tpv.integrations.torch_pruning import channel_groups
 from tpv.pruning import TPVImportance, score
 

@@ -9,8 +9,8 @@ from experiments.pruning.baselines import CRITERIA
 from experiments.pruning.networks import Network
 from experiments.pruning.runs import run
 from experiments.pruning.statistics import over_seeds, percents
-from tpv._format import table
-from tpv._stats import Estimate
+from tpv.common.format import table
+from tpv.common.stats import Estimate
 
 L2 = CRITERIA["L2 magnitude"]
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from experiments.pruning.calibration import BATCH, Calibration, batch_gradients
 from experiments.pruning.members import without_frozen
-from tpv.linearization import Linearization
-from tpv.sweep import Sweep
+from tpv.jacobian import Sweep
+from tpv.model.linearization import Linearization
 
 Fill = Callable[[nn.Module, Calibration], None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tpv._stats import Estimate
+from tpv.common.stats import Estimate
 
 
 def over_seeds(values: Sequence[Estimate]) -> Estimate:

@@ -1,24 +1,23 @@
 """Test Prediction Variance: how much a trained network's predictions move when its weights are disturbed."""
 
-from tpv._errors import TPVError
-from tpv._stats import Estimate
-from tpv.estimation import estimate, linearity, stability
+from tpv.common.errors import TPVError
+from tpv.common.stats import Estimate
+from tpv.estimation.estimate import estimate, linearity, stability
 from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
-from tpv.ntk import NTK, Fit, GradientDescent, Interpolation, Ridge
+from tpv.model.weights import Weights
+from tpv.ntk import NTK
 from tpv.perturbations import (
     DiagonalPerturbation,
     Displacement,
     Isotropic,
-    LabelNoise,
     Masking,
     Perturbation,
     Quantization,
-    Retraining,
     SGDNoise,
 )
-from tpv.pruning.driver import prune
-from tpv.result import LinearityResult, Spectrum, StabilityResult, TPVResult
-from tpv.weights import Weights
+from tpv.pruning.prune import prune
+from tpv.results import LinearityResult, Spectrum, StabilityResult, TPVResult
+from tpv.training import Fit, GradientDescent, Interpolation, LabelNoise, Retraining, Ridge
 
 __all__ = [
     "NTK",

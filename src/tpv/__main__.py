@@ -14,7 +14,7 @@ def main() -> None:
         print(f"tpv: the command line needs {', '.join(missing)}: pip install 'tpv[cli]'", file=sys.stderr)
         sys.exit(2)
     try:
-        from tpv.cli import app
+        from tpv.cli.app import app
 
         app()
     except KeyboardInterrupt:

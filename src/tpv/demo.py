@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tpv._errors import TPVError
+from tpv.common.errors import TPVError
 
 title = "a small convolutional network on handwritten digits"
 _TRAIN, _EPOCHS, _BATCH = 1297, 12, 64

@@ -1,4 +1,4 @@
-"""What an estimator is: a procedure that turns a piece of a batch into per-example contributions."""
+"""What an estimator is: a procedure that turns a chunk of a batch into per-example contributions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv.grouping import LayersSpec
-from tpv.linearization import Linearization
+from tpv.model.layers import LayersSpec
+from tpv.model.linearization import Linearization
 from tpv.perturbations import Perturbation
 from tpv.perturbations.base import displacement
 
@@ -19,7 +19,7 @@ _CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Examples start … start + n of the ``number``-th batch, of ``size``: what fits in memory at a time."""
 
     batch: Any
@@ -37,7 +37,7 @@ class Contribution:
     noise: Tensor | None = None
 
 
-class Procedure(ABC):
+class EstimatorRun(ABC):
     """An estimator at work on one model and one perturbation.
 
     Attributes:
@@ -57,14 +57,14 @@ class Procedure(ABC):
     chunk_size: int | None = None
 
     @abstractmethod
-    def contribution(self, piece: Piece) -> Contribution:
-        """Values of the piece's examples."""
+    def contribution(self, chunk: Chunk) -> Contribution:
+        """Values of the chunk's examples."""
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What the metadata should say once all is done."""
         return {}
 
-    def details(self) -> dict[str, Any]:
+    def extra_fields(self) -> dict[str, Any]:
         """Further fields of the result, by their names in :class:`tpv.TPVResult`."""
         return {}
 
@@ -76,7 +76,7 @@ class Procedure(ABC):
 
 
 @dataclass(frozen=True)
-class Setting:
+class Problem:
     """What an estimator meets: model, perturbation, randomness, and the number of outputs per example."""
 
     lin: Linearization
@@ -92,7 +92,7 @@ class Estimator(ABC):
     """
 
     @abstractmethod
-    def begin(self, setting: Setting) -> Procedure:
+    def begin(self, problem: Problem) -> EstimatorRun:
         """Meet the model.
 
         Raises:
@@ -104,26 +104,26 @@ class Estimator(ABC):
 class Draws:
     """Displacements δ₁ … δ_D, the same for every example; kept while they fit in 1 GiB, else drawn again."""
 
-    setting: Setting
+    problem: Problem
     count: int
     _seeds: list[int] = field(init=False)
     _kept: dict[int, dict[str, Tensor]] = field(init=False, default_factory=dict)
     _bytes: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._seeds = torch.randint(2**62, (self.count,), generator=self.setting.generator).tolist()
+        self._seeds = torch.randint(2**62, (self.count,), generator=self.problem.generator).tolist()
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """How many weights move, and what the perturbation has to say."""
-        perturbation, weights = self.setting.perturbation, self.setting.lin.weights
-        said = perturbation.facts(weights.select(perturbation.params))
+        perturbation, weights = self.problem.perturbation, self.problem.lin.weights
+        said = perturbation.metadata(weights.select(perturbation.params))
         return {"moved_parameters": sum(d.numel() for d in self[0].values()), **said}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if index in self._kept:
             return self._kept[index]
         generator = torch.Generator().manual_seed(self._seeds[index])
-        delta = displacement(self.setting.perturbation, self.setting.lin.weights, generator)
+        delta = displacement(self.problem.perturbation, self.problem.lin.weights, generator)
         size = sum(d.numel() * d.element_size() for d in delta.values())
         if self._bytes + size <= _CACHE_BYTES:
             self._kept[index] = delta

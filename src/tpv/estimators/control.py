@@ -34,7 +34,7 @@ class ControlSums:
         if drawn.shape[-1] > around:
             self._around = (self._around or 0.0) + drawn[..., around].mean(1).sum().item()
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Means over examples, after a warning where the control is more than a tenth of what was
         measured.
         """

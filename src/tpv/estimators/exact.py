@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 
-from tpv._errors import TPVError
-from tpv.estimators._sweeping import LayerSweep
+from tpv.common.errors import TPVError
 from tpv.estimators.base import (
     TOTAL,
+    Chunk,
     Contribution,
     Draws,
     Estimator,
-    Piece,
-    Procedure,
-    Setting,
+    EstimatorRun,
+    Problem,
     squared_norms,
 )
 from tpv.estimators.kernel import KernelProcedure
+from tpv.estimators.layer_sweep import LayerSweep
 from tpv.perturbations.base import diagonal
-from tpv.perturbations.label_noise import LabelNoise
+from tpv.training.label_noise import LabelNoise
 
 
 @dataclass(frozen=True)
@@ -43,31 +43,31 @@ class Exact(Estimator):
         (0.08, 0.0)
     """
 
-    def begin(self, setting: Setting) -> Procedure:
+    def begin(self, problem: Problem) -> EstimatorRun:
         """A sweep or a Jacobian-vector product."""
-        if setting.perturbation.deterministic:
-            return _Directional(setting)
-        if isinstance(setting.perturbation, LabelNoise):
-            return KernelProcedure(setting, setting.perturbation)
-        variance = diagonal(setting.perturbation, setting.lin.weights)
+        if problem.perturbation.deterministic:
+            return _Directional(problem)
+        if isinstance(problem.perturbation, LabelNoise):
+            return KernelProcedure(problem, problem.perturbation)
+        variance = diagonal(problem.perturbation, problem.lin.weights)
         if variance is None:
             raise TPVError(
                 "Exact() needs a diagonal or a fixed perturbation or LabelNoise, and "
-                f"{setting.perturbation!r} is none of them: "
+                f"{problem.perturbation!r} is none of them: "
                 "use LinearizedMonteCarlo(draws=16)."
             )
-        return _BasisSweep(LayerSweep(setting, variance, passes=setting.outputs))
+        return _BasisSweep(LayerSweep(problem, variance, passes=problem.outputs))
 
 
-class _BasisSweep(Procedure):
+class _BasisSweep(EstimatorRun):
     method = "Exact()"
 
     def __init__(self, layers: LayerSweep) -> None:
         self._layers = layers
         self.names = layers.names
 
-    def contribution(self, piece: Piece) -> Contribution:
-        with self._layers.sweep.linearized(piece.batch) as (outputs, squares):
+    def contribution(self, chunk: Chunk) -> Contribution:
+        with self._layers.sweep.linearized(chunk.batch) as (outputs, squares):
             n, k = outputs.reshape(len(outputs), -1).shape
             total = torch.zeros((), dtype=torch.float64)
             for index in range(k):
@@ -79,24 +79,24 @@ class _BasisSweep(Procedure):
     def scratch(self, batch: Any) -> int:
         return self._layers.scratch(batch)
 
-    def facts(self) -> dict[str, Any]:
-        return self._layers.facts()
+    def metadata(self) -> dict[str, Any]:
+        return self._layers.metadata()
 
 
-class _Directional(Procedure):
+class _Directional(EstimatorRun):
     method = "Exact(), one Jacobian-vector product"
     backward = False
     no_layers = (
         "a fixed displacement moves all layers at once, and their contributions to ‖Jδ‖² do not add up"
     )
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.names = [TOTAL]
-        self._lin, self._deltas = setting.lin, Draws(setting, 1)
+        self._lin, self._deltas = problem.lin, Draws(problem, 1)
 
-    def contribution(self, piece: Piece) -> Contribution:
-        _, tangent = self._lin.jvp(piece.batch, self._deltas[0])
+    def contribution(self, chunk: Chunk) -> Contribution:
+        _, tangent = self._lin.jvp(chunk.batch, self._deltas[0])
         return Contribution(squared_norms(tangent).unsqueeze(1))
 
-    def facts(self) -> dict[str, Any]:
-        return self._deltas.facts()
+    def metadata(self) -> dict[str, Any]:
+        return self._deltas.metadata()

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv._errors import TPVError
-from tpv._options import require_int
-from tpv.estimators._sweeping import LayerSweep
-from tpv.estimators.base import Contribution, Estimator, Piece, Procedure, Setting
+from tpv.common.errors import TPVError
+from tpv.common.options import require_int
+from tpv.estimators.base import Chunk, Contribution, Estimator, EstimatorRun, Problem
+from tpv.estimators.layer_sweep import LayerSweep
 from tpv.perturbations.base import diagonal
 
 _PAIRED_EXAMPLES, _PAIRED_PIECES = 64, 16
@@ -32,7 +32,7 @@ class Hutchinson(Estimator):
 
     ``mc_stderr`` comes from the scatter of an example's probes, which are draws without replacement
     from K (variance S²/R · (1 − R/K)); with one probe, from a second one on the first 64 examples and
-    every 16th piece of the data after.
+    every 16th chunk of the data after.
 
     Cost per example: one forward pass and R sweeps, about 1.2 forward+backward passes for R = 1 and 0.8
     for each probe more.
@@ -59,23 +59,23 @@ class Hutchinson(Estimator):
     def __post_init__(self) -> None:
         require_int("Hutchinson", "probes", self.probes, 1)
 
-    def begin(self, setting: Setting) -> Procedure:
+    def begin(self, problem: Problem) -> EstimatorRun:
         """A sweep of random cotangents."""
         variance = (
             None
-            if setting.perturbation.deterministic
-            else diagonal(setting.perturbation, setting.lin.weights)
+            if problem.perturbation.deterministic
+            else diagonal(problem.perturbation, problem.lin.weights)
         )
         if variance is None:
-            instead = "Exact()" if setting.perturbation.deterministic else "LinearizedMonteCarlo(draws=16)"
+            instead = "Exact()" if problem.perturbation.deterministic else "LinearizedMonteCarlo(draws=16)"
             raise TPVError(
-                f"Hutchinson needs a perturbation with variances, and {setting.perturbation!r} has none: use "
+                f"Hutchinson needs a perturbation with variances, and {problem.perturbation!r} has none: use "
                 f"{instead}."
             )
-        return _RandomSweep(self.probes, LayerSweep(setting, variance, passes=self.probes), setting.generator)
+        return _RandomSweep(self.probes, LayerSweep(problem, variance, passes=self.probes), problem.generator)
 
 
-class _RandomSweep(Procedure):
+class _RandomSweep(EstimatorRun):
     def __init__(self, probes: int, layers: LayerSweep, generator: torch.Generator) -> None:
         self._probes, self._layers = probes, layers
         self._pieces = self._examples = 0
@@ -83,10 +83,10 @@ class _RandomSweep(Procedure):
         self.names = layers.names
         self.method = repr(Hutchinson(probes))
 
-    def contribution(self, piece: Piece) -> Contribution:
-        with self._layers.sweep.linearized(piece.batch) as (outputs, squares):
+    def contribution(self, chunk: Chunk) -> Contribution:
+        with self._layers.sweep.linearized(chunk.batch) as (outputs, squares):
             k = outputs[0].numel()
-            v = self._probes_of(piece, k)
+            v = self._probes_of(chunk, k)
             used = min(self._probes, k)
             paired = used == 1 < k and (
                 self._examples < _PAIRED_EXAMPLES or self._pieces % _PAIRED_PIECES == 0
@@ -99,18 +99,18 @@ class _RandomSweep(Procedure):
         values = torch.stack(swept[:used], dim=1)
         noise = (swept[0] - swept[1]) / math.sqrt(2) if paired else probe_noise(values, k)
         self._pieces += 1
-        self._examples += piece.n
+        self._examples += chunk.n
         return Contribution(values.mean(1), noise)
 
     def scratch(self, batch: Any) -> int:
         return self._layers.scratch(batch)
 
-    def facts(self) -> dict[str, Any]:
-        return self._layers.facts()
+    def metadata(self) -> dict[str, Any]:
+        return self._layers.metadata()
 
 
 class Probes:
-    """Each example's probes, drawn in the order of the examples whatever the pieces: a batch's at once, or
+    """Each example's probes, drawn in the order of the examples whatever the chunks: a batch's at once, or
     one's if they are long.
     """
 
@@ -119,16 +119,16 @@ class Probes:
         self._batch = self._first = -1
         self._drawn: list[Tensor] = []
 
-    def __call__(self, piece: Piece, k: int) -> Tensor:
-        """(n, R or 2, K); a piece that is asked for again, or a part of it, gets the same."""
-        if piece.number != self._batch:
-            self._batch, self._first, self._drawn = piece.number, 0, []
-        at_once = piece.size if piece.size * max(2, self._probes) * k <= _DRAWN_AT_ONCE else 1
-        del self._drawn[: piece.start - self._first]
-        self._first = piece.start
-        while len(self._drawn) < piece.n:
+    def __call__(self, chunk: Chunk, k: int) -> Tensor:
+        """(n, R or 2, K); a chunk that is asked for again, or a part of it, gets the same."""
+        if chunk.number != self._batch:
+            self._batch, self._first, self._drawn = chunk.number, 0, []
+        at_once = chunk.size if chunk.size * max(2, self._probes) * k <= _DRAWN_AT_ONCE else 1
+        del self._drawn[: chunk.start - self._first]
+        self._first = chunk.start
+        while len(self._drawn) < chunk.n:
             self._drawn += cotangents(at_once, min(self._probes, k), k, self._generator).unbind()
-        return torch.stack(self._drawn[: piece.n])
+        return torch.stack(self._drawn[: chunk.n])
 
 
 def probe_noise(values: Tensor, k: int) -> Tensor | None:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv._errors import TPVError
-from tpv._options import require_int
-from tpv.chunking import available_bytes
-from tpv.estimators.base import TOTAL, Contribution, Estimator, Piece, Procedure, Setting, squared_norms
+from tpv.common.errors import TPVError
+from tpv.common.options import require_int
+from tpv.estimators.base import TOTAL, Chunk, Contribution, Estimator, EstimatorRun, Problem, squared_norms
 from tpv.estimators.kernel import NO_LAYERS
-from tpv.ntk.noisy_fit import NoisyFit
-from tpv.perturbations.label_noise import LabelNoise
+from tpv.model.memory import available_bytes
+from tpv.training.label_noise import LabelNoise
+from tpv.training.noisy_fit import NoisyFit
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class HutchPlusPlus(Estimator):
         require_int("HutchPlusPlus", "rank", self.rank, 1)
         require_int("HutchPlusPlus", "draws", self.draws, 2)
 
-    def begin(self, setting: Setting) -> Procedure:
+    def begin(self, problem: Problem) -> EstimatorRun:
         """Find the eigenvectors and fit the draws."""
-        law = setting.perturbation
+        law = problem.perturbation
         if not isinstance(law, LabelNoise):
             raise TPVError(
                 f"HutchPlusPlus() is for LabelNoise, and this is {law!r}: use LinearizedMonteCarlo(draws=16)."
             )
-        at = setting.lin.weights.select(law.params)
+        at = problem.lin.weights.select(law.params)
         found = law.meet(at)
         needed = (self.rank + self.draws) * sum(w.numel() * w.element_size() for w in at.values())
         if needed > (free := available_bytes(found.ntk.device) // 2):
@@ -77,33 +77,33 @@ class HutchPlusPlus(Estimator):
                 "GiB, and "
                 f"{free / 2**30:.1f} GiB may be used: give a lower rank."
             )
-        return _Deflated(self, setting, found)
+        return _Deflated(self, problem, found)
 
 
-class _Deflated(Procedure):
+class _Deflated(EstimatorRun):
     backward = False
     no_layers = NO_LAYERS
 
-    def __init__(self, spec: HutchPlusPlus, setting: Setting, fit: NoisyFit) -> None:
+    def __init__(self, spec: HutchPlusPlus, problem: Problem, fit: NoisyFit) -> None:
         self.names, self.method, self.draws = [TOTAL], repr(spec), spec.draws
-        self._lin, self._fit = setting.lin, fit
-        noise = torch.stack([fit.noise(setting.generator) for _ in range(spec.draws)], 1)
-        vectors = fit.largest(spec.rank, setting.generator)
+        self._lin, self._fit = problem.lin, fit
+        noise = torch.stack([fit.noise(problem.generator) for _ in range(spec.draws)], 1)
+        vectors = fit.largest(spec.rank, problem.generator)
         self._rank = vectors.shape[1]
         rest = noise - vectors @ (vectors.T @ noise)
         self._tangents = fit.ntk.pull(fit.response(torch.cat([fit.std * vectors, rest], 1)))
 
-    def contribution(self, piece: Piece) -> Contribution:
-        values = torch.stack([self._moved(piece, r) for r in range(self._rank + self.draws)], 1)
+    def contribution(self, chunk: Chunk) -> Contribution:
+        values = torch.stack([self._moved(chunk, r) for r in range(self._rank + self.draws)], 1)
         exact, rest = values[:, : self._rank].sum(1, keepdim=True), values[:, self._rank :]
         return Contribution((exact + rest).unsqueeze(2))
 
-    def _moved(self, piece: Piece, index: int) -> Tensor:
-        _, tangent = self._lin.jvp(piece.batch, {name: d[index] for name, d in self._tangents.items()})
+    def _moved(self, chunk: Chunk, index: int) -> Tensor:
+        _, tangent = self._lin.jvp(chunk.batch, {name: d[index] for name, d in self._tangents.items()})
         return squared_norms(tangent)
 
-    def facts(self) -> dict[str, Any]:
-        return self._fit.facts()
+    def metadata(self) -> dict[str, Any]:
+        return self._fit.metadata()
 
-    def details(self) -> dict[str, Any]:
+    def extra_fields(self) -> dict[str, Any]:
         return {"draw_std": math.nan}  # these draws vary by the small eigenvectors alone

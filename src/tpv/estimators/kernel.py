@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv._batches import narrow
-from tpv.estimators.base import TOTAL, Contribution, Piece, Procedure, Setting, squared_norms
-from tpv.ntk.fits import Interpolation
+from tpv.estimators.base import TOTAL, Chunk, Contribution, EstimatorRun, Problem, squared_norms
+from tpv.model.batches import narrow
 from tpv.ntk.jacobian import JacobianRows, gram
-from tpv.ntk.noisy_fit import NoisyFit
-from tpv.perturbations.label_noise import LabelNoise
-from tpv.result.spectrum import Spectrum
+from tpv.results.spectrum import Spectrum
+from tpv.training.fits import Interpolation
+from tpv.training.label_noise import LabelNoise
+from tpv.training.noisy_fit import NoisyFit
 
 NO_LAYERS = "label noise moves all layers at once, and their contributions do not add up"
 _BYTES, _DECIDED = 2**26, 0.2
 
 
-class KernelProcedure(Procedure):
+class KernelProcedure(EstimatorRun):
     r"""Σᵢ ‖std φᵢ K(x, ·)uᵢ‖² of every example x, and over all examples the Gram matrix of these columns.
 
     The latter gives the draw-to-draw standard deviation: for one draw TPV is a quadratic form εᵀSε, of
@@ -32,31 +32,31 @@ class KernelProcedure(Procedure):
     method = "Exact(), through the kernel"
     no_layers = NO_LAYERS
 
-    def __init__(self, setting: Setting, law: LabelNoise) -> None:
+    def __init__(self, problem: Problem, law: LabelNoise) -> None:
         self.names = [TOTAL]
-        self._lin = setting.lin
-        self._fit = law.meet(setting.lin.weights.select(law.params))
+        self._lin = problem.lin
+        self._fit = law.meet(problem.lin.weights.select(law.params))
         self._directions = self._fit.directions
         self._second = torch.zeros(*self._fit.ntk.shape, dtype=torch.float64, device=self._fit.ntk.device)
         self._examples = 0
-        self._sweep = self._fit.ntk.sweep(setting.lin)
+        self._sweep = self._fit.ntk.sweep(problem.lin)
         self.chunk_size = max(
-            1, _BYTES // (self._fit.train.rows * setting.outputs * self._fit.ntk.dtype.itemsize)
+            1, _BYTES // (self._fit.train.rows * problem.outputs * self._fit.ntk.dtype.itemsize)
         )
 
-    def contribution(self, piece: Piece) -> Contribution:
-        outputs = self._lin.displaced(narrow(piece.batch, 0, 1, piece.n), {}).numel()
-        chunks = functools.partial(self._fit.train.placed, piece.batch, outputs, 0, self._fit.ntk.chunk_size)
-        rows = JacobianRows(self._sweep, chunks, piece.n * outputs)
+    def contribution(self, chunk: Chunk) -> Contribution:
+        outputs = self._lin.displaced(narrow(chunk.batch, 0, 1, chunk.n), {}).numel()
+        chunks = functools.partial(self._fit.train.placed, chunk.batch, outputs, 0, self._fit.ntk.chunk_size)
+        rows = JacobianRows(self._sweep, chunks, chunk.n * outputs)
         moved = gram(rows, self._fit.ntk.rows, self._fit.ntk.names) @ self._directions
         self._second += moved.T @ moved
-        self._examples += piece.n
-        return Contribution(squared_norms(moved.reshape(piece.n, -1)).unsqueeze(1))
+        self._examples += chunk.n
+        return Contribution(squared_norms(moved.reshape(chunk.n, -1)).unsqueeze(1))
 
-    def facts(self) -> dict[str, Any]:
-        return self._fit.facts()
+    def metadata(self) -> dict[str, Any]:
+        return self._fit.metadata()
 
-    def details(self) -> dict[str, Any]:
+    def extra_fields(self) -> dict[str, Any]:
         k, _ = self._fit.ntk.eigh()
         in_sample = (self._fit.std * k * self._fit.filter).square() / self._fit.train.examples
         second = self._second / self._examples

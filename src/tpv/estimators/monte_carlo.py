@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv._options import require_int
-from tpv.estimators.base import TOTAL, Contribution, Draws, Estimator, Piece, Procedure, Setting, summed
+from tpv.common.options import require_int
+from tpv.estimators.base import TOTAL, Chunk, Contribution, Draws, Estimator, EstimatorRun, Problem, summed
 from tpv.estimators.control import ControlSums
-from tpv.linearization import Linearization, masked
+from tpv.model.linearization import Linearization, masked
 from tpv.perturbations.base import control
 
 _NO_LAYERS = "each draw moves all layers at once; the split by layer needs Exact or Hutchinson"
@@ -46,10 +46,10 @@ class LinearizedMonteCarlo(Estimator):
     def __post_init__(self) -> None:
         require_int("LinearizedMonteCarlo", "draws", self.draws, 1)
 
-    def begin(self, setting: Setting) -> Procedure:
+    def begin(self, problem: Problem) -> EstimatorRun:
         """Jacobian-vector products."""
         return DrawnProcedure(
-            setting, self.draws, "LinearizedMonteCarlo", [TOTAL], tangent, undisturbed=False
+            problem, self.draws, "LinearizedMonteCarlo", [TOTAL], tangent, undisturbed=False
         )
 
 
@@ -81,9 +81,9 @@ class MonteCarlo(Estimator):
     def __post_init__(self) -> None:
         require_int("MonteCarlo", "draws", self.draws, 1)
 
-    def begin(self, setting: Setting) -> Procedure:
+    def begin(self, problem: Problem) -> EstimatorRun:
         """Forward passes at w* + δ."""
-        return DrawnProcedure(setting, self.draws, "MonteCarlo", [TOTAL], finite)
+        return DrawnProcedure(problem, self.draws, "MonteCarlo", [TOTAL], finite)
 
 
 Quantities = Callable[[Linearization, Any, dict[str, Tensor], list[Tensor]], list[Tensor]]
@@ -93,7 +93,7 @@ summed over outputs.
 What compares with outputs gives one term more where there is a control: the finite divergence from it."""
 
 
-class DrawnProcedure(Procedure):
+class DrawnProcedure(EstimatorRun):
     """Averages over shared draws of δ of what ``quantities`` gives; ``undisturbed`` says whether it wants
     outputs to compare with.
 
@@ -105,7 +105,7 @@ class DrawnProcedure(Procedure):
 
     def __init__(
         self,
-        setting: Setting,
+        problem: Problem,
         draws: int,
         method: str,
         names: list[str],
@@ -114,41 +114,41 @@ class DrawnProcedure(Procedure):
         undisturbed: bool = True,
         followed: int = 0,
     ) -> None:
-        fixed = setting.perturbation.deterministic
+        fixed = problem.perturbation.deterministic
         self.names, self._quantities, self._lin, self._undisturbed = (
             names,
             quantities,
-            setting.lin,
+            problem.lin,
             undisturbed,
         )
-        self._deltas = Draws(setting, 1 if fixed else draws)
+        self._deltas = Draws(problem, 1 if fixed else draws)
         self.draws = 0 if fixed else draws
         self.method = f"{method}(draws={self._deltas.count})"
-        delta = control(setting.perturbation, setting.lin.weights)
+        delta = control(problem.perturbation, problem.lin.weights)
         self._control = None if delta is None else ControlSums(delta, followed)
 
-    def contribution(self, piece: Piece) -> Contribution:
-        references = self._references(piece)
+    def contribution(self, chunk: Chunk) -> Contribution:
+        references = self._references(chunk)
         drawn = torch.stack(
-            [self._values(piece, self._deltas[d], references) for d in range(self._deltas.count)], dim=1
+            [self._values(chunk, self._deltas[d], references) for d in range(self._deltas.count)], dim=1
         )
         if self._control is not None:
-            self._control.update(self._values(piece, self._control.delta, references), drawn, len(self.names))
+            self._control.update(self._values(chunk, self._control.delta, references), drawn, len(self.names))
         values = drawn[..., : len(self.names)]
         return Contribution(values if self.draws else values[:, 0])
 
-    def facts(self) -> dict[str, Any]:
-        return self._deltas.facts() | (self._control.facts() if self._control is not None else {})
+    def metadata(self) -> dict[str, Any]:
+        return self._deltas.metadata() | (self._control.metadata() if self._control is not None else {})
 
-    def _references(self, piece: Piece) -> list[Tensor]:
+    def _references(self, chunk: Chunk) -> list[Tensor]:
         if not self._undisturbed:
             return []
         deltas = [{}] if self._control is None else [{}, self._control.delta]
-        return [self._lin.displaced(piece.batch, delta) for delta in deltas]
+        return [self._lin.displaced(chunk.batch, delta) for delta in deltas]
 
-    def _values(self, piece: Piece, delta: dict[str, Tensor], references: list[Tensor]) -> Tensor:
-        found = self._quantities(self._lin, piece.batch, delta, references)
-        return torch.stack([summed(masked(q, piece.batch)) for q in found], dim=1)
+    def _values(self, chunk: Chunk, delta: dict[str, Tensor], references: list[Tensor]) -> Tensor:
+        found = self._quantities(self._lin, chunk.batch, delta, references)
+        return torch.stack([summed(masked(q, chunk.batch)) for q in found], dim=1)
 
 
 def tangent(

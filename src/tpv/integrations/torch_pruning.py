@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, batches, ends
-from tpv._errors import TPVError
-from tpv._guard import unchanged
-from tpv.accumulation import Seed
-from tpv.linearization import Forward
-from tpv.outputs import OutputSpec
-from tpv.pruning import criteria
-from tpv.pruning.cotangents import Frozen, freeze
-from tpv.pruning.criteria import Criterion, Squares
-from tpv.pruning.elimination import Elimination
-from tpv.pruning.groups import ChannelGroup, Members
-from tpv.pruning.scores import ChannelScores
-from tpv.pruning.scoring import score
-from tpv.pruning.taps import Site
-from tpv.pruning.tracing import all_groups, channel_group, trace
-from tpv.pruning.verification import WRONG, problems, wrongly_traced
+from tpv.common.errors import TPVError
+from tpv.estimation.loop import Seed
+from tpv.model.batches import batch_size, batches, ends
+from tpv.model.guard import unchanged
+from tpv.model.linearization import Forward
+from tpv.model.outputs import OutputSpec
+from tpv.pruning.channels.groups import ChannelGroup, Members
+from tpv.pruning.channels.tracing import all_groups, channel_group, trace
+from tpv.pruning.channels.verification import WRONG, problems, wrongly_traced
+from tpv.pruning.scores import criteria
+from tpv.pruning.scores.channel_scores import ChannelScores
+from tpv.pruning.scores.cotangents import Frozen, freeze
+from tpv.pruning.scores.criteria import Criterion, Squares
+from tpv.pruning.scores.greedy import Elimination
+from tpv.pruning.scores.scoring import score
+from tpv.pruning.scores.taps import Site
 
 __all__ = ["JBR", "JC", "TPVImportance", "channel_groups"]
 

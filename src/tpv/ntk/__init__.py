@@ -1,6 +1,5 @@
-"""The neural tangent kernel, and what fits do with its spectrum."""
+"""The neural tangent kernel of a training set."""
 
-from tpv.ntk.fits import Fit, GradientDescent, Interpolation, Ridge
 from tpv.ntk.operator import NTK
 
-__all__ = ["NTK", "Fit", "GradientDescent", "Interpolation", "Ridge"]
+__all__ = ["NTK"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv.sweep import Sweep
+from tpv.jacobian import Sweep
 
 GRAM_BYTES = 2**28
 LOG = logging.getLogger("tpv.ntk")

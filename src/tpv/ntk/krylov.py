@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tpv._errors import TPVError
+from tpv.common.errors import TPVError
 
 _log = logging.getLogger("tpv")
 _TINY, _WIDTH = 1e-300, 16

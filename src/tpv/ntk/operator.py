@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batches, twice
-from tpv._errors import TPVError
-from tpv._guard import unchanged
-from tpv.checks import check_model
-from tpv.chunking import available_bytes
-from tpv.linearization import Forward, Linearization
+from tpv.common.errors import TPVError
+from tpv.jacobian import Sweep
+from tpv.model.batches import batches, duplicated
+from tpv.model.checks import check_model
+from tpv.model.guard import unchanged
+from tpv.model.linearization import Forward, Linearization
+from tpv.model.memory import available_bytes
+from tpv.model.outputs import Output, OutputSpec, as_output
+from tpv.model.weights import Patterns
 from tpv.ntk.jacobian import GRAM_BYTES, JacobianRows, gram, widest
-from tpv.outputs import Output, OutputSpec, as_output
-from tpv.sweep import Sweep
-from tpv.training import TrainingSet
-from tpv.weights import Patterns
+from tpv.ntk.training_set import TrainingSet
 
 DENSE_BYTES = 2**31
 _log = logging.getLogger("tpv")
@@ -219,7 +219,7 @@ class NTK:
         with unchanged(lin.model):
             for batch, places in self.train.chunks():
                 with torch.enable_grad():
-                    z = lin(twice(batch))[:1] if lin.needs_company(batch) else lin(batch)
+                    z = lin(duplicated(batch))[:1] if lin.needs_padding(batch) else lin(batch)
                 self.train.check_order(z.detach(), places)
                 for r in range(v.shape[1]):
                     cotangent = v[places, r].reshape(z.shape).to(z.dtype)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv._errors import TPVError, did_you_mean
-from tpv._format import described
-from tpv.weights import Patterns, Weights
+from tpv.common.errors import TPVError, did_you_mean
+from tpv.common.format import described
+from tpv.model.weights import Patterns, Weights
 
 Displacements = Mapping[str, Tensor]
 Variances = Mapping[str, Tensor]
@@ -71,7 +71,7 @@ class Perturbation(ABC):
         """
         return None
 
-    def facts(self, at: Weights) -> dict[str, Any]:
+    def metadata(self, at: Weights) -> dict[str, Any]:
         """What a result's metadata should say of the perturbation, once it has met these weights."""
         return {}
 
@@ -133,10 +133,10 @@ class Sum(Perturbation):
         found = [part.control(at.select(part.params)) for part in self.parts]
         return None if all(c is None for c in found) else _added(c for c in found if c is not None)
 
-    def facts(self, at: Weights) -> dict[str, Any]:
+    def metadata(self, at: Weights) -> dict[str, Any]:
         """What all parts say."""
         return {
-            key: value for part in self.parts for key, value in part.facts(at.select(part.params)).items()
+            key: value for part in self.parts for key, value in part.metadata(at.select(part.params)).items()
         }
 
     @property

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tpv._errors import TPVError, did_you_mean
+from tpv.common.errors import TPVError, did_you_mean
+from tpv.model.weights import Patterns, Weights
 from tpv.perturbations.base import Displacements, Perturbation
-from tpv.weights import Patterns, Weights
 
 
 @dataclass(frozen=True, eq=False, repr=False)

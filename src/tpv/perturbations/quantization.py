@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tpv._errors import TPVError
-from tpv._options import require_choice, require_int
-from tpv._types import TRANSPOSED_LINEAR, type_name
-from tpv.perturbations import _grids as grids
+from tpv.common.errors import TPVError
+from tpv.common.options import require_choice, require_int
+from tpv.model.types import TRANSPOSED_LINEAR, type_name
+from tpv.model.weights import Patterns, Weights
+from tpv.perturbations import grids
 from tpv.perturbations.base import Displacements, Perturbation, Variances
-from tpv.weights import Patterns, Weights
 
 _LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tpv._options import require_int, require_number
+from tpv.common.options import require_int, require_number
+from tpv.model.weights import Patterns, Weights
 from tpv.perturbations.base import DiagonalPerturbation, Variances
-from tpv.weights import Patterns, Weights
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,23 +1,20 @@
-"""Structured and unstructured pruning by how far the predictions move."""
+"""Structured pruning by how much the predictions change."""
 
-from tpv.pruning.allocation import Allocation, Cost, allocate
-from tpv.pruning.baselines import Magnitude, Random
-from tpv.pruning.checkpoint import load, save
-from tpv.pruning.compensation import compensate
-from tpv.pruning.costs import module_macs, parameters
-from tpv.pruning.cotangents import Frozen, freeze
-from tpv.pruning.criteria import JBR, JC, Criterion, TPVImportance
-from tpv.pruning.driver import prune
-from tpv.pruning.groups import ChannelGroup, Member
-from tpv.pruning.places import apply_masks
-from tpv.pruning.recalibration import recalibrate
-from tpv.pruning.result import PruningResult, PruningStep
-from tpv.pruning.scores import ChannelScores, GroupScores
-from tpv.pruning.scoring import score
-from tpv.pruning.shortcuts import replace_padding_shortcuts
-from tpv.pruning.target import Target
-from tpv.pruning.unstructured import weight_scores
-from tpv.pruning.weight_scores import WeightScores
+from tpv.allocation.knapsack import Allocation, Cost, allocate
+from tpv.pruning.channels.groups import ChannelGroup, Member
+from tpv.pruning.channels.shortcuts import replace_padding_shortcuts
+from tpv.pruning.files.checkpoint import load, save
+from tpv.pruning.prune import prune
+from tpv.pruning.repair.compensation import compensate
+from tpv.pruning.repair.recalibration import recalibrate
+from tpv.pruning.run.result import PruningResult, PruningStep
+from tpv.pruning.scores.baselines import Magnitude, Random
+from tpv.pruning.scores.channel_scores import ChannelScores, GroupScores
+from tpv.pruning.scores.cotangents import Frozen, freeze
+from tpv.pruning.scores.criteria import JBR, JC, Criterion, TPVImportance
+from tpv.pruning.scores.scoring import score
+from tpv.pruning.widths.costs import module_macs, parameters
+from tpv.pruning.widths.target import Target
 
 __all__ = [
     "JBR",
@@ -36,9 +33,7 @@ __all__ = [
     "Random",
     "TPVImportance",
     "Target",
-    "WeightScores",
     "allocate",
-    "apply_masks",
     "compensate",
     "freeze",
     "load",
@@ -49,5 +44,4 @@ __all__ = [
     "replace_padding_shortcuts",
     "save",
     "score",
-    "weight_scores",
 ]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tpv._errors import TPVError
-from tpv.result import LinearityResult, StabilityResult, TPVResult
-from tpv.result.serialization import read_json
+from tpv.common.errors import TPVError
+from tpv.results import LinearityResult, StabilityResult, TPVResult
+from tpv.results.serialization import read_json
 
 FORMAT, VERSION = "tpv-report", 1
 _KINDS: dict[str, type[StabilityResult] | type[TPVResult]] = {

@@ -11,13 +11,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tpv._format import percent, plus_minus
-from tpv._stats import Estimate
+from tpv.common.format import percent, plus_minus
+from tpv.common.stats import Estimate
+from tpv.plots.layers import Pair, plot_layers, plot_train_test, positive, svg
+from tpv.plots.spectrum import plot_sides, plot_spectrum, sides
 from tpv.report.contents import Entry, Report
 from tpv.report.noise import CROSS_FITTED, IN_SAMPLE, WHAT, noise_unit, short
-from tpv.report.plots import Pair, plot_layers, plot_train_test, positive, svg
-from tpv.report.spectrum import plot_sides, plot_spectrum, sides
-from tpv.result import LinearityResult, TPVResult
+from tpv.results import LinearityResult, TPVResult
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TONES = {

@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from tpv._batches import batch_size
-from tpv._errors import TPVError
-from tpv.estimation import estimate, linearity, stability
+from tpv.cli.target import Target
+from tpv.common.errors import TPVError
+from tpv.common.progress import Stages, Tell
+from tpv.estimation.estimate import estimate, linearity, stability
 from tpv.estimators import Estimator, Hutchinson
-from tpv.perturbations import Isotropic, LabelNoise, Perturbation, Quantization, SGDNoise
+from tpv.model.batches import batch_size
+from tpv.perturbations import Isotropic, Perturbation, Quantization, SGDNoise
 from tpv.report.contents import Entry, Report
 from tpv.report.noise import ASK, NOISE, NOISE_EXAMPLES, PASSES, too_dear
 from tpv.report.notes import noted
-from tpv.report.stages import Stages, Tell
-from tpv.report.target import Target
 from tpv.report.unfinished import Unfinished, entry_key
 from tpv.report.view import View
-from tpv.result import LinearityResult, StabilityResult, TPVResult
+from tpv.results import LinearityResult, StabilityResult, TPVResult
+from tpv.training import LabelNoise
 
 HEADLINE = Isotropic(std=1.0)
 DEFAULTS: tuple[Perturbation, ...] = (

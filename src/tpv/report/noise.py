@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from tpv.ntk.fits import GradientDescent
 from tpv.ntk.jacobian import GRAM_BYTES
 from tpv.ntk.operator import DENSE_BYTES, dense_bytes
-from tpv.perturbations import LabelNoise
-from tpv.result import TPVResult
+from tpv.results import TPVResult
+from tpv.training import LabelNoise
+from tpv.training.fits import GradientDescent
 
 NOISE = LabelNoise(std=0.1, fit=GradientDescent(lr=None, steps=50), relative=True)
 NOISE_EXAMPLES = 128

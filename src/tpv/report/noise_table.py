@@ -7,10 +7,10 @@ import math
 from rich.console import Console
 from rich.table import Table
 
-from tpv._format import percent, plus_minus
+from tpv.common.format import percent, plus_minus
+from tpv.plots.spectrum import sides
 from tpv.report.contents import Entry, Report
 from tpv.report.noise import CROSS_FITTED, IN_SAMPLE, WHAT, noise_unit, short
-from tpv.report.spectrum import sides
 from tpv.report.tables import plain_table
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from tpv._batches import batches, count_examples, tensors
-from tpv._files import put_text
-from tpv._fingerprint import digest, weights_digest
+from tpv.cli.target import Target
+from tpv.common.files import put_text
+from tpv.common.fingerprint import digest, weights_digest
+from tpv.model.batches import batches, count_examples, tensors
 from tpv.perturbations import Perturbation
 from tpv.report.contents import Entry
-from tpv.report.target import Target
 
 
 class Unfinished:

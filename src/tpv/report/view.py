@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tpv._batches import batch_size, batches, count_examples, move, narrow
+from tpv.model.batches import batch_size, batches, count_examples, move, narrow
 
 
 class View:

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, narrow
-from tpv._guard import unchanged
-from tpv.grouping import layer_of
-from tpv.linearization import Forward, Linearization
-from tpv.outputs import OutputSpec, as_output
+from tpv.model.batches import batch_size, narrow
+from tpv.model.guard import unchanged
+from tpv.model.layers import layer_of
+from tpv.model.linearization import Forward, Linearization
+from tpv.model.outputs import OutputSpec, as_output
+from tpv.model.weights import Weights
 from tpv.perturbations import Perturbation
 from tpv.perturbations.base import diagonal, displacement
-from tpv.weights import Weights
 
 
 def dense_jacobian(

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv._batches import batch_size, map_tensors, narrow
-from tpv._errors import TPVError
-from tpv._format import table
-from tpv._guard import unchanged
-from tpv.checks import check_device, check_outputs
-from tpv.checks import check_model as check_fixed_point
-from tpv.linearization import Forward, Linearization
-from tpv.outputs import OutputSpec, as_output
-from tpv.sweep import Sweep
-from tpv.sweep.batch_pass import LOCAL
-from tpv.sweep.layer import Variance
+from tpv.common.errors import TPVError
+from tpv.common.format import table
+from tpv.jacobian import Sweep
+from tpv.jacobian.batch_pass import LOCAL
+from tpv.jacobian.formulas.base import Variance
+from tpv.model.batches import batch_size, map_tensors, narrow
+from tpv.model.checks import check_device, check_outputs
+from tpv.model.checks import check_model as check_fixed_point
+from tpv.model.guard import unchanged
+from tpv.model.linearization import Forward, Linearization
+from tpv.model.outputs import OutputSpec, as_output
 from tpv.testing.float64 import Float64Everywhere
 
 _TOLERANCE = 1e-9

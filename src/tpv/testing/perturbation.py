@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tpv.model.weights import Weights
 from tpv.perturbations import Perturbation
 from tpv.perturbations.base import diagonal, displacement
 from tpv.testing.unchanged import assert_unchanged
-from tpv.weights import Weights
 
 
 def check_perturbation(perturbation: Perturbation, model: nn.Module, draws: int = 400) -> None:

@@ -1,0 +1,1 @@
+"""The exact allocator: the best sizes of parts under a budget, where damages depend on neighbours."""

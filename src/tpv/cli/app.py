@@ -1,0 +1,168 @@
+"""The command line: arguments, files, printing, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from tpv.cli.options import (
+    Debug,
+    Device,
+    Fresh,
+    Json,
+    Seed,
+    TargetArgument,
+    device_of,
+    one_sentence,
+    stdout_for_json,
+)
+from tpv.cli.prune import prune
+from tpv.cli.spec import parse_estimator, parse_perturbation
+from tpv.cli.target import Target, load_target, make_importable
+from tpv.report.contents import Report
+from tpv.report.html import page
+from tpv.report.measuring import Plan, measure
+from tpv.report.noise import NOISE_EXAMPLES
+from tpv.report.terminal import console, progress_bars, show
+from tpv.report.unfinished import Unfinished, fingerprint, write
+
+_EPILOG = "Exit codes: 0 done, 1 the model raised an error, 2 bad input, 130 interrupted."
+
+app = typer.Typer(
+    help="Test Prediction Variance: how much a trained network's predictions move when its weights are disturbed.",
+    epilog=_EPILOG,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+app.command()(prune)
+
+Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
+
+
+class Measured(StrEnum):
+    """The outputs that a report can be about."""
+
+    logits = "logits"
+    probabilities = "probabilities"
+    kl = "kl"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tpv {version('tpv')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(out: Out = Path("tpv-demo"), debug: Debug = False) -> None:
+    """Train a small network on handwritten digits in seconds, then report on it."""
+    with one_sentence(debug):
+        torch.set_num_threads(1)  # threads cost more than they gain on 8 × 8 pixels
+        print("Training a small convolutional network on scikit-learn's digits …", file=sys.stderr)
+        _produce(load_target("tpv.demo"), Plan(), out, fresh=True)
+
+
+@app.command()
+def report(
+    target: TargetArgument,
+    perturbation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--perturbation",
+            "-p",
+            help="Such as 'Quantization(bits=4)', 'a + b' or 'package.module:MyNoise(p=0.1)'; repeatable.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many examples of each data set.")
+    ] = None,
+    estimator: Annotated[
+        str | None, typer.Option(help="Such as 'Hutchinson(probes=4)'; by default each perturbation's own.")
+    ] = None,
+    output: Annotated[
+        Measured, typer.Option(help="What counts: outputs, their softmax, or the KL divergence in nats.")
+    ] = Measured.logits,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Group parameters by this expression in their names, such as 'layer\\.\\d+'.",
+        ),
+    ] = None,
+    label_noise_examples: Annotated[
+        int,
+        typer.Option(
+            min=2, help="How many training inputs LabelNoise is fitted on, and test inputs it is read on."
+        ),
+    ] = NOISE_EXAMPLES,
+    seed: Seed = 0,
+    device: Device = None,
+    out: Out = Path("tpv-report"),
+    as_json: Json = False,
+    fresh: Fresh = False,
+    debug: Debug = False,
+) -> None:
+    """Report how much the predictions of TARGET's model move under perturbations of its weights."""
+    with one_sentence(debug):
+        make_importable(target)
+        plan = Plan(
+            perturbations=tuple(map(parse_perturbation, perturbation)) if perturbation else None,
+            estimator=None if estimator is None else parse_estimator(estimator),
+            limit=limit,
+            seed=seed,
+            device=device_of(device),
+            output=output.value,
+            layers=layers,
+            label_noise_examples=label_noise_examples,
+        )
+        with stdout_for_json(as_json):
+            torch.manual_seed(seed)
+            found = load_target(target)
+            made = _produce(found, plan, out, fresh=fresh, quiet=as_json)
+        if as_json:
+            print(made.to_json())
+
+
+def _produce(target: Target, plan: Plan, out: Path, *, fresh: bool, quiet: bool = False) -> Report:
+    """Measure, write both files, print the tables."""
+    told = console(stderr=True)
+    if plan.device is not None:
+        target.model.to(plan.device)
+    asked = fingerprint(target, dataclasses.replace(plan, perturbations=()))
+    kept, parts = Unfinished(out, asked, fresh=fresh), len(plan.asked) + 1
+    if len(kept):
+        told.print(f"Resumed: {len(kept)} of {parts} parts were finished before; --fresh starts afresh.")
+    try:
+        with progress_bars(told) as tell:
+            made = measure(target, plan, kept, tell)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{len(kept)} of {parts} parts are finished; the same command resumes."
+        ) from None
+    write(out / "report.json", made.to_json() + "\n")
+    write(out / "report.html", page(made))
+    kept.discard()
+    printed = told if quiet else console()
+    if not quiet:
+        show(made, printed)
+    printed.print(f"\nReport: {out / 'report.html'}")
+    return made

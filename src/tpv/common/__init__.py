@@ -1,0 +1,1 @@
+"""What every room uses: errors, options, text, statistics, files, fingerprints, progress."""

@@ -1,0 +1,140 @@
+"""One pass over the data: chunks that fit in memory, their contributions, and the sums."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from tpv.common.errors import TPVError, is_out_of_memory
+from tpv.common.options import require_int
+from tpv.common.stats import Moments
+from tpv.estimators.base import Chunk, EstimatorRun
+from tpv.model.batches import batch_size, count_examples, inputs, narrow
+from tpv.model.checks import check_device, check_outputs, explain_non_finite
+from tpv.model.linearization import Linearization
+from tpv.model.memory import choose_chunk_size, release_memory
+
+Progress = Callable[[int, int | None], None]
+Seed = int | torch.Generator
+
+
+@dataclass
+class Run:
+    """What a pass over the data leaves behind."""
+
+    moments: Moments
+    procedure: EstimatorRun
+    chunk_size: int
+    outputs: int
+    lin: Linearization
+
+    def halve(self) -> None:
+        """Half as many examples at a time, after memory ran out."""
+        self.chunk_size = max(1, self.chunk_size // 2)
+        release_memory()
+        warnings.warn(
+            f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save "
+            "the time.",
+            stacklevel=5,
+        )
+
+    def metadata(self, generator: Seed, started: float, **asked: Any) -> dict[str, Any]:
+        """What was asked, and how it was answered."""
+        weight = next(iter(self.lin.weights.values()))
+        return {
+            **asked,
+            "estimator": self.procedure.method,
+            "seed": generator if isinstance(generator, int) else "torch.Generator",
+            "output": self.lin.output.name,
+            "unit": self.lin.output.unit,
+            "outputs": self.outputs,
+            "parameters": sum(w.numel() for w in self.lin.weights.values()),
+            "chunk_size": self.chunk_size,
+            "device": str(weight.device),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            **self.procedure.metadata(),
+            "seconds": round(time.perf_counter() - started, 3),
+            "versions": {
+                "tpv": version("tpv"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def as_generator(seed: Seed) -> torch.Generator:
+    """A CPU generator of a seed, or the one given.
+
+    Raises:
+        TPVError: for anything else.
+    """
+    if isinstance(seed, torch.Generator):
+        return seed
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TPVError(f"generator={seed!r}: give an int seed or a CPU torch.Generator.")
+    return torch.Generator().manual_seed(seed)
+
+
+def accumulate(
+    lin: Linearization,
+    data: Any,
+    begin: Callable[[int], EstimatorRun],
+    chunk_size: int | None,
+    progress: Progress | None,
+) -> Run:
+    """One pass over the data, chunk by chunk. ``begin`` gets the number of outputs per example."""
+    run: Run | None = None
+    checked: set[int] = set()
+    total = count_examples(data)
+    for number, batch in enumerate(data):
+        check_device(lin.model, batch if lin.custom_forward else inputs(batch))
+        size = batch_size(batch)
+        if size not in checked:
+            outputs = check_outputs(lin, batch)[0].numel()
+            checked.add(size)
+        if run is None:
+            procedure = begin(outputs)
+            size = _chunk_size(chunk_size, lin, batch, procedure)
+            run = Run(Moments(procedure.names, procedure.draws), procedure, size, outputs, lin)
+        start = 0
+        while start < size:
+            stop = min(start + run.chunk_size, size)
+            if not _added(run, Chunk(narrow(batch, start, stop, size), start, stop - start, size, number)):
+                run.halve()
+                continue
+            start = stop
+            if progress is not None:
+                progress(run.moments.count, total)
+    if run is None:
+        raise TPVError("data is empty: it gave no batch.")
+    return run
+
+
+def _added(run: Run, chunk: Chunk) -> bool:
+    """Whether the chunk fitted in memory and is part of the sums now."""
+    try:
+        contribution = run.procedure.contribution(chunk)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or chunk.n == 1:
+            raise
+        return False
+    if not contribution.values.isfinite().all():
+        raise TPVError(explain_non_finite(run.lin, chunk.batch))
+    run.moments.update(contribution.values, contribution.noise)
+    return True
+
+
+def _chunk_size(asked: int | None, lin: Linearization, batch: Any, procedure: EstimatorRun) -> int:
+    if asked is None and procedure.chunk_size is not None:
+        return procedure.chunk_size
+    if asked is None:
+        return choose_chunk_size(lin, batch, procedure.scratch(batch), backward=procedure.backward)
+    require_int("estimate", "chunk_size", asked, 1)
+    return asked

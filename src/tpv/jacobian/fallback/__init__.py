@@ -1,0 +1,1 @@
+"""Per-example gradients by ``torch.func`` or one by one, where no layer formula applies."""

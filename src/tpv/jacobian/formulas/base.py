@@ -1,0 +1,99 @@
+"""What the sweep asks of a layer: per-example gradients from its input and its output gradient."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from tpv.jacobian.formulas.factors import Factors
+
+
+class LayerCall(ABC):
+    """One call of one layer on n examples, with its input recorded.
+
+    Subclasses know a single layer type. ``g`` is always the gradient of ⟨v, f⟩ with respect to the
+    layer's output, one cotangent v per example; parameters go by their local names ("weight", "bias").
+
+    Attributes:
+        scratch: numbers per example that :meth:`squares` writes out at a time, beyond the size of g.
+        positions: how many outer products make up the gradient of "weight" (:meth:`factors`), 0 if it has no
+            such form.
+    """
+
+    scratch: int = 0
+    positions: int = 0
+
+    @abstractmethod
+    def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Per-example gradients (n, \\*parameter shape) of the parameters in ``names``."""
+
+    @abstractmethod
+    def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
+        """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance``, the cheapest way."""
+
+    def factors(self, g: Tensor) -> Factors:
+        """The gradient of "weight" as a sum of outer products, for calls with ``positions``."""
+        raise NotImplementedError
+
+
+class Variance:
+    """A parameter's variance c, broadcastable to its shape, with what the formulas need of it worked out
+    once.
+
+    Attributes:
+        full: c itself.
+        rows: √c as a number or as one number per row (first axis); None if c varies within a row.
+    """
+
+    def __init__(self, full: Tensor, ndim: int) -> None:
+        self.full = full
+        self.rows: float | Tensor | None = None
+        if full.numel() == 1:
+            self.rows = math.sqrt(full.item())
+        elif full.ndim == ndim and full.numel() == full.shape[0]:
+            self.rows = full.sqrt().reshape(-1)
+
+    def square(self, gradient: Tensor) -> Tensor:
+        """(n,) Σᵢ c_i gradient_i² of materialised per-example gradients (n, \\*shape)."""
+        flat = widened(gradient).reshape(len(gradient), -1)
+        if isinstance(self.rows, float):
+            norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
+            return norm.double().square() * self.rows**2
+        weights = self.full.expand(gradient.shape[1:]).reshape(-1).to(flat.dtype)
+        return torch.mv(flat.square(), weights)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Half precision as float32, where squares neither overflow nor vanish; other dtypes as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def gram_square(left: Tensor, right_gram: Tensor) -> Tensor:
+    """‖Σ_p left_p ⊗ right_p‖² = Σ_pq ⟨left_p, left_q⟩⟨right_p, right_q⟩ from (B, P, F) and (B, P, P), as
+    (B,).
+    """
+    return (torch.bmm(left, left.transpose(1, 2)) * right_gram).sum((1, 2))
+
+
+def gram_is_cheaper(positions: int, inputs: int, outputs: int, passes: int) -> bool:
+    """Whether Gram matrices, the input's shared by ``passes`` cotangents, take at most a quarter more
+    products than the gradient.
+
+    The gradient must be written out besides, and that costs more than the difference.
+    """
+    return positions * (inputs / passes + outputs) <= 1.25 * inputs * outputs
+
+
+def checksum(t: Tensor) -> Tensor:
+    """(sum, sum of magnitudes) in float64."""
+    t = t.detach().double()
+    return torch.stack([t.sum(), t.abs().sum()])
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Relative difference that rounding and activations at their kinks can make in a squared gradient."""
+    return {torch.float64: 1e-6, torch.float32: 2e-2}.get(dtype, 0.3)

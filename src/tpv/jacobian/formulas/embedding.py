@@ -1,0 +1,38 @@
+"""nn.Embedding: Σ_p onehot(token_p) ⊗ g_p."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
+
+from tpv.jacobian.formulas.base import LayerCall, Variance
+from tpv.jacobian.formulas.factors import Factors, squared_norm
+
+
+class EmbeddingCall(LayerCall):
+    """Closed form: positions with the same token add before squaring, so Σ_pq [token_p = token_q] ⟨g_p,
+    g_q⟩.
+    """
+
+    def __init__(self, module: nn.Embedding, x: Tensor, n: int) -> None:
+        self.rows, self.n = module.num_embeddings, n
+        self.tokens = x.reshape(n, -1)
+        self.positions = self.tokens.shape[1]
+        self.scratch = self.positions**2
+
+    def factors(self, g: Tensor) -> Factors:
+        return Factors(self.tokens, self._positions(g))
+
+    def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        g = self._positions(g)
+        out = g.new_zeros(self.n, self.rows, g.shape[2])
+        return {"weight": out.scatter_add_(1, self.tokens.unsqueeze(-1).expand_as(g), g)}
+
+    def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
+        scale = variance["weight"].full.sqrt().to(g.dtype)
+        by_token = scale[self.tokens] if scale.ndim == 2 and len(scale) == self.rows else scale
+        return {"weight": squared_norm([Factors(self.tokens, self._positions(g) * by_token)])}
+
+    def _positions(self, g: Tensor) -> Tensor:
+        return g.reshape(self.n, self.positions, -1)

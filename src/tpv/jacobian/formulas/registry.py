@@ -1,0 +1,78 @@
+"""Which layer types the sweep knows in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpv.jacobian.formulas.base import LayerCall, widened
+from tpv.jacobian.formulas.conv import ConvCall
+from tpv.jacobian.formulas.embedding import EmbeddingCall
+from tpv.jacobian.formulas.linear import LinearCall
+from tpv.jacobian.formulas.norm import ChannelNormCall, LastNormCall
+from tpv.model.types import TRANSPOSED_LINEAR, type_name
+
+Formula = Callable[[Any, Tensor, int, int], LayerCall | None]
+"""(module, input, number of examples, number of cotangents) to the call, None for an input of another
+layout.
+"""
+
+
+def _linear(module: nn.Linear, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return LinearCall(module, x, n, passes) if x.ndim > 1 else None
+
+
+def _transposed_linear(module: nn.Module, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return LinearCall(module, x, n, passes, transposed=True) if x.ndim > 1 else None
+
+
+def _conv(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return ConvCall(module, x, n, passes) if x.ndim == module.weight.ndim else None
+
+
+def _embedding(module: nn.Embedding, x: Tensor, n: int, passes: int) -> LayerCall:
+    return EmbeddingCall(module, x, n)
+
+
+def _last_norm(module: nn.LayerNorm | nn.RMSNorm, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return LastNormCall(module, x, n) if x.ndim > len(module.normalized_shape) else None
+
+
+def _channel_norm(module: nn.BatchNorm2d | nn.GroupNorm, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return ChannelNormCall(module, x, n) if x.ndim > 1 else None
+
+
+_FORMULAS: dict[str, Formula] = {
+    **{f"torch.nn.modules.conv.Conv{d}d": _conv for d in (1, 2, 3)},
+    **{f"torch.nn.modules.batchnorm.BatchNorm{d}d": _channel_norm for d in (1, 2, 3)},
+    "torch.nn.modules.linear.Linear": _linear,
+    "torch.nn.modules.sparse.Embedding": _embedding,
+    "torch.nn.modules.normalization.GroupNorm": _channel_norm,
+    "torch.nn.modules.normalization.LayerNorm": _last_norm,
+    "torch.nn.modules.normalization.RMSNorm": _last_norm,
+    TRANSPOSED_LINEAR: _transposed_linear,
+}
+"""By the type's full name, so that no other library is imported; a subclass may compute anything and is not
+known.
+"""
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether the exact type has a formula, holds its own weight and bias, and computes what its type does.
+
+    Pruning and weight norm leave the type only; a ``forward`` of the instance or a forward hook may change
+    the outputs.
+    """
+    own = {name for name, p in module._parameters.items() if p is not None} <= {"weight", "bias"}
+    hooked = module._forward_hooks or torch.nn.modules.module._global_forward_hooks
+    return type_name(module) in _FORMULAS and own and not hooked and "forward" not in vars(module)
+
+
+def layer_call(module: nn.Module, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    """The recorded call, or None if the input's layout is not one of n examples along the first axis."""
+    if x.ndim == 0 or len(x) % n:
+        return None
+    return _FORMULAS[type_name(module)](module, widened(x.detach()), n, passes)

@@ -1,0 +1,1 @@
+"""Which route each parameter's gradient takes: recorded, planned and verified."""

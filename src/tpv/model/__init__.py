@@ -1,0 +1,1 @@
+"""The user's model: batches, outputs, weights and Jacobian products."""

@@ -1,0 +1,89 @@
+"""Which layer a parameter counts for: its module, or a group of one's own."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from tpv.common.errors import TPVError, did_you_mean
+
+LayersSpec = str | Mapping[str, str | Sequence[str]] | Callable[[str], str] | None
+OTHER = "(other)"
+
+
+def layer_of(parameter: str) -> str:
+    """The module that a parameter belongs to."""
+    return parameter.rpartition(".")[0] or "(model)"
+
+
+def groups(spec: LayersSpec, names: Iterable[str]) -> dict[str, str]:
+    """Parameter name → the layer that it counts for.
+
+    Args:
+        spec: None for modules; a regular expression searched in the names, whose first group (or whole match)
+            is the layer; a mapping from layers to glob patterns, the first match counting; or a function of
+            the name.
+        names: of the parameters. What no pattern matches counts for "(other)".
+
+    Raises:
+        TPVError: for a pattern that is none or that matches nothing.
+
+    Example:
+        >>> groups(r"layer\\d", ["conv.weight", "layer1.conv.weight", "layer2.conv.weight"])
+        {'conv.weight': '(other)', 'layer1.conv.weight': 'layer1', 'layer2.conv.weight': 'layer2'}
+    """
+    names = list(names)
+    if spec is None:
+        return {name: layer_of(name) for name in names}
+    if isinstance(spec, str):
+        return _by_expression(spec, names)
+    if isinstance(spec, Mapping):
+        return _by_globs(
+            {layer: [globs] if isinstance(globs, str) else list(globs) for layer, globs in spec.items()},
+            names,
+        )
+    if callable(spec):
+        return {name: str(spec(name)) for name in names}
+    raise TPVError(
+        f"layers={spec!r}: give a regular expression, a mapping from layers to glob patterns, or a function "
+        "of the name."
+    )
+
+
+def _by_expression(text: str, names: list[str]) -> dict[str, str]:
+    try:
+        expression = re.compile(text)
+    except re.error as error:
+        raise TPVError(f"layers={text!r} is no regular expression: {error}.") from error
+    found = {name: expression.search(name) for name in names}
+    if not any(found.values()):
+        raise TPVError(
+            f"layers={text!r} matches no parameter: names look like {next(iter(names), '(none)')!r}."
+        )
+    return {
+        name: (match.group(1 if expression.groups else 0) or OTHER) if match else OTHER
+        for name, match in found.items()
+    }
+
+
+def _by_globs(layers: Mapping[str, list[str]], names: list[str]) -> dict[str, str]:
+    for layer, globs in layers.items():
+        for glob in globs:
+            if not fnmatch.filter(names, glob):
+                raise TPVError(
+                    f"layers={{{layer!r}: {glob!r}}} matches no parameter.{did_you_mean(glob, names)}"
+                )
+    found = {
+        name: next(
+            (layer for layer, globs in layers.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)),
+            OTHER,
+        )
+        for name in names
+    }
+    if empty := [layer for layer in layers if layer not in found.values()]:
+        raise TPVError(
+            f"layers: {empty[0]!r} gets no parameter, because earlier patterns match all of its own or it "
+            "has none."
+        )
+    return found

@@ -1,0 +1,173 @@
+"""f, w and J at a fixed point: the only place that runs a model."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from tpv.common.errors import is_out_of_memory
+from tpv.model.batches import batch_size, call_model, duplicated
+from tpv.model.guard import Attributes
+from tpv.model.outputs import Output, as_output, mask_of
+from tpv.model.weights import Weights
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+class Linearization:
+    """A model at its trained weights w*: predictions z(w*; x), finite displacements and Jacobian products.
+
+    z are the outputs f themselves unless ``output`` says otherwise; at padded positions they are 0.
+
+    Args:
+        model: any ``nn.Module`` in evaluation mode.
+        forward: ``(model, batch) -> outputs``; by default a batch's tensor, first element or keywords go in.
+        output: what of the outputs counts.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: Forward | None = None, output: Output | None = None
+    ) -> None:
+        self.model = model
+        self.output = output or as_output("logits")
+        self.weights = Weights(model, linearization=self)
+        self.custom_forward = forward is not None
+        self._forward_mode = True
+        self.forward = forward or call_model
+        self._caller = _Caller(model, self.forward)
+        self._normalised = any(isinstance(m, _BatchNorm | _InstanceNorm) for m in model.modules())
+
+    def needs_padding(self, batch: Any) -> bool:
+        """Whether gradients of this batch need a second example beside it.
+
+        On the CPU the backward pass of BatchNorm and InstanceNorm over a single example is wrong (torch 2.13)
+        where the gradient that it gets is laid out channels last.
+        """
+        return (
+            self._normalised
+            and batch_size(batch) == 1
+            and next(iter(self.weights.values())).device.type == "cpu"
+        )
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Predictions z (N, ...), with gradients wherever the caller enabled them."""
+        with _eager():
+            return self._predictions(self.output.select(self._caller(batch)), batch)
+
+    def alone(self, example: Any) -> Tensor:
+        """Predictions (1, ...) of a batch of one example, with gradients that can be trusted."""
+        return self(duplicated(example))[:1] if self.needs_padding(example) else self(example)
+
+    def at(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """Predictions with some parameters replaced; the model itself is not touched."""
+        return self._predictions(self.outputs(batch, weights), batch)
+
+    def outputs(self, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
+        """Outputs f (N, ...) with some parameters replaced."""
+        renamed = {f"model.{name}": value for name, value in weights.items()}
+        with _eager():
+            return self.output.select(functional_call(self._caller, renamed, (batch,)))
+
+    def reading(self, coordinates: Callable[[Tensor, Tensor], Tensor]) -> Linearization:
+        """The same model with other coordinates of its outputs."""
+        other = copy.copy(self)
+        other.output = replace(self.output, coordinates=coordinates)
+        return other
+
+    @contextmanager
+    def raw(self) -> Iterator[None]:
+        """Meanwhile the predictions are the outputs themselves: the ways of parameters do not depend on what
+        counts.
+        """
+        chosen = self.output
+        self.output = replace(chosen, coordinates=as_output("logits").coordinates)
+        try:
+            yield
+        finally:
+            self.output = chosen
+
+    def _predictions(self, f: Tensor, batch: Any) -> Tensor:
+        return masked(self.output.coordinates(f, f), batch)
+
+    @torch.no_grad()
+    def displaced(self, batch: Any, delta: Mapping[str, Tensor]) -> Tensor:
+        """f(w* + δ; x), (N, ...). Cost: one forward pass."""
+        return self.outputs(batch, {name: self.weights[name] + d for name, d in delta.items()})
+
+    def jvp(self, batch: Any, delta: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """z(w*; x) and J(x) δ, each (N, ...).
+
+        Cost: about 1.2 forward+backward passes by forward mode; two backward passes more for a model
+        with an operation that has no forward-mode formula.
+        """
+        if self.needs_padding(batch):
+            value, tangent = self.jvp(duplicated(batch), delta)
+            return value[:1], tangent[:1]
+        point = {name: self.weights[name] for name in delta}
+
+        def f(w: Mapping[str, Tensor]) -> Tensor:
+            return self.at(w, batch)
+
+        with sdpa_kernel(SDPBackend.MATH):
+            if self._forward_mode:
+                try:
+                    with torch.no_grad():
+                        value, tangent = jvp(f, (point,), (dict(delta),))[:2]
+                    return value, tangent
+                except (NotImplementedError, RuntimeError) as error:
+                    if is_out_of_memory(error):
+                        raise
+                    self._forward_mode = False
+            return _double_backward(f, point, delta)
+
+
+def masked(z: Tensor, batch: Any) -> Tensor:
+    """z with zeros at the padded positions of a batch with an attention mask."""
+    mask = mask_of(batch, z)
+    return z if mask is None else z * mask
+
+
+def _eager() -> AbstractContextManager[object]:
+    """Compiled modules run as written, so that the calls inside of them can be recorded."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _double_backward(
+    f: Callable[[Mapping[str, Tensor]], Tensor], point: Mapping[str, Tensor], delta: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """f and J δ, as the derivative of v ↦ ⟨Jᵀv, δ⟩."""
+    with torch.enable_grad():
+        w = {name: value.clone().requires_grad_() for name, value in point.items()}
+        value = f(w)
+        v = torch.zeros_like(value, requires_grad=True)
+        pulled = torch.autograd.grad(value, list(w.values()), v, create_graph=True, allow_unused=True)
+        inner = sum(
+            ((g * d).sum() for g, d in zip(pulled, delta.values(), strict=True) if g is not None), v.sum() * 0
+        )
+        (tangent,) = torch.autograd.grad(inner, v)
+    return value.detach(), tangent.detach()
+
+
+class _Caller(nn.Module):
+    """The model behind its ``forward`` function, so that ``functional_call`` reaches its parameters."""
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model = model
+        self._forward = forward
+        self._attributes = Attributes(model)
+
+    def forward(self, batch: Any) -> Any:
+        self._attributes.restore()
+        return self._forward(self.model, batch)

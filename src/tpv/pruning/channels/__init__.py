@@ -1,0 +1,1 @@
+"""Groups of channels that can be removed together: traced, verified and cut out."""

@@ -1,0 +1,1 @@
+"""What is recomputed after channels are gone: statistics and least-squares weights."""

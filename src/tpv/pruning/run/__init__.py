@@ -1,0 +1,1 @@
+"""A pruning from start to end: candidates, steps, results."""

@@ -1,0 +1,1 @@
+"""Scores of channels: criteria, their cotangents, and one backward pass for all of them."""

@@ -1,0 +1,136 @@
+"""The cotangents of a criterion, and what it remembers of the unpruned model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import RandomSampler
+
+from tpv.common.errors import TPVError
+from tpv.estimation.loop import Seed, as_generator
+from tpv.estimators.base import Chunk
+from tpv.estimators.hutchinson import Probes
+from tpv.model.batches import batches, chunks
+from tpv.model.checks import check_model
+from tpv.model.guard import unchanged
+from tpv.model.linearization import Forward, Linearization, masked
+from tpv.model.outputs import as_output
+from tpv.pruning.scores.criteria import Criterion
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """What a criterion remembers of the unpruned model, batch by batch.
+
+    Attributes:
+        labels: (N, ...) classes; None for a criterion without.
+        outputs: (N, ...), for criteria with interactions: what has moved since counts in the next removal.
+            None for others.
+    """
+
+    labels: Sequence[Tensor] | None
+    outputs: Sequence[Tensor] | None
+
+
+def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: Forward | None = None) -> Frozen:
+    """What a criterion is to remember of the model as it is now, for scores of its pruned versions.
+
+    Args:
+        model, data, criterion, forward: as in :func:`tpv.pruning.score`; the data must come in the same order
+            at every reading.
+
+    Raises:
+        TPVError: for data that comes in another order at every reading.
+
+    Cost: one forward pass; none for a criterion that remembers nothing.
+
+    Example:
+        >>> import torch, tpv.pruning
+        >>> model, x = torch.nn.Linear(3, 2).eval(), torch.randn(5, 3)
+        >>> [labels] = tpv.pruning.freeze(model, x, tpv.pruning.JBR()).labels
+        >>> bool((labels == model(x).argmax(1)).all())
+        True
+    """
+    if not (criterion.freezes or criterion.interactions):
+        return Frozen(None, None)
+    if isinstance(getattr(data, "sampler", None), RandomSampler):
+        raise TPVError(
+            "the data must come in the same order each time, and this loader shuffles: give shuffle=False, "
+            "or list(loader)."
+        )
+    outputs, labels = [], []
+    with ready(model, criterion, forward) as lin, torch.no_grad():
+        for batch in batches(data):
+            f = torch.cat([lin.outputs(part, {}) for part in chunks(batch, _AT_ONCE)])
+            if criterion.interactions:
+                outputs.append(f)
+            if criterion.freezes and (found := criterion.labels(f, batch)) is not None:
+                labels.append(found)
+    return Frozen(labels or None, outputs or None)
+
+
+@contextmanager
+def ready(model: nn.Module, criterion: Criterion, forward: Forward | None) -> Iterator[Linearization]:
+    """The model at a fixed point, in the criterion's outputs.
+
+    Raises:
+        TPVError: for what is no criterion, or no such model.
+    """
+    if not isinstance(criterion, Criterion):
+        raise TPVError(
+            f"criterion must be one of tpv.pruning.TPVImportance(), JBR() and JC(), got {criterion!r}."
+        )
+    check_model(model)
+    with unchanged(model):
+        yield Linearization(model, forward, as_output(criterion.output))
+
+
+class Cotangents:
+    """Vectors v for examples one after another, the same whatever the chunks they come in.
+
+    Args:
+        criterion: what asks for them.
+        seed: of the random ones.
+        frozen: what the criterion remembers; by default the model is the unpruned one.
+    """
+
+    def __init__(self, criterion: Criterion, seed: Seed, frozen: Frozen | None) -> None:
+        self._criterion, self._frozen = criterion, frozen
+        self._probes = Probes(criterion.probes, as_generator(seed))
+
+    def __call__(self, f: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """v (N, R, ...) at outputs f (N, ...), and which of the examples count."""
+        remembered = self._piece(None if self._frozen is None else self._frozen.labels, chunk, f)
+        labels = self._criterion.labels(f, chunk.batch) if remembered is None else remembered
+        if labels is None:
+            k = f[0].numel()
+            v = self._probes(chunk, k)[:, : min(self._criterion.probes, k)]
+            return v.to(f).reshape(len(f), -1, *f.shape[1:]), torch.ones(
+                len(f), dtype=torch.bool, device=f.device
+            )
+        counted = (labels >= 0).reshape(len(f), -1).any(1)
+        return self._criterion.directions(f, labels).unsqueeze(1), counted
+
+    def moved(self, lin: Linearization, f: Tensor, chunk: Chunk) -> Tensor:
+        """z − z at the unpruned model's outputs, (N, ...); zero where nothing is remembered."""
+        before = self._piece(None if self._frozen is None else self._frozen.outputs, chunk, f)
+        if before is None:
+            return torch.zeros_like(f)
+        z = lin.output.coordinates
+        return masked(z(f, f) - z(before, f), chunk.batch)
+
+    def _piece(self, kept: Sequence[Tensor] | None, chunk: Chunk, f: Tensor) -> Tensor | None:
+        if kept is None:
+            return None
+        if chunk.number >= len(kept) or len(kept[chunk.number]) != chunk.size:
+            raise TPVError(
+                "the data has changed since the unpruned model saw it: give the same batches in the same "
+                "order."
+            )
+        return kept[chunk.number][chunk.start : chunk.start + chunk.n].to(f.device)

@@ -1,0 +1,87 @@
+"""Removing channels one after the other by what each adds to those that are gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tpv.common.errors import TPVError
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    r"""Along random directions v, what the predictions lose with each channel.
+
+    Attributes:
+        each: (M, C) :math:`v^\top J_g w_g` for M pairs of example and probe; a score is the mean square of a
+            column.
+        moved: (M,) what they have lost already, :math:`v^\top(f_\mathrm{unpruned} - f)`.
+    """
+
+    each: Tensor
+    moved: Tensor
+
+
+class Elimination:
+    r"""A greedy order of removal.
+
+    With :class:`Terms` the damage of removing a set S is :math:`\frac1M \|m + \sum_{g \in S} t_g\|^2`, m what
+    has moved already, and the next to go is the channel that adds least to it; without, that of the lowest
+    score.
+
+    Args:
+        values: (C,) scores.
+        terms: of the same channels, or None.
+
+    Raises:
+        TPVError: for scores that are NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> opposite = torch.tensor([[1.0, -1.0, 0.5]])  # the second undoes what the first does
+        >>> Elimination(opposite.square().mean(0), Terms(opposite, torch.zeros(1))).order()[0].tolist()
+        [2, 1, 0]
+    """
+
+    def __init__(self, values: Tensor, terms: Terms | None = None) -> None:
+        if not values.isfinite().all():
+            raise TPVError("the scores are NaN or infinite.")
+        self._values, self._terms = values.double().cpu(), terms
+        self._moved = None if terms is None else terms.moved.clone()
+        self._closed = torch.zeros(len(values), dtype=torch.bool)
+
+    def keep(self, chosen: Tensor) -> None:
+        """Never take these."""
+        self._closed |= chosen
+
+    def lowest(self) -> int | None:
+        """The next to go, None if nothing is left."""
+        if self._closed.all():
+            return None
+        return int(self.added().masked_fill(self._closed, torch.inf).argmin())
+
+    def added(self) -> Tensor:
+        """(C,) what each would add."""
+        if self._terms is None or self._moved is None:
+            return self._values
+        return self._values + 2 * (self._moved @ self._terms.each).double() / len(self._moved)
+
+    def remove(self, channel: int) -> None:
+        """It is gone."""
+        self._closed[channel] = True
+        if self._terms is not None and self._moved is not None:
+            self._moved += self._terms.each[:, channel]
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        """All channels, first to last, and the damage when each is gone, made to rise: the greatest so
+        far.
+        """
+        found, damage, total = [], [], 0.0
+        while (channel := self.lowest()) is not None:
+            total += self.added()[channel].item()
+            self.remove(channel)
+            found.append(channel)
+            damage.append(total)
+        return torch.tensor(found), torch.tensor(damage, dtype=torch.float64).cummax(0).values

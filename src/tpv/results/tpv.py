@@ -1,0 +1,166 @@
+"""The number, its uncertainties, the layers that cause it, and where it came from."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tpv.common.format import percent, plus_minus, table
+from tpv.common.stats import Estimate, Moments
+from tpv.results.serialization import JSONResult
+from tpv.results.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, repr=False)
+class TPVResult(JSONResult):
+    """What :func:`tpv.estimate` returns.
+
+    Attributes:
+        value: TPV, in squared units of the outputs (or in ``metadata["unit"]``): summed over outputs,
+            averaged over examples.
+        stderr: standard error of ``value`` from the sampling of examples and of probes or draws.
+        mc_stderr: from probes or draws alone, with the data fixed; 0 where nothing was sampled, nan
+            where one draw cannot tell.
+        n_examples: number of examples.
+        layers: module name → its part of ``value``. The parts sum to ``value``. Empty where there is no
+            such split: ``no_layers`` then says why.
+        no_layers: the reason for a missing split, else None.
+        draws: per-draw averages over examples where all examples share the draws, else empty.
+        draw_std: standard deviation of the TPV of a single draw about ``value``, with the data fixed; nan
+            where it was not found.
+        spectrum: the directions of the kernel, for :class:`tpv.LabelNoise` by :class:`tpv.Exact`; else None.
+        metadata: perturbation, estimator, seed, output and its unit, numbers of outputs and parameters, chunk
+            size, device, seconds, versions; ``slow_routes`` (parameters without a closed form) and
+            ``unused_parameters`` where there were any.
+
+    Example:
+        >>> import torch, tpv
+        >>> model = torch.nn.Linear(3, 2).double()
+        >>> result = tpv.estimate(model, torch.ones(5, 3).double(), tpv.Isotropic(0.1))
+        >>> tpv.TPVResult.from_json(result.to_json()) == result
+        True
+    """
+
+    value: float
+    stderr: float
+    mc_stderr: float
+    n_examples: int
+    layers: dict[str, Estimate] = field(default_factory=dict)
+    no_layers: str | None = None
+    draws: tuple[float, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+    draw_std: float = math.nan
+    spectrum: Spectrum | None = None
+
+    @classmethod
+    def from_moments(
+        cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any], **details: Any
+    ) -> TPVResult:
+        """The result of sums whose first quantity is the total and whose others are layers."""
+        total, *layers = moments.estimates().items()
+        draws = tuple(moments.draw_means[:, 0].tolist())
+        details.setdefault("draw_std", statistics.stdev(draws) if len(draws) > 1 else math.nan)
+        value = total[1]
+        return cls(
+            value.value,
+            value.stderr,
+            value.mc_stderr,
+            moments.count,
+            dict(layers),
+            no_layers,
+            draws,
+            metadata=metadata,
+            **details,
+        )
+
+    @property
+    def estimate(self) -> Estimate:
+        """The value with its errors, as one object."""
+        return Estimate(self.value, self.stderr, self.mc_stderr)
+
+    @property
+    def leverage(self) -> float:
+        """For label noise, degrees of freedom over dimensions of the noise: the part of it that the fit
+        follows; nan where not computed.
+        """
+        dimensions = self.metadata.get("noise_dimensions")
+        return self.spectrum.degrees_of_freedom / dimensions if self.spectrum and dimensions else math.nan
+
+    def ranked(self) -> list[tuple[str, Estimate]]:
+        """Layers by falling value."""
+        return sorted(self.layers.items(), key=lambda item: -item[1].value)
+
+    def share(self, layer: str) -> float:
+        """A layer's part of the value, in [0, 1]."""
+        return self.layers[layer].value / self.value if self.value else float("nan")
+
+    def __str__(self) -> str:
+        meta, unit = self.metadata, self.metadata.get("unit")
+        lines = [
+            f"TPV {plus_minus(self.value, self.stderr)}{f' {unit}' if unit else ''}   (probes or draws "
+            f"alone: ± {self.mc_stderr:.2g})",
+            f"{meta.get('perturbation', '')}",
+            f"{self.n_examples} examples, {meta.get('estimator', '')}, seed {meta.get('seed', '')}",
+            "",
+        ]
+        if math.isfinite(self.draw_std):
+            lines.insert(1, f"one draw: ± {self.draw_std:.2g}")
+        if self.spectrum:
+            lines += [str(self.spectrum), ""]
+        if control := meta.get("control"):
+            around = (
+                f"; around it the runs vary by {control['variance']:.3g}" if "variance" in control else ""
+            )
+            lines += [
+                f"without noise the predictions move by {control['value']:.3g} (control run){around}",
+                "",
+            ]
+        if not self.layers:
+            return "\n".join([*lines, f"no split by layer: {self.no_layers}"])
+        ranked = self.ranked()
+        rows = [
+            (name, plus_minus(e.value, e.stderr), percent(self.share(name))) for name, e in ranked[:_SHOWN]
+        ]
+        if rest := ranked[_SHOWN:]:
+            remaining = sum(e.value for _, e in rest)
+            rows.append(
+                (
+                    f"{len(rest)} more",
+                    f"{remaining:.3g}",
+                    percent(remaining / self.value if self.value else float("nan")),
+                )
+            )
+        return "\n".join([*lines, table(("layer", "TPV", "share"), rows)])
+
+    __repr__ = __str__
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per layer: value, stderr, mc_stderr, share. Needs ``pip install 'tpv[pandas]'``."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install 'tpv[pandas]'") from error
+        rows = {
+            n: {"value": e.value, "stderr": e.stderr, "mc_stderr": e.mc_stderr, "share": self.share(n)}
+            for n, e in self.layers.items()
+        }
+        frame = pd.DataFrame.from_dict(
+            rows, orient="index", columns=["value", "stderr", "mc_stderr", "share"]
+        )
+        return frame.rename_axis("layer")
+
+    def plot(self, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:
+        """Bars of the layers with their standard errors, in the model's order. Needs
+        ``pip install 'tpv[plot]'``.
+        """
+        from tpv.plots.layers import plot_layers
+
+        return plot_layers(self, ax)

@@ -1,0 +1,8 @@
+"""Displacements that come from training: fits in closed form, and real retraining."""
+
+from tpv.training.fits import Fit, GradientDescent, Interpolation, Ridge
+from tpv.training.label_noise import LabelNoise
+from tpv.training.progress import ProgressBar
+from tpv.training.retraining import Retraining
+
+__all__ = ["Fit", "GradientDescent", "Interpolation", "LabelNoise", "ProgressBar", "Retraining", "Ridge"]

@@ -1,0 +1,318 @@
+"""``tpv prune``: files, tables, exit codes, resuming."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import one_thread, working_folder  # noqa: F401
+from typer.testing import CliRunner
+
+import tpv.pruning
+from tpv import TPVError, demo
+from tpv.cli.app import app
+from tpv.cli.spec import parse_criterion
+from tpv.pruning import JBR, Magnitude, PruningStep, Random, TPVImportance
+
+TARGET = """
+import torch
+
+generator = torch.Generator().manual_seed(0)
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).eval()
+
+inputs, labels = torch.randn(60, 4, generator=generator), torch.arange(60) % 3
+train_data = inputs[:40]
+test_data = [(inputs[40:], labels[40:])]
+"""
+QUICK = ("--target", "params=0.5", "--steps", 2)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    yield from working_folder(tmp_path, monkeypatch, TARGET)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["prune", *map(str, arguments)])
+
+
+def refused(*arguments, code=2):
+    """The sentence on stderr of a run that must fail."""
+    found = run(*arguments)
+    assert found.exit_code == code, found.output
+    assert found.stdout == ""
+    lines = found.stderr.strip().splitlines()
+    assert len(lines) == 1, found.stderr
+    return lines[0]
+
+
+def target():
+    space = {}
+    exec(TARGET, space)
+    return space
+
+
+def log(out="tpv-pruned"):
+    found = json.loads(Path(out, "log.json").read_text())
+    return [PruningStep.from_dict(step) for step in found["steps"]], found["metadata"]
+
+
+def test_files_and_tables():
+    found = run("target.py", *QUICK)
+    assert found.exit_code == 0, found.output
+    assert {p.name for p in Path("tpv-pruned").iterdir()} == {
+        "model.safetensors",
+        "pruning.json",
+        "log.json",
+        "pruning.svg",
+        "steps",
+    }
+    steps, metadata = log()
+    assert len(steps) == 2
+    assert steps[-1].params_share <= 0.5
+    assert (metadata["examples"], metadata["test_examples"]) == (40, 20)
+    lines = found.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-2:] == [
+        "tpv.pruning.load(model, 'tpv-pruned') reads the pruned network:",
+        "tpv-pruned/model.safetensors",
+    ]
+    assert re.search(r"^2 .* %$", found.stdout, re.MULTILINE)
+    assert Path("tpv-pruned/pruning.svg").read_text().startswith("<?xml")
+    assert found.stderr == ""
+
+
+OPTIONS = {
+    "criterion": (["--criterion", "JBR(confidence=0.1)"], {"criterion": JBR(0.1)}),
+    "short": (["--criterion", "l1"], {"criterion": Magnitude(1)}),
+    "seeds": (["--seed", 3, "--criterion", "random"], {"generator": 3, "criterion": Random(3)}),
+    "uniform": (["--allocation", "uniform"], {"allocation": "uniform"}),
+    "curves": (["--allocation", "curves"], {"allocation": "curves"}),
+    "compensate": (["--compensate"], {"compensate": True}),
+    "ignored": (["--ignore", "2*", "--ignore", "[0]", "--target", "params=0.99"], None),
+    "ignore": (["--ignore", "2*"], {"ignore": ("2*",)}),
+    "limit": (["--limit", 10], {"data": target()["train_data"][:10]}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_numbers_are_those_of_the_library(name):
+    arguments, options = OPTIONS[name]
+    if options is None:
+        assert "no channel of the model can be removed (" in refused("target.py", *QUICK, *arguments)
+        return
+    found = run("target.py", *QUICK, *arguments, "--out", "a folder #1")
+    assert found.exit_code == 0, found.output
+    space = target()
+    asked = {"data": space["train_data"], "test": space["test_data"], "steps": 2} | options
+    expected = tpv.prune(space["model"](), target="params=0.5", **asked)
+    steps, metadata = log("a folder #1")
+    assert metadata == json.loads(expected.to_json())["metadata"]
+    assert [(step.removed, step.moved, step.moved_test, step.accuracy) for step in steps] == [
+        (step.removed, step.moved, step.moved_test, step.accuracy) for step in expected.steps
+    ]
+    loaded = tpv.pruning.load(space["model"](), "a folder #1")
+    assert torch.equal(loaded(space["inputs"]), expected.model(space["inputs"]))
+
+
+def test_recalibrating_reaches_the_library():
+    text = TARGET.replace("torch.nn.Linear(4, 8), ", "torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), ")
+    Path("normed.py").write_text(text)
+    run("normed.py", *QUICK, "--recalibrate")
+    steps, metadata = log()
+    assert metadata["recalibrate"] is True
+    assert steps[0].cut != steps[0].moved
+
+
+def test_json_alone_on_stdout():
+    Path("target.py").write_text(TARGET + "\nprint('loading')\n")
+    found = run("target.py", *QUICK, "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout) == json.loads(Path("tpv-pruned/log.json").read_text())
+    assert "loading" in found.stderr
+
+
+def test_unlabelled_test_data_and_none():
+    Path("unlabelled.py").write_text(
+        TARGET.replace("test_data = [(inputs[40:], labels[40:])]", "test_data = inputs[40:]")
+    )
+    found = run("unlabelled.py", *QUICK)
+    assert found.exit_code == 0, found.output
+    assert "on test" in found.stdout
+    assert "accuracy" not in found.stdout
+    Path("none.py").write_text(TARGET.replace("test_data =", "other ="))
+    found = run("none.py", *QUICK)
+    assert found.exit_code == 0, found.output
+    assert "on test" not in found.stdout
+
+
+def test_labels_of_the_training_data_serve_jc():
+    assert "JC needs integer labels" in refused("target.py", *QUICK, "--criterion", "jc")
+    Path("labelled.py").write_text(
+        TARGET.replace("train_data = inputs[:40]", "train_data = [(inputs[:40], labels[:40])]")
+    )
+    found = run("labelled.py", *QUICK, "--criterion", "jc")
+    assert found.exit_code == 0, found.output
+
+
+def test_a_forward_of_the_targets_own(folder):
+    changed = TARGET.replace("train_data = inputs[:40]", "train_data = [{'odd': inputs[:40]}]").replace(
+        "test_data = [(inputs[40:], labels[40:])]", "def forward(model, batch): return model(batch['odd'])"
+    )
+    Path("odd.py").write_text(changed)
+    found = run("odd.py", *QUICK)
+    assert found.exit_code == 0, found.output
+    assert "Resumed: 2 of 2 steps" in run("odd.py", *QUICK).stderr
+    assert isinstance(
+        tpv.pruning.load(target()["model"](), "tpv-pruned", forward=lambda m, b: m(b["odd"])), torch.nn.Module
+    )
+
+
+BAD = {
+    r"--criterion 'randm': there are tpv, jbr, jc, random, l1, l2, and classes .* Did you mean 'random'\?$": [
+        "--criterion",
+        "randm",
+    ],
+    r"'TPVImportanc' is not a criterion of tpv: there are JBR, JC, TPVImportance, and your own .*Did you mean": [
+        "--criterion",
+        "TPVImportanc(probes=2)",
+    ],
+    r"probes must be an int": ["--criterion", "TPVImportance(probes=0)"],
+    r"'f\(' cannot be read: .* such as 'TPVImportance\(probes=4\)'\.$": ["--criterion", "f("],
+    r"os:getcwd is not a criterion: subclass tpv\.pruning\.Criterion and": ["--criterion", "os:getcwd()"],
+    r"target 'macs' cannot be read: write the share to keep": ["--target", "macs"],
+    r"Target\(unit='flops'\)": ["--target", "flops=0.5"],
+    r"the target cannot be met: ": ["--target", "params=0.01"],
+    r"ignore='nope' matches no group of channels: there are ": ["--ignore", "nope"],
+    r"--device nowhere: ": ["--device", "nowhere"],
+    r"cannot write to target\.py/x.* \(Not a directory\): choose another folder\.": ["--out", "target.py/x"],
+}
+
+
+@pytest.mark.parametrize("sentence", BAD)
+def test_bad_options(sentence):
+    assert re.search(sentence, refused("target.py", *BAD[sentence]))
+
+
+def test_options_that_the_parser_refuses():
+    for arguments in (
+        [],
+        ["target.py", "--steps", "0"],
+        ["target.py", "--allocation", "none"],
+        ["target.py", "--limit", "0"],
+    ):
+        found = run(*arguments)
+        assert found.exit_code == 2
+        assert "Traceback" not in found.output
+
+
+def test_an_error_in_the_model_names_debug():
+    Path("t.py").write_text(TARGET.replace("test_data = ", "test_data = torch.randn(9, 5) #"))
+    sentence = refused("t.py", code=1)
+    assert sentence.startswith("tpv: the model or its data raised RuntimeError: mat1 and mat2 shapes")
+    assert sentence.endswith("--debug shows the traceback.")
+    assert isinstance(run("t.py", "--debug").exception, RuntimeError)
+
+
+def test_random_scores_are_those_of_their_seed():
+    from tpv.integrations.torch_pruning import trace
+
+    space = target()
+    graph = trace(space["model"](), space["inputs"][:2])
+    first, second = list(graph.get_all_groups())[:2]
+    assert torch.equal(Random(1)(first), Random(1)(first))
+    assert not torch.equal(Random(1)(first), Random(2)(first))
+    assert not torch.equal(Random(1)(first)[:3], Random(1)(second)[:3])
+
+
+def test_magnitude_is_that_of_torch_pruning():
+    tp = pytest.importorskip("torch_pruning")
+    from tpv.integrations.torch_pruning import trace
+
+    space = target()
+    (first, *_) = trace(space["model"](), space["inputs"][:2]).get_all_groups()
+    for p in (1, 2):
+        assert torch.equal(Magnitude(p)(first), tp.importance.MagnitudeImportance(p=p)(first))
+    with pytest.raises(TPVError, match=r"Magnitude.*p must be an int in \[1, 2\]"):
+        Magnitude(3)
+
+
+def test_criteria_as_text():
+    assert parse_criterion("TPVImportance(probes=4)") == TPVImportance(probes=4)
+    assert parse_criterion("tpv.pruning:JBR") == JBR()
+    with pytest.raises(TPVError, match="only literal values"):
+        parse_criterion("TPVImportance(probes=print(1))")
+
+
+def test_an_interrupted_run_resumes(monkeypatch):
+    real, calls = tpv.pruning.run.run.remove, []
+
+    def remove(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(tpv.pruning.run.run, "remove", remove)
+    stop_at = 2
+    assert (
+        refused("target.py", *QUICK, code=130)
+        == "tpv: interrupted: 1 of 2 steps are finished; the same command resumes."
+    )
+    assert not Path("tpv-pruned/model.safetensors").exists()
+    stop_at = None
+    found = run("target.py", *QUICK)
+    assert found.stderr == "Resumed: 1 of 2 steps were finished before; --fresh starts afresh.\n"
+    resumed, metadata = log()
+    state = tpv.pruning.load(target()["model"](), "tpv-pruned").state_dict()
+    assert len(calls) == 3
+    assert run("target.py", *QUICK, "--fresh").stderr == ""
+    assert len(calls) == 5
+    anew, metadata_anew = log()
+    assert [(s.removed, s.moved, s.predicted) for s in resumed] == [
+        (s.removed, s.moved, s.predicted) for s in anew
+    ]
+    assert metadata == metadata_anew
+    assert all(
+        torch.equal(t, state[n])
+        for n, t in tpv.pruning.load(target()["model"](), "tpv-pruned").state_dict().items()
+    )
+    assert "Resumed" not in run("target.py", *QUICK, "--seed", 1).stderr
+
+
+def test_prune_the_demo(monkeypatch):
+    images, labels = demo._digits()
+    monkeypatch.setattr(demo, "_digits", lambda: (images[:260], labels[:260]))
+    monkeypatch.setattr(demo, "_TRAIN", 200)
+    monkeypatch.setattr(demo, "_EPOCHS", 1)
+    found = run("tpv.demo", "--steps", 2, "--compensate", "--limit", 64)
+    assert found.exit_code == 0, found.output
+    steps, metadata = log()
+    assert (metadata["examples"], metadata["test_examples"]) == (64, 60)
+    assert steps[-1].macs_share <= 0.5
+    assert steps[-1].accuracy is not None
+    assert max(map(len, found.stdout.splitlines())) <= 80
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_real_interrupt_and_then_the_rest():
+    stop = "def forward(model, batch):\n    import os, signal, pathlib\n"
+    stop += "    if list(pathlib.Path().glob('tpv-pruned/unf*/01/pruning.json')) and not pathlib.Path('stopped').exists():\n"
+    stop += f"        pathlib.Path('stopped').touch()\n        signal.signal(signal.SIGINT, signal.default_int_handler)\n        os.kill(os.getpid(), {int(signal.SIGINT)})\n"
+    stop += "    return model(batch[0] if isinstance(batch, tuple) else batch)\n"
+    Path("t.py").write_text(TARGET + stop)
+    command = [sys.executable, "-m", "tpv", "prune", "t.py", *map(str, QUICK)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    assert (found.returncode, found.stdout) == (130, ""), found.stderr
+    assert found.stderr == "tpv: interrupted: 1 of 2 steps are finished; the same command resumes.\n"
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.startswith("Resumed: 1 of 2 steps")
