@@ -2,7 +2,9 @@
 
 from tpv.common.errors import TPVError
 from tpv.common.stats import Estimate
-from tpv.estimation.estimate import estimate, linearity, stability
+from tpv.estimation.estimate import estimate
+from tpv.estimation.linearity import linearity
+from tpv.estimation.stability import stability
 from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
 from tpv.model.weights import Weights
 from tpv.ntk import NTK

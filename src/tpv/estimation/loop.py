@@ -101,8 +101,8 @@ def accumulate(
             checked.add(size)
         if run is None:
             procedure = begin(outputs)
-            size = _chunk_size(chunk_size, lin, batch, procedure)
-            run = Run(Moments(procedure.names, procedure.draws), procedure, size, outputs, lin)
+            at_a_time = _chunk_size(chunk_size, lin, batch, procedure)
+            run = Run(Moments(procedure.names, procedure.draws), procedure, at_a_time, outputs, lin)
         start = 0
         while start < size:
             stop = min(start + run.chunk_size, size)

@@ -12,7 +12,9 @@ import torch
 from tpv.cli.target import Target
 from tpv.common.errors import TPVError
 from tpv.common.progress import Stages, Tell
-from tpv.estimation.estimate import estimate, linearity, stability
+from tpv.estimation.estimate import estimate
+from tpv.estimation.linearity import linearity
+from tpv.estimation.stability import stability
 from tpv.estimators import Estimator, Hutchinson
 from tpv.model.batches import batch_size
 from tpv.perturbations import Isotropic, Perturbation, Quantization, SGDNoise

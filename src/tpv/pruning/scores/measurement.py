@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.common.stats import Estimate
-from tpv.estimation.estimate import linearity
+from tpv.estimation.linearity import linearity
 from tpv.model.batches import call_model, chunks
 from tpv.model.linearization import Forward
 from tpv.model.outputs import Output, OutputSpec, class_axis, mask_of
