@@ -307,3 +307,12 @@ class LastState(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.rnn(x)[0][:, -1]
+
+
+@dataclass(frozen=True)
+class Correlated(tpv.Perturbation):
+    """One normal number that shifts all weights: neither diagonal nor fixed."""
+
+    def sample(self, at, generator):
+        shift = torch.randn((), generator=generator)
+        return {name: torch.full_like(w, shift.item()) for name, w in at.items()}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from cases import randn
+from cases import Correlated, randn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -120,15 +118,6 @@ def test_probes_do_not_depend_on_the_chunk_size() -> None:
             for size in (1, 2, 5, 100)
         ]
         assert values == pytest.approx([values[0]] * 4, rel=1e-12)
-
-
-@dataclass(frozen=True)
-class Correlated(tpv.Perturbation):
-    """One normal number that shifts all weights: neither diagonal nor fixed."""
-
-    def sample(self, at, generator):
-        shift = torch.randn((), generator=generator)
-        return {name: torch.full_like(w, shift.item()) for name, w in at.items()}
 
 
 def test_a_users_law_goes_by_draws_and_agrees_with_its_covariance() -> None:

@@ -128,7 +128,7 @@ def test_estimators_refuse_what_they_cannot_treat() -> None:
     model, x = network(), randn(3, 6)
     with pytest.raises(tpv.TPVError, match=r"use Exact\(\)"):
         tpv.estimate(model, x, tpv.Quantization(error="actual"), estimator=tpv.Hutchinson())
-    from test_laws import Correlated
+    from cases import Correlated
 
     for estimator in (tpv.Exact(), tpv.Hutchinson()):
         with pytest.raises(tpv.TPVError, match="LinearizedMonteCarlo"):
