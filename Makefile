@@ -23,6 +23,7 @@ lint: .venv/test .venv/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: .venv/bench
 	$(PIP) --no-deps backpack-for-pytorch curvlinops-for-pytorch nngeometry laplace-torch asdfghjkl
