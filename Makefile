@@ -27,7 +27,7 @@ lint: .venv/test .venv/lint
 
 bench: .venv/bench
 	$(PIP) --no-deps backpack-for-pytorch curvlinops-for-pytorch nngeometry laplace-torch asdfghjkl
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv

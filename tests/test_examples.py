@@ -1,4 +1,4 @@
-"""The examples that train their own network: their data, and the whole way with a tiny network."""
+"""The examples that train their own network: their data, and the whole path with a tiny network."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def check(model: nn.Module, data: object, examples: int) -> None:
     """The sweep agrees with finite differences of tiny noise."""
-    law = tpv.Isotropic(1e-4)
+    noise = tpv.Isotropic(1e-4)
     with assert_unchanged(model):
-        swept = tpv.estimate(model, data, law, estimator=tpv.Hutchinson(4))
-        drawn = tpv.estimate(model, data, law, estimator=tpv.MonteCarlo(24))
+        swept = tpv.estimate(model, data, noise, estimator=tpv.Hutchinson(4))
+        drawn = tpv.estimate(model, data, noise, estimator=tpv.MonteCarlo(24))
     assert swept.n_examples == examples
     assert swept.value > 0
     assert abs(swept.value - drawn.value) < 4 * (swept.mc_stderr**2 + drawn.mc_stderr**2) ** 0.5
@@ -94,16 +94,16 @@ def test_a_tiny_language_model() -> None:
     check(gpt2_small.untrained(**sizes), [{"input_ids": batch["input_ids"][:, :8]} for batch in data[:2]], 8)
 
 
-@pytest.mark.parametrize(("mirror", "move"), [(False, 4), (True, 0)])
-def test_augmentation_moves_and_mirrors(mirror: bool, move: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("mirror", "shift"), [(False, 4), (True, 0)])
+def test_augmentation_shifts_and_mirrors(mirror: bool, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32)
-    monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, 4 + move))
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, 4 + shift))
     monkeypatch.setattr(torch, "rand", lambda *size: torch.full(size, 0.0 if mirror else 1.0))
-    found = cifar10_vit.augmented(x)
+    images = cifar10_vit.augmented(x)
     assert (
-        torch.equal(found, x.flip(3))
+        torch.equal(images, x.flip(3))
         if mirror
-        else torch.equal(found[:, :, :-move, :-move], x[:, :, move:, move:])
+        else torch.equal(images[:, :, :-shift, :-shift], x[:, :, shift:, shift:])
     )
 
 
@@ -118,8 +118,8 @@ def test_a_network_is_trained_once() -> None:
         network = cifar10_vit.untrained(hidden=32, layers=1)
         losses = trainings.append([]) or trainings[-1]
 
-        def loss(chosen: Tensor) -> Tensor:
-            value = F.cross_entropy(network(x[chosen]).logits, y[chosen])
+        def loss(indices: Tensor) -> Tensor:
+            value = F.cross_entropy(network(x[indices]).logits, y[indices])
             losses.append(value.item())
             return value
 
