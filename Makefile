@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-fast lint bench clean
 
 .venv/%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -18,6 +18,11 @@ demo: .venv/cli
 
 test: .venv/test
 	$(BIN)/python -m pytest
+
+# The core, the formulas and the algebra: under a minute on two cores.
+FAST := $(addprefix tests/,common model jacobian perturbations estimators estimation results)
+test-fast: .venv/test
+	$(BIN)/python -m pytest -m "not slow" $(FAST)
 
 lint: .venv/test .venv/lint
 	$(BIN)/ruff format --check .

@@ -83,8 +83,8 @@ def data_root() -> Path:
     if not root:
         raise SystemExit(
             "TPV_DATA_DIR is not set: download the data set uoft-cs/cifar10 from the Hugging Face hub and a "
-            "ResNet-20 for CIFAR-10 (weights/cifar10_resnet20.safetensors) into a folder and set TPV_DATA_DIR "
-            "to it."
+            "ResNet-20 for CIFAR-10 (weights/cifar10_resnet20.safetensors) into a folder and set "
+            "TPV_DATA_DIR to it."
         )
     return Path(root)
 

@@ -37,7 +37,7 @@ def questions(split: str) -> Dataset:
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    """WordPiece, trained on the training questions; adds [CLS] and [SEP] and pads to the longest of a batch."""
+    """WordPiece, trained on the training questions; adds [CLS] and [SEP], pads to the longest of a batch."""
     file = cache_folder("trec_bert") / "tokenizer.json"
     if not file.is_file():
         trained_tokenizer = BertWordPieceTokenizer()

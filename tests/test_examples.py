@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 import tpv
 from tpv.testing import assert_unchanged
 
-real = pytest.mark.skipif(not os.environ.get("TPV_DATA_DIR"), reason="TPV_DATA_DIR is not set: no data")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +43,7 @@ def check(model: nn.Module, data: object, examples: int) -> None:
     assert abs(swept.value - drawn.value) < 4 * (swept.mc_stderr**2 + drawn.mc_stderr**2) ** 0.5
 
 
-@real
+@pytest.mark.data
 def test_questions_come_as_padded_batches() -> None:
     data = trec_bert.test_data()
     assert sum(len(batch["labels"]) for batch in data) == 500
@@ -56,7 +55,7 @@ def test_questions_come_as_padded_batches() -> None:
     assert torch.equal(distorted["input_ids"] < trec_bert.SPECIAL, data[0]["input_ids"] < trec_bert.SPECIAL)
 
 
-@real
+@pytest.mark.data
 def test_the_tokenizer_is_the_same_at_every_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = trec_bert.tokenizer().to_str()
     trec_bert.tokenizer.cache_clear()
@@ -66,13 +65,13 @@ def test_the_tokenizer_is_the_same_at_every_training(monkeypatch: pytest.MonkeyP
     assert trec_bert.tokenizer().to_str() == first
 
 
-@real
+@pytest.mark.data
 def test_a_tiny_bert() -> None:
     torch.manual_seed(0)
     check(trec_bert.untrained(hidden=32, layers=1).eval(), trec_bert.test_data()[:1], 50)
 
 
-@real
+@pytest.mark.data
 def test_a_tiny_vision_transformer() -> None:
     torch.manual_seed(0)
     x = cifar10_vit.test_data()
@@ -81,7 +80,7 @@ def test_a_tiny_vision_transformer() -> None:
     check(cifar10_vit.untrained(hidden=32, layers=1).eval(), x[:16], 16)
 
 
-@real
+@pytest.mark.data
 def test_a_tiny_language_model() -> None:
     data = gpt2_small.test_data()
     assert [batch["input_ids"].shape for batch in data] == [(4, 64)] * 4
@@ -158,7 +157,7 @@ def test_prune_fine_tune_save_load(tmp_path: Path, capsys: pytest.CaptureFixture
     )
 
 
-@real
+@pytest.mark.data
 def test_cifar10_for_fine_tuning() -> None:
     task = prune_and_finetune.cifar10()
     x, y = task.train[0]

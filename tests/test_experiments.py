@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from experiments import label_noise
 from experiments.pruning import __main__ as pruning
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("command", "expected"),
