@@ -5,7 +5,15 @@ from tpv.common.stats import Estimate
 from tpv.estimation.estimate import estimate
 from tpv.estimation.linearity import linearity
 from tpv.estimation.stability import stability
-from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
+from tpv.estimators import (
+    Auto,
+    Estimator,
+    Exact,
+    Hutchinson,
+    HutchPlusPlus,
+    LinearizedMonteCarlo,
+    MonteCarlo,
+)
 from tpv.model.weights import Weights
 from tpv.ntk import NTK
 from tpv.perturbations import (
@@ -14,6 +22,7 @@ from tpv.perturbations import (
     Isotropic,
     Masking,
     Perturbation,
+    PerturbationSpec,
     Quantization,
     SGDNoise,
 )
@@ -23,6 +32,7 @@ from tpv.training import Fit, GradientDescent, Interpolation, LabelNoise, Retrai
 
 __all__ = [
     "NTK",
+    "Auto",
     "DiagonalPerturbation",
     "Displacement",
     "Estimate",
@@ -40,6 +50,7 @@ __all__ = [
     "Masking",
     "MonteCarlo",
     "Perturbation",
+    "PerturbationSpec",
     "Quantization",
     "Retraining",
     "Ridge",
