@@ -23,9 +23,7 @@ def network(seed: int, outputs: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
 
 
-def value(
-    model: nn.Module, data: object, law: tpv.Perturbation, estimator: tpv.Estimator = EXACT
-) -> float:
+def value(model: nn.Module, data: object, law: tpv.Perturbation, estimator: tpv.Estimator = EXACT) -> float:
     return tpv.estimate(model, data, law, estimator=estimator).value
 
 

@@ -48,7 +48,9 @@ def test_actual_errors_are_deterministic_and_at_most_half_a_step(law: tpv.Quanti
     check_perturbation(actual, model)
     weights = tpv.Weights(model)
     delta = bound(actual, model).sample(torch.Generator())
-    steps = {name: (12 * c).sqrt().expand(weights[name].shape) for name, c in bound(law, model).variance().items()}
+    steps = {
+        name: (12 * c).sqrt().expand(weights[name].shape) for name, c in bound(law, model).variance().items()
+    }
     clipped = law.symmetric and law.range == "full" and law.dtype == "int"
     slack = 0.51 if clipped or law.dtype != "int" else 1e-6
     for name, d in delta.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -229,9 +228,7 @@ def test_tokens_with_padding_in_batches_of_several_lengths(tied: bool, center: b
         assert result.metadata["train_outputs"] == 56
     drawn = tpv.estimate(model, test, noise, estimator=tpv.LinearizedMonteCarlo(512))
     assert abs(z_score(drawn, expected)) < 4
-    assert all(
-        (bound(noise, model).sample(seeded(s))["embedding.weight"][0] == 0).all() for s in range(3)
-    )
+    assert all((bound(noise, model).sample(seeded(s))["embedding.weight"][0] == 0).all() for s in range(3))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -646,7 +643,9 @@ def network_with_buffer() -> nn.Module:
     "change", [changed_weight, changed_buffer, other_parameters, frozen, widened_weights]
 )
 @pytest.mark.parametrize("estimator", [tpv.Exact(), tpv.LinearizedMonteCarlo(3)], ids=repr)
-def test_a_changed_network_gets_its_own_numbers(change: Callable[[nn.Module], None], estimator: tpv.Estimator) -> None:
+def test_a_changed_network_gets_its_own_numbers(
+    change: Callable[[nn.Module], None], estimator: tpv.Estimator
+) -> None:
     model, noise = network_with_buffer(), law()
     value(model, TEST, noise, estimator=estimator)
     change(model)

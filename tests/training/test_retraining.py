@@ -164,7 +164,9 @@ def test_minibatches_are_consecutive_examples_in_order_whatever_the_batches() ->
     expected = torch.cat(
         [(p - q).detach().reshape(-1) for p, q in zip(other.parameters(), model.parameters(), strict=True)]
     )
-    assert torch.allclose(drawn(tpv.Retraining(noise, batch_size=size), model), expected, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(
+        drawn(tpv.Retraining(noise, batch_size=size), model), expected, rtol=1e-9, atol=1e-12
+    )
     assert not torch.allclose(drawn(tpv.Retraining(noise), model), expected, rtol=1e-3)
 
 
@@ -425,10 +427,7 @@ def test_adaptive_optimizers_are_refused_unless_asked_for(make: Any) -> None:
 
 def test_asgd_is_let_through() -> None:
     assert (
-        drawn(
-            law(optimizer=lambda params: torch.optim.ASGD(params, lr=0.1, lambd=0)), network()
-        ).norm()
-        > 0
+        drawn(law(optimizer=lambda params: torch.optim.ASGD(params, lr=0.1, lambd=0)), network()).norm() > 0
     )
 
 
@@ -478,9 +477,7 @@ def test_the_noise_is_that_of_the_training_set() -> None:
     model, noise = network(), noisy(GradientDescent(lr=0.5, steps=1), 1e-2, center=False)
     j, _ = jacobian(model, TRAIN, lambda f: f)
     epsilon = 1e-2 * train_noise(noise, model)[0].reshape(-1)
-    assert torch.allclose(
-        drawn(tpv.Retraining(noise), model), 0.5 * 2 / 36 * (j.T @ epsilon), rtol=1e-9
-    )
+    assert torch.allclose(drawn(tpv.Retraining(noise), model), 0.5 * 2 / 36 * (j.T @ epsilon), rtol=1e-9)
 
 
 def test_one_example_with_one_output_is_enough() -> None:
