@@ -112,11 +112,11 @@ def test_numbers_are_those_of_the_library(name):
     assert found.exit_code == 0, found.output
     space = target()
     asked = {"data": space["train_data"], "test": space["test_data"], "steps": 2} | options
-    expected = tpv.prune(space["model"](), target="params=0.5", **asked)
+    expected = prune(space["model"](), target="params=0.5", **asked)
     steps, metadata = log("a folder #1")
     assert metadata == json.loads(expected.to_json())["metadata"]
-    assert [(step.removed, step.moved, step.moved_test, step.accuracy) for step in steps] == [
-        (step.removed, step.moved, step.moved_test, step.accuracy) for step in expected.steps
+    assert [(step.removed, step.output_change, step.output_change_test, step.accuracy) for step in steps] == [
+        (step.removed, step.output_change, step.output_change_test, step.accuracy) for step in expected.steps
     ]
     loaded = tpv.pruning.load(space["model"](), "a folder #1")
     assert torch.equal(loaded(space["inputs"]), expected.model(space["inputs"]))
@@ -128,7 +128,7 @@ def test_recalibrating_reaches_the_library():
     run("normed.py", *QUICK, "--recalibrate")
     steps, metadata = log()
     assert metadata["recalibrate"] is True
-    assert steps[0].cut != steps[0].moved
+    assert steps[0].output_change_before_repair != steps[0].output_change
 
 
 def test_json_alone_on_stdout():
@@ -276,8 +276,8 @@ def test_an_interrupted_run_resumes(monkeypatch):
     assert run("target.py", *QUICK, "--fresh").stderr == ""
     assert len(calls) == 5
     anew, metadata_anew = log()
-    assert [(s.removed, s.moved, s.predicted) for s in resumed] == [
-        (s.removed, s.moved, s.predicted) for s in anew
+    assert [(s.removed, s.output_change, s.predicted) for s in resumed] == [
+        (s.removed, s.output_change, s.predicted) for s in anew
     ]
     assert metadata == metadata_anew
     assert all(

@@ -11,7 +11,7 @@ from typing import Any, Self
 from tpv.common.errors import TPVError
 from tpv.common.stats import Estimate
 
-_OPTIONAL = ("moved_test", "accuracy", "no_layers", "spectrum", "cross_fitted", "test_of_halves")
+_OPTIONAL = ("output_change_test", "accuracy", "no_layers", "spectrum", "cross_fitted", "test_of_halves")
 
 
 class JSONResult:
