@@ -330,8 +330,8 @@ def test_nothing_changes_when_it_is_interrupted(error, what) -> None:
     model, data = make("resnet")
     model[3].conv1.weight.requires_grad_(False)
 
-    def stop(told: str, done: int, of: int) -> None:
-        if told.startswith(what):
+    def stop(event: tpv.ProgressEvent) -> None:
+        if event.stage.endswith(what):
             torch.rand(1)
             raise error
 

@@ -32,7 +32,7 @@ from tpv.pruning import Target as Share
 from tpv.pruning import prune as tpv_prune
 from tpv.pruning.channels.tracing import torch_pruning
 from tpv.pruning.files.folder import PLOT, TITLE, check_writable
-from tpv.report.terminal import console, progress_bars
+from tpv.report.terminal import console
 from tpv.report.view import View
 
 CALIBRATION = 512
@@ -163,16 +163,15 @@ def _produce(target: Target, request: _Request) -> PruningResult:
     if request.device is not None:
         target.model.to(request.device)
     test = None if target.test is None else View(target.test, None, request.device)
-    with progress_bars(console(stderr=True)) as show:
-        result = tpv_prune(
-            target.model,
-            View(target.train, request.limit, request.device),
-            request.share,
-            test=test,
-            forward=target.forward,
-            progress=lambda stage, done, total: show("tpv", stage, done, total),
-            config=request.config,
-            **request.options,
-        )
+    result = tpv_prune(
+        target.model,
+        View(target.train, request.limit, request.device),
+        request.share,
+        test=test,
+        forward=target.forward,
+        progress=True,
+        config=request.config,
+        **request.options,
+    )
     put_text(request.out / PLOT, pruning_svg(result.plot_data(), accuracy=result.has_accuracy, title=TITLE))
     return result

@@ -7,7 +7,6 @@ import functools
 import platform
 import time
 import warnings
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
+from tpv.common.progress import Progress
 from tpv.common.stats import Estimate
 from tpv.model.batches import batch_size, call_model, inputs
 from tpv.model.checks import check_device, check_outputs
@@ -34,24 +34,22 @@ from tpv.pruning.task import PruningTask
 from tpv.pruning.widths.budget import budget
 from tpv.pruning.widths.selection import Curve, by_curves, by_ranking, check_attainable, uniformly
 
-Report = Callable[[str, int, int], None]
-"""(stage, parts done, parts)."""
-
-
 class PruningLoop:
     """A task at work.
 
     Args:
         task: what is pruned, and how.
         unpruned: the architecture of the user's model.
-        report: called as the work goes on.
+        progress: the stage of this work.
     """
 
-    def __init__(self, task: PruningTask, unpruned: Architecture, report: Report) -> None:
-        self._task, self._unpruned, self._report = task, unpruned, report
-        report("tracing", 0, task.steps)
+    def __init__(self, task: PruningTask, unpruned: Architecture, progress: Progress) -> None:
+        self._task, self._unpruned, self._progress = task, unpruned, progress
         _check_data(task)
-        self._candidates = candidates(task.model, task.example, task.ignore, task.parameters, task.forward)
+        with progress.stage("tracing"):
+            self._candidates = candidates(
+                task.model, task.example, task.ignore, task.parameters, task.forward
+            )
         self._groups = self._candidates.groups
         self._macs = budget(task.model, task.example, self._groups, "macs", task.forward)
         self._params = budget(task.model, task.example, self._groups, "params", task.forward)
@@ -69,10 +67,9 @@ class PruningLoop:
         task, model, steps = self._task, self._task.model, list[PruningStep]()
         curves = self._curves() if task.allocation == "curves" else {}
         for k in range(task.steps):
-            self._report("pruning", k, task.steps)
             step, model = self._step(k, model, steps[-1].removed if steps else {}, curves)
             steps.append(step)
-        self._report("pruning", task.steps, task.steps)
+            self._progress.advance()
         excluded = self._candidates.excluded
         return PruningResult(model, tuple(steps), curves, excluded, self._metadata(), self._unpruned)
 
@@ -90,17 +87,14 @@ class PruningLoop:
                     "channels: give the curves of a result for this network, from 1 to all channels."
                 )
         curves = {}
-        for i, group in enumerate(self._groups):
-            self._report("measuring curves", i, len(self._groups))
-            curves[group.name] = known.get(group.name) or measure_curve(
-                task.model,
-                group,
-                self._unpruned_values[group.name].argsort(stable=True),
-                task.data,
-                refit=task.compensate,
-                output=task.output,
-                forward=task.forward,
-            )
+        with self._progress.stage("measuring curves", total=len(self._groups)) as bar:
+            for group in self._groups:
+                order = self._unpruned_values[group.name].argsort(stable=True)
+                curves[group.name] = known.get(group.name) or measure_curve(
+                    task.model, group, order, task.data,
+                    refit=task.compensate, output=task.output, forward=task.forward,
+                )  # fmt: skip
+                bar.advance()
         return curves
 
     def _step(
@@ -112,7 +106,7 @@ class PruningLoop:
         predicted = predict(task.model, task.data, self._groups, gone, task.output_spec, task.forward)
         pruned = remove(task.model, task.example, self._groups, gone, task.forward)
         before_repair, _ = self._calibration(pruned)
-        self._repair(pruned, gone, f"re-fitting, step {k + 1} of {task.steps}")
+        self._repair(pruned, gone)
         change_test, accuracy = self._test(pruned) if self._test else (None, None)
         widths = [group.width - len(gone[group.name]) for group in self._groups]
         macs, params = self._macs.of(widths), self._params.of(widths)
@@ -144,13 +138,12 @@ class PruningLoop:
             return uniformly(self._groups, values, removed, self._costs, limit)
         return by_ranking(self._groups, values, removed, self._costs, limit, terms)
 
-    def _repair(self, model: nn.Module, removed: Removed, stage: str) -> None:
+    def _repair(self, model: nn.Module, removed: Removed) -> None:
         """Re-fit and recalibrate, as far as asked."""
         task = self._task
         if task.compensate:
             kept = kept_outputs(self._groups, removed)
-            report = functools.partial(self._report, stage)
-            compensate(model, task.model, task.data, kept, forward=task.forward, progress=report)
+            compensate(model, task.model, task.data, kept, forward=task.forward, progress=self._progress)
         if task.config.recalibrate:
             recalibrate(model, task.data, forward=task.forward)
 

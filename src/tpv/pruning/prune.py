@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tpv.common.progress import Listener, Progress
 from tpv.model.batches import batch_size, batches, ends
 from tpv.model.checks import check_model
 from tpv.model.guard import unchanged
@@ -16,7 +17,7 @@ from tpv.model.linearization import Forward
 from tpv.pruning.channels.shortcuts import replace_padding_shortcuts
 from tpv.pruning.files.architecture import Architecture
 from tpv.pruning.files.folder import DESCRIPTION, LOG, WEIGHTS, check_writable
-from tpv.pruning.loop import PruningLoop, Report
+from tpv.pruning.loop import PruningLoop
 from tpv.pruning.result import PruningResult
 from tpv.pruning.scores.criteria import Criterion, TPVImportance
 from tpv.pruning.task import PruningConfig, PruningTask, Strategy
@@ -33,7 +34,7 @@ def prune(
     compensate: bool = False,
     test: object = None,
     forward: Forward | None = None,
-    progress: Report | None = None,
+    progress: bool | Listener = False,
     config: PruningConfig | None = None,
 ) -> PruningResult:
     r"""A smaller copy of a trained network, from unlabelled inputs and without training.
@@ -59,7 +60,7 @@ def prune(
             (:func:`tpv.pruning.compensate`).
         test: held-out inputs, labelled for the accuracy, ``(inputs, labels)`` or mappings with labels.
         forward: as in :func:`tpv.estimate`.
-        progress: called with (stage, parts done, parts) as the work goes on.
+        progress: True for a bar on standard error, or a function that gets each :class:`tpv.ProgressEvent`.
         config: steps, groups to ignore, a folder for the result and other rarer options.
 
     Returns:
@@ -102,7 +103,8 @@ def prune(
             config=config,
             replaced=replaced,
         )
-        result = PruningLoop(task, Architecture.of(model), progress or (lambda *_: None)).run()
+        with Progress.of(progress).stage("pruning", total=task.steps) as bar:
+            result = PruningLoop(task, Architecture.of(model), bar).run()
     if folder is not None:
         result.save(folder, overwrite=True)
     return result

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpv.common.progress import Listener, Progress
 from tpv.model.batches import batch_size, batches, call_model, ends
 from tpv.model.linearization import Forward
 from tpv.pruning.repair.joins import UsesOf, joins
@@ -54,7 +55,7 @@ def compensate(
     kept: Mapping[str, Tensor],
     *,
     forward: Forward | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Listener | Progress = False,
 ) -> list[Refit]:
     r"""Re-fit, in place, every convolution and linear layer behind a removed channel towards the unpruned
     network's outputs.
@@ -74,7 +75,7 @@ def compensate(
         kept: module → which output channels of the reference it still has, from
             :func:`tpv.pruning.channels.surgery.kept_outputs`.
         forward: as in :func:`tpv.estimate`.
-        progress: called with (layers done, layers).
+        progress: as in :func:`tpv.prune`.
 
     Returns:
         A line for each layer, in the order of execution.
@@ -89,17 +90,17 @@ def compensate(
     narrower = [name for name in order if _inputs(pruned, name) < _inputs(reference, name)]
     todo = order[order.index(narrower[0]) :] if narrower else []
     refits = []
-    for start in range(0, len(todo), _LAYERS_AT_ONCE):
-        names, later = todo[start : start + _LAYERS_AT_ONCE], todo[start + _LAYERS_AT_ONCE :]
-        targets = [_observe(reference, names, part, forward, later, kept) for part in parts]
-        for i, name in enumerate(names, start + 1):
-            put_bias = _bias_setter(pruned, name, example, forward)
-            moments = SplitMoments.zero(fittable(pruned)[name])
-            for target, part in zip([t.pop(name, None) for t in targets], parts, strict=True):
-                _update(moments, name, pruned, target, part, todo[i:], forward)
-            refits += _refit(name, moments, put_bias)
-            if progress is not None:
-                progress(i, len(todo))
+    with Progress.of(progress).stage("re-fitting", total=len(todo)) as bar:
+        for start in range(0, len(todo), _LAYERS_AT_ONCE):
+            names, later = todo[start : start + _LAYERS_AT_ONCE], todo[start + _LAYERS_AT_ONCE :]
+            targets = [_observe(reference, names, part, forward, later, kept) for part in parts]
+            for i, name in enumerate(names, start + 1):
+                put_bias = _bias_setter(pruned, name, example, forward)
+                moments = SplitMoments.zero(fittable(pruned)[name])
+                for target, part in zip([t.pop(name, None) for t in targets], parts, strict=True):
+                    _update(moments, name, pruned, target, part, todo[i:], forward)
+                refits += _refit(name, moments, put_bias)
+                bar.advance()
     return refits
 
 
