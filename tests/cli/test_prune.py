@@ -89,7 +89,10 @@ def test_files_and_tables():
 OPTIONS = {
     "criterion": (["--criterion", "JBR(confidence=0.1)"], {"criterion": JBR(0.1)}),
     "short": (["--criterion", "l1"], {"criterion": tp.importance.MagnitudeImportance(p=1)}),
-    "seeds": (["--seed", 3, "--criterion", "random"], {"generator": 3, "criterion": tp.importance.RandomImportance()}),
+    "seeds": (
+        ["--seed", 3, "--criterion", "random"],
+        {"generator": 3, "criterion": tp.importance.RandomImportance()},
+    ),
     "uniform": (["--allocation", "uniform"], {"allocation": "uniform"}),
     "curves": (["--allocation", "curves"], {"allocation": "curves"}),
     "compensate": (["--compensate"], {"compensate": True}),

@@ -554,9 +554,9 @@ def test_many_layers_are_watched_in_chunks(monkeypatch) -> None:
     for chunk in (1, 2, 8):
         monkeypatch.setattr("tpv.pruning.repair.compensation._LAYERS_AT_ONCE", chunk)
         pruned, kept = without(model, IMAGES, "stem", [0, 2])
-        told: list[tuple[int, int]] = []
-        compensate(pruned, model, IMAGES, kept, progress=lambda *at, told=told: told.append(at))
-        assert told == [(i, 4) for i in range(1, 5)]
+        events: list[tpv.ProgressEvent] = []
+        compensate(pruned, model, IMAGES, kept, progress=events.append)
+        assert [(e.stage, e.done, e.total) for e in events] == [("re-fitting", i, 4) for i in range(5)]
         found.append(list(pruned.state_dict().values()))
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])

@@ -34,6 +34,7 @@ from tpv.pruning.task import PruningTask
 from tpv.pruning.widths.budget import budget
 from tpv.pruning.widths.selection import Curve, by_curves, by_ranking, check_attainable, uniformly
 
+
 class PruningLoop:
     """A task at work.
 
