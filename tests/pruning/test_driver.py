@@ -28,7 +28,7 @@ from tpv.pruning.channels.conversion import channel_group
 from tpv.pruning.channels.groups import ChannelGroup
 from tpv.pruning.channels.surgery import masks, remaining, remove
 from tpv.pruning.channels.tracing import all_groups, trace
-from tpv.pruning.channels.verification import verified
+from tpv.pruning.channels.candidates import verified
 from tpv.pruning.scores.measurement import OutputChangeMeter, predict
 from tpv.pruning.widths.budget import Budget
 from tpv.pruning.widths.selection import by_curves, by_ranking, interpolated, uniformly

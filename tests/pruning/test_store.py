@@ -147,12 +147,12 @@ def test_a_bias_that_the_unpruned_network_lacks(tmp_path):
 def test_padding_shortcuts_are_replaced_where_they_were(kept_with, loaded_with, tmp_path):
     model, x = built(Residual), randn(4, 3, 8, 8).float()
     original = built(Residual)
-    assert tpv.pruning.channels.shortcuts.replace_padding_shortcuts(model, x) == ["shortcut"]
+    assert tpv.model.shortcuts.replace_padding_shortcuts(model, x) == ["shortcut"]
     cut = remove(model, x, channel_groups(model, x), {"inner": [1, 5], "stem": [0], "outer": [0, 7]})
     tpv.pruning.save(cut, tmp_path, unpruned=model if kept_with == "replaced" else original)
     fresh = built(Residual, 1)
     if loaded_with == "replaced":
-        tpv.pruning.channels.shortcuts.replace_padding_shortcuts(fresh, x)
+        tpv.model.shortcuts.replace_padding_shortcuts(fresh, x)
     loaded = tpv.pruning.load(fresh, tmp_path)
     assert torch.equal(loaded(x), cut(x))
     assert not loaded.shortcut.weight.requires_grad

@@ -16,10 +16,10 @@ from tpv.model.batches import batch_size, batches, ends
 from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward
 from tpv.model.outputs import OutputSpec
+from tpv.pruning.channels.candidates import WRONG, problems, wrongly_traced
 from tpv.pruning.channels.conversion import channel_group, scorable
 from tpv.pruning.channels.groups import ChannelGroup, Parameters
 from tpv.pruning.channels.tracing import all_groups, trace
-from tpv.pruning.channels.verification import WRONG, problems, wrongly_traced
 from tpv.pruning.scores.channel_scores import ChannelScores
 from tpv.pruning.scores.cotangents import Frozen, freeze
 from tpv.pruning.scores.criteria import JBR, JC, Criterion, TPVImportance

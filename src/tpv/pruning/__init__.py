@@ -2,8 +2,8 @@
 
 from tpv.allocation.knapsack import Allocation, Cost, allocate
 from tpv.model.costs import module_macs, parameters
+from tpv.model.shortcuts import replace_padding_shortcuts
 from tpv.pruning.channels.groups import ChannelGroup, Member
-from tpv.pruning.channels.shortcuts import replace_padding_shortcuts
 from tpv.pruning.files.checkpoint import load, save
 from tpv.pruning.prune import prune
 from tpv.pruning.repair.compensation import compensate

@@ -46,21 +46,21 @@ class PruningLoop:
 
     def __init__(self, task: PruningTask, unpruned: Architecture, progress: Progress) -> None:
         self._task, self._unpruned, self._progress = task, unpruned, progress
+        self._output = as_output(task.output)
+        ignore = (task.config.ignore,) if isinstance(task.config.ignore, str) else tuple(task.config.ignore)
         _check_data(task)
         with progress.stage("tracing"):
-            self._candidates = candidates(
-                task.model, task.example, task.ignore, task.parameters, task.forward
-            )
+            self._candidates = candidates(task.model, task.example, ignore, task.parameters, task.forward)
         self._groups = self._candidates.groups
         self._macs = budget(task.model, task.example, self._groups, "macs", task.forward)
         self._params = budget(task.model, task.example, self._groups, "params", task.forward)
         known = {"macs": self._macs, "params": self._params}
         self._costs = task.target.budget(self._groups, known, self._candidates.everything)
         check_attainable(self._costs, [1] * len(self._groups), task.target.keep * self._costs.total)
-        self._calibration = OutputChangeMeter(task.model, task.data, task.output, task.forward)
-        self._test = (
-            OutputChangeMeter(task.model, task.test, task.output, task.forward) if task.test else None
-        )
+        self._calibration = OutputChangeMeter(task.model, task.data, self._output, task.forward)
+        self._test = None
+        if task.test:
+            self._test = OutputChangeMeter(task.model, task.test, self._output, task.forward)
         self._rescorer = Rescorer(task, self._groups)
 
     def run(self) -> PruningResult:
@@ -93,7 +93,7 @@ class PruningLoop:
                 order = self._unpruned_values[group.name].argsort(stable=True)
                 curves[group.name] = known.get(group.name) or measure_curve(
                     task.model, group, order, task.data,
-                    refit=task.compensate, output=task.output, forward=task.forward,
+                    refit=task.compensate, output=self._output, forward=task.forward,
                 )  # fmt: skip
                 bar.advance()
         return curves
@@ -104,7 +104,7 @@ class PruningLoop:
         started, task = time.perf_counter(), self._task
         keep = 1 - (1 - task.target.keep) * (k + 1) / task.steps
         gone = self._select(current, removed, curves, keep * self._costs.total)
-        predicted = predict(task.model, task.data, self._groups, gone, task.output_spec, task.forward)
+        predicted = predict(task.model, task.data, self._groups, gone, task.output, task.forward)
         pruned = remove(task.model, task.example, self._groups, gone, task.forward)
         before_repair, _ = self._calibration(pruned)
         self._repair(pruned, gone)
@@ -159,8 +159,8 @@ class PruningLoop:
             "recalibrate": task.config.recalibrate,
             "seed": task.config.generator,
             **({"replaced_shortcuts": list(task.replaced)} if task.replaced else {}),
-            "output": task.output.name,
-            "unit": task.output.unit,
+            "output": self._output.name,
+            "unit": self._output.unit,
             "examples": sum(map(batch_size, task.data)),
             "test_examples": sum(map(batch_size, task.test or [])),
             "unpruned": {

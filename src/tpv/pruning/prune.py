@@ -14,7 +14,7 @@ from tpv.model.batches import batch_size, batches, ends
 from tpv.model.checks import check_model
 from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward
-from tpv.pruning.channels.shortcuts import replace_padding_shortcuts
+from tpv.model.shortcuts import replace_padding_shortcuts
 from tpv.pruning.files.architecture import Architecture
 from tpv.pruning.files.folder import DESCRIPTION, LOG, WEIGHTS, check_writable
 from tpv.pruning.loop import PruningLoop

@@ -13,7 +13,7 @@ from tpv.common.errors import TPVError
 from tpv.common.options import require_choice, require_int
 from tpv.model.batches import batch_size, ends
 from tpv.model.linearization import Forward
-from tpv.model.outputs import Output, OutputSpec, as_output
+from tpv.model.outputs import OutputSpec
 from tpv.pruning.channels.groups import Parameters
 from tpv.pruning.scores.criteria import Criterion
 from tpv.pruning.widths.selection import Curve
@@ -88,7 +88,9 @@ class PruningTask:
             )
         if self.config.curves and self.allocation != "curves":
             raise TPVError(f"curves= are for allocation='curves', and allocation is {self.allocation!r}.")
-        if isinstance(self.criterion, type) or not (self._is_own or callable(self.criterion)):
+        if isinstance(self.criterion, type) or not (
+            isinstance(self.criterion, Criterion) or callable(self.criterion)
+        ):
             raise TPVError(
                 f"criterion={self.criterion!r}: give tpv.pruning.TPVImportance(), JBR(), JC() or an "
                 "importance of Torch-Pruning."
@@ -98,30 +100,16 @@ class PruningTask:
         object.__setattr__(self, "example", ends(self.data[0], batch_size(self.data[0])))
 
     @property
-    def _is_own(self) -> bool:
-        return isinstance(self.criterion, Criterion)
-
-    @property
     def steps(self) -> int:
         """How many there are."""
         return self.config.steps or (1 if self.allocation == "curves" else 9)
 
     @property
-    def ignore(self) -> tuple[str, ...]:
-        """Glob patterns."""
-        return (self.config.ignore,) if isinstance(self.config.ignore, str) else tuple(self.config.ignore)
-
-    @property
-    def output_spec(self) -> OutputSpec:
+    def output(self) -> OutputSpec:
         """The output space of the criterion."""
         return self.criterion.output if isinstance(self.criterion, Criterion) else "logits"
 
     @property
-    def output(self) -> Output:
-        """The output space of the criterion."""
-        return as_output(self.output_spec)
-
-    @property
     def parameters(self) -> Parameters:
-        """Whose weights count as a channel's."""
+        """Which weights its scores count as a channel's."""
         return self.criterion.parameters if isinstance(self.criterion, Criterion) else "consumers"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.common.fingerprint import digest
-from tpv.pruning.files.architecture import Architecture, Description, describe
+from tpv.pruning.files.architecture import Architecture, describe, rebuild
 from tpv.pruning.files.folder import (
     DESCRIPTION,
     FORMAT,
@@ -92,14 +92,17 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
 
     Cost: no pass of the model.
     """
-    folder = Path(folder)
+    folder, pruned = Path(folder), copy.deepcopy(model).eval()
     contents = _read(folder)
-    description = Description.of(contents, str(folder / DESCRIPTION))
     weights = weights_of(folder, identity_of(contents))
-    pruned = copy.deepcopy(model).eval()
     with safetensors().safe_open(str(weights), "pt") as file:
         forms = {name: _form(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    description.apply(pruned, forms)
+    try:
+        rebuild(pruned, contents, forms)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, TPVError):
+            raise
+        raise TPVError(f"{folder / DESCRIPTION} is broken ({type(error).__name__}: {error}).") from error
     try:
         safetensors().torch.load_model(pruned, str(weights))
     except Exception as error:

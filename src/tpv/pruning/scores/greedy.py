@@ -55,9 +55,14 @@ class Elimination:
         """Never remove these, given as a mask."""
         self._closed |= channels
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to remove."""
+        return bool(self._closed.all())
+
     def lowest(self) -> int | None:
         """The next to go, None if nothing is left."""
-        if self._closed.all():
+        if self.finished:
             return None
         return int(self.added().masked_fill(self._closed, torch.inf).argmin())
 

@@ -46,53 +46,32 @@ def by_ranking(
         TPVError: if the limit is not met with one channel left in every group; for NaN.
     """
     left = [(i, c) for i, group in enumerate(groups) for c in remaining_channels(group, removed)]
-    now = _widths(groups, removed)
-    scores = torch.tensor([v for group in groups for v in _finite(group, values)])
-    ranking = _Ranking([i for i, _ in left], now, Elimination(scores, terms))
+    owners, now = torch.tensor([i for i, _ in left]), _widths(groups, removed)
+    elimination = Elimination(torch.tensor([v for group in groups for v in _finite(group, values)]), terms)
+    order, current = list[int](), list(now)
 
     def widths(k: int) -> list[int]:
-        """Without the first k."""
-        fewer = Counter(left[channel][0] for channel in ranking.gone[:k])
+        """Without the first k in the order."""
+        fewer = Counter(left[channel][0] for channel in order[:k])
         return [width - fewer[i] for i, width in enumerate(now)]
 
-    while costs.of(widths(len(ranking.gone))) > limit and ranking.remove_some():
-        pass
-    k = bisect_left(range(len(ranking.gone)), True, key=lambda k: costs.of(widths(k)) <= limit)
+    elimination.keep(torch.tensor([now[i] == 1 for i, _ in left]))
+    while costs.of(widths(len(order))) > limit and not elimination.finished:
+        for _ in range(_BLOCK):
+            if (channel := elimination.lowest()) is not None:
+                order.append(channel)
+                elimination.remove(channel)
+                owner = left[channel][0]
+                current[owner] -= 1
+                if current[owner] == 1:
+                    elimination.keep(owners == owner)
+    k = bisect_left(range(len(order)), True, key=lambda k: costs.of(widths(k)) <= limit)
     check_attainable(costs, widths(k), limit)
     gone = {group.name: list(removed.get(group.name, ())) for group in groups}
-    for channel in ranking.gone[:k]:
+    for channel in order[:k]:
         i, c = left[channel]
         gone[groups[i].name].append(c)
     return gone
-
-
-class _Ranking:
-    """Channels in the order in which they are removed, a block at a time; the last of a group stays.
-
-    Args:
-        owners: the group of each channel.
-        widths: of the groups.
-        elimination: which is next.
-    """
-
-    def __init__(self, owners: list[int], widths: Sequence[int], elimination: Elimination) -> None:
-        self._owners, self._widths, self._elimination = torch.tensor(owners), list(widths), elimination
-        self.gone: list[int] = []
-        self._elimination.keep(torch.tensor([widths[i] == 1 for i in owners]))
-
-    def remove_some(self) -> bool:
-        """The next block; False if nothing is left."""
-        for _ in range(_BLOCK):
-            channel = self._elimination.lowest()
-            if channel is None:
-                return False
-            self.gone.append(channel)
-            self._elimination.remove(channel)
-            owner = int(self._owners[channel])
-            self._widths[owner] -= 1
-            if self._widths[owner] == 1:
-                self._elimination.keep(self._owners == owner)
-        return True
 
 
 def uniformly(
