@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch_pruning as tp
-from commands import one_thread, working_folder  # noqa: F401
+from commands import working_folder
 from prunings import prune
 from typer.testing import CliRunner
 

@@ -204,7 +204,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("sentence", DAMAGE)
 def test_damaged_files(sentence, tmp_path):
-    model, example, cut = pruned()
+    model, _example, cut = pruned()
     tpv.pruning.save(cut, tmp_path, unpruned=model)
     DAMAGE[sentence](tmp_path)
     with pytest.raises(TPVError, match=sentence) as refused:
@@ -233,14 +233,14 @@ OTHERS = {
 
 @pytest.mark.parametrize("sentence", OTHERS)
 def test_another_architecture(sentence, tmp_path):
-    model, example, cut = pruned()
+    model, _example, cut = pruned()
     tpv.pruning.save(cut, tmp_path, unpruned=model)
     with pytest.raises(TPVError, match=sentence + r".*[^\n]*$"):
         tpv.pruning.load(OTHERS[sentence](), tmp_path)
 
 
 def test_a_model_that_is_pruned_already_is_refused(tmp_path):
-    model, example, cut = pruned()
+    model, _example, cut = pruned()
     tpv.pruning.save(cut, tmp_path, unpruned=model)
     with pytest.raises(
         TPVError, match=r"0\.weight of the model is of shape \(5, 5\).*give an unpruned instance"
@@ -269,7 +269,7 @@ def test_a_description_of_another_model(name, tmp_path, monkeypatch):
 
 
 def test_nowhere_to_write(tmp_path):
-    model, example, cut = pruned()
+    model, _example, cut = pruned()
     (tmp_path / "file").touch()
     with pytest.raises(
         TPVError, match=r"cannot write to .*file/x \(Not a directory\): choose another folder\.$"
