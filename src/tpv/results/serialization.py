@@ -23,14 +23,6 @@ _OPTIONAL = (
     "test_of_halves",
     "pointwise",
 )
-    "output_change_test",
-    "accuracy",
-    "no_layers",
-    "spectrum",
-    "cross_fitted",
-    "test_of_halves",
-    "pointwise",
-)
 
 
 class JSONResult:
