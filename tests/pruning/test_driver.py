@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import random
 from collections.abc import Callable
@@ -637,6 +638,7 @@ def test_own_costs_count_the_groups_that_are_left_alone_too() -> None:
         ({"allocation": "global "}, "allocation"),
         ({"steps": 0}, "steps"),
         ({"target": 0.5}, "target=0.5: give the share to keep"),
+        ({"generator": -1}, r"PruningConfig\(generator=-1\)"),
         ({"curves": {"0": {1: 2.0, 8: 0.0}}}, "curves= are for allocation='curves'"),
         (
             {"allocation": "curves", "curves": {"0": {1: 2.0, 4: 0.0}}},
@@ -654,6 +656,20 @@ def test_refused(options, sentence) -> None:
         prune(model, data, **({"target": "macs=0.5", "steps": 1} | options))
     with pytest.raises(TPVError, match="eval"):
         prune(model.train(), data)
+
+
+def test_public_functions_have_few_arguments() -> None:
+    """At most 10 for the verb, keyword-only after three, and 8 for all others; results are not made by users."""
+    for name in tpv.pruning.__all__:
+        public = getattr(tpv.pruning, name)
+        if name in ("PruningStep", "PruningResult"):
+            continue
+        parameters = inspect.signature(public).parameters.values()
+        assert len(parameters) <= (10 if name == "prune" else 8), name
+    positional = [
+        p.name for p in inspect.signature(tpv.prune).parameters.values() if p.kind != p.KEYWORD_ONLY
+    ]
+    assert positional == ["model", "data", "target"]
 
 
 def test_ignored_groups_stay() -> None:

@@ -19,6 +19,7 @@ from tpv.integrations.torch_pruning import channel_groups
 from tpv.model.linearization import Linearization
 from tpv.model.outputs import as_output, class_axis
 from tpv.pruning import JBR, JC, ChannelGroup, Frozen, Member, TPVImportance, freeze, score
+from tpv.pruning.scores.channel_scores import ScoreSums
 from tpv.pruning.scores.criteria import Criterion
 from tpv.testing import assert_unchanged, dense_jacobian
 
@@ -665,3 +666,15 @@ def test_reliability_is_of_two_halves_whatever_the_batches() -> None:
     assert 0.5 < whole.reliability <= 1
     assert single.reliability == pytest.approx(whole.reliability, abs=1e-9)
     assert score(model, x[:1], groups, JBR()).reliability != score(model, x[:1], groups, JBR()).reliability
+
+
+def test_sums_of_shards_add_up() -> None:
+    """Where the first shard has an even number of examples, so that halves stay halves."""
+    scores, counted = randn(20, 3).square(), torch.arange(20) % 5 > 0
+    whole, first, second = (ScoreSums.zero(3) for _ in range(3))
+    whole.update(scores, counted)
+    first.update(scores[:8], counted[:8])
+    second.update(scores[8:], counted[8:])
+    first.merge(second)
+    for name, value in vars(whole).items():
+        assert torch.allclose(torch.as_tensor(getattr(first, name)), torch.as_tensor(value)), name

@@ -36,13 +36,7 @@ from tpv.pruning.widths.selection import Curve, by_curves, by_ranking, check_att
 
 
 class PruningLoop:
-    """A task at work.
-
-    Args:
-        task: what is pruned, and how.
-        unpruned: the architecture of the user's model.
-        progress: the stage of this work.
-    """
+    """A task at work; ``unpruned`` is the architecture of the user's model."""
 
     def __init__(self, task: PruningTask, unpruned: Architecture, progress: Progress) -> None:
         self._task, self._unpruned, self._progress = task, unpruned, progress

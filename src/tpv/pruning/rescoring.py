@@ -23,11 +23,8 @@ Importance = Callable[[Any], Tensor]
 
 
 class Rescorer:
-    """Scores pruned versions of a network; what its criterion keeps of the unpruned one is frozen here.
-
-    Args:
-        task: what is pruned.
-        groups: of the unpruned network.
+    """Scores pruned versions of a network with these groups; what its criterion keeps of the unpruned one is
+    frozen here.
     """
 
     def __init__(self, task: PruningTask, groups: Sequence[ChannelGroup]) -> None:

@@ -53,12 +53,10 @@ def describe(model: nn.Module, unpruned: Architecture) -> dict[str, Any]:
         if type(m) in _CONVS.values() and m.bias is None and not m.weight.requires_grad:
             keys = ("in_channels", "out_channels", "kernel_size", "stride")
             shortcuts[name] = {"type": type(m).__name__} | {key: getattr(m, key) for key in keys}
-    added = [name.rpartition(".") for name in own.shapes if name not in unpruned.shapes]
     return {
         "architecture": dict(unpruned.shapes),
         "sizes": sizes,
         "shortcuts": shortcuts,
-        "added_biases": [owner for owner, _, kind in added if kind == "bias"],
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
     }
 
@@ -78,10 +76,10 @@ def rebuild(model: nn.Module, contents: Mapping[str, Any], saved: Mapping[str, T
     replaced = _replace_shortcuts(model, contents["shortcuts"])
     _refuse_others(model, contents["architecture"], replaced, saved)
     modules = dict(model.named_modules())
-    for name in contents["added_biases"]:
-        if not hasattr(modules.get(name), "bias") or f"{name}.bias" not in saved:
-            raise TPVError(f"the saved model has an added bias in {name!r}, where this one cannot have any.")
-        modules[name].register_parameter("bias", nn.Parameter(torch.zeros(())))
+    for name in saved.keys() - model.state_dict().keys():  # such as a bias that was added
+        owner, _, key = name.rpartition(".")
+        if getattr(modules.get(owner), key, 0) is None:
+            modules[owner].register_parameter(key, nn.Parameter(torch.zeros(())))
     for name, sizes in contents["sizes"].items():
         for key, value in sizes.items():
             size = tuple(value) if isinstance(value, list) else value

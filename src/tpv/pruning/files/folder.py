@@ -20,13 +20,8 @@ TITLE = "tpv prune"
 
 
 def check_writable(folder: Path, *names: str, overwrite: bool) -> None:
-    """Refuse a folder that cannot be written to or, without ``overwrite``, that has files which would be
-    replaced and are not tpv's.
-
-    Args:
-        folder: may be missing.
-        names: of the files that will be written.
-        overwrite: whether files of other programs may be replaced.
+    """Refuse a folder that cannot be written to or, without ``overwrite``, that has files of these names
+    which tpv did not write.
 
     Raises:
         TPVError: with the names of the files.
@@ -58,15 +53,10 @@ def _is_own(path: Path) -> bool:
 
 
 def put_pair(folder: Path, model: nn.Module, description: str) -> None:
-    """Replace weights and description together.
+    """Replace the weights and the description, which is JSON, together.
 
     The new weights come first, under a name of their own; the description is the switch; then the weights
     take the place of the old ones. :func:`weights_of` finds those that belong to the description at any time.
-
-    Args:
-        folder: made where it is missing.
-        model: its weights.
-        description: JSON; the weights carry its identity.
 
     Raises:
         TPVError: if they cannot be written.

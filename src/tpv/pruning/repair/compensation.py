@@ -105,15 +105,11 @@ def compensate(
 
 
 def _order(model: nn.Module, batch: Any, forward: Forward | None) -> list[str]:
-    """Names of the layers to re-fit in the order of execution; those called more than once are left as they
-    are.
-    """
+    """Names of the layers to re-fit in the order of execution; none that is called more than once."""
     called: list[str] = []
-    handles = [
-        m.register_forward_hook(lambda *_, name=name: called.append(name))
-        for name, m in fittable(model).items()
-    ]
-    _run(model, batch, forward, handles)
+    layers = fittable(model).items()
+    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in layers]
+    _run(model, batch, forward, hooks)
     return [name for name in called if called.count(name) == 1]
 
 
@@ -135,9 +131,7 @@ def _run(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterabl
 
 @dataclass(eq=False)
 class _Observed:
-    """Of a layer: its output (R, O) at sampled positions, and what it is added to, with the BatchNorm's slope
-    in between, if anything.
-    """
+    """A layer's output (R, O) at sampled positions, what it is added to and the BatchNorm's slope between."""
 
     output: Tensor
     stream: Tensor | None = None
@@ -179,9 +173,7 @@ def _refit(name: str, moments: SplitMoments, put_bias: Callable[[Tensor], object
 
 
 def _correction(target: _Observed, now: _Observed) -> Tensor:
-    """The error in the stream, in units of the layer's output; none where the BatchNorm between them all but
-    closes a channel.
-    """
+    """The error in the stream, in units of the layer's output; none where the BatchNorm's slope is 0."""
     if target.stream is None or now.stream is None or target.stream.shape != now.stream.shape:
         return target.output.new_zeros(())
     gap = target.stream - now.stream

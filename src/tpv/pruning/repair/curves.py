@@ -100,13 +100,8 @@ def _gather(
 
 
 class _Consumer:
-    """A layer that takes the channels as inputs, with what its re-fits need; convolutions in groups and what
-    cannot be fitted only lose inputs.
-
-    Args:
-        model: its layer is changed in place.
-        member: the layer's.
-        refit: whether to fit.
+    """A layer of the model that takes the channels as inputs, changed in place; convolutions in groups and
+    what cannot be fitted only lose inputs.
     """
 
     def __init__(self, model: nn.Module, member: Member, *, refit: bool) -> None:

@@ -38,9 +38,11 @@ class Criterion(ABC):
         are random.
         """
 
-    @abstractmethod
     def directions(self, f: Tensor, labels: Tensor) -> Tensor:
-        """Cotangents (N, ...) at outputs f, zero where a label is ``IGNORED``."""
+        """Cotangents m = softmax(f) − onehot(labels) (N, ...), zero where a label is ``IGNORED``."""
+        axis = class_axis(f)
+        hot = F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis).to(f)
+        return (f.softmax(axis) - hot) * (labels >= 0).unsqueeze(axis)
 
     def _check_parameters(self) -> None:
         require_choice(type(self).__name__, "parameters", self.parameters, ("consumers", "all"))
@@ -91,9 +93,6 @@ class TPVImportance(Criterion):
     def labels(self, f: Tensor, batch: Any) -> None:
         """None: the directions are random."""
 
-    def directions(self, f: Tensor, labels: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class JBR(Criterion):
@@ -136,10 +135,6 @@ class JBR(Criterion):
         _refuse_single_outputs("JBR", f)
         top, classes = f.softmax(class_axis(f)).max(class_axis(f))
         return classes.masked_fill(top < self.confidence, IGNORED)
-
-    def directions(self, f: Tensor, labels: Tensor) -> Tensor:
-        """m (N, ...)."""
-        return residuals(f, labels)
 
 
 @dataclass(frozen=True)
@@ -184,17 +179,6 @@ class JC(Criterion):
             )
         check_classes("a label", labels, f)
         return labels.long()
-
-    def directions(self, f: Tensor, labels: Tensor) -> Tensor:
-        """m (N, ...)."""
-        return residuals(f, labels)
-
-
-def residuals(f: Tensor, labels: Tensor) -> Tensor:
-    """softmax(f) − onehot(labels) along the class axis, zero where a label is ``IGNORED``."""
-    axis = class_axis(f)
-    hot = F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis).to(f)
-    return (f.softmax(axis) - hot) * (labels >= 0).unsqueeze(axis)
 
 
 def labels_of(batch: Any) -> Tensor | None:

@@ -89,7 +89,7 @@ class Target:
 
 
 def _among(cost: Cost, place: Mapping[int, int], full: Sequence[int]) -> Cost:
-    """The cost in terms of the groups that have a place, the others at their full widths."""
+    """The cost in terms of the groups that have a place, with the others at their full widths."""
     own = tuple(place[g] for g in cost.groups if g in place)
     fixed = [g for g in cost.groups if g not in place]
     if not isinstance(cost.amount, Mapping):
