@@ -10,9 +10,9 @@ from torch import nn
 from tpv.common.errors import TPVError
 from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
 from tpv.model.checks import check_model
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec, as_output
+from tpv.model.twin import twin_of
 from tpv.perturbations import Perturbation
 from tpv.perturbations.base import diagonal
 from tpv.training import Retraining
@@ -31,8 +31,8 @@ def fixed_point(
         )
     check_model(model)
     chosen = as_output(perturbation.output if output is None else output)
-    with unchanged(model):
-        yield Linearization(model, forward, chosen)
+    with twin_of(model, forward) as (twin, remapped):
+        yield Linearization(twin, remapped, chosen)
 
 
 def default_estimator(

@@ -132,7 +132,10 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
     with (
         torch.enable_grad()
     ):  # so that a tensor of weights that the model keeps has its history, and using it twice fails aloud
-        first = lin(few).detach()
+        with lin.watch.forward() as check_graph:
+            outputs = lin(few)
+        check_graph(outputs)
+        first = outputs.detach()
     if len(first) != m:
         raise TPVError(
             f"outputs must have the examples along the first axis: {m} examples gave outputs of shape "
@@ -141,7 +144,8 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
         )
     if not first.isfinite().all():
         raise TPVError(explain_non_finite(lin, few))
-    tolerance = repeatability(first.dtype) * first.abs().max()
+    dtypes = {first.dtype, *(w.dtype for w in lin.weights.values())}
+    tolerance = max(map(repeatability, dtypes)) * first.abs().max()
     if (lin(few) - first).abs().max() > tolerance:
         raise TPVError(
             "two passes over the same batch gave different outputs: the model draws random numbers or "

@@ -5,16 +5,13 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tpv.common.errors import TPVError, did_you_mean
 from tpv.common.format import called
-
-if TYPE_CHECKING:
-    from tpv.model.linearization import Linearization
 
 Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 """Glob patterns of parameter names, or a function of (name, parameter)."""
@@ -37,7 +34,7 @@ class Weights(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str] | None = None, linearization: Linearization | None = None
+        self, model: nn.Module, names: Sequence[str] | None = None, linearization: Any = None
     ) -> None:
         self._model, self._linearization = model, linearization
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
@@ -53,7 +50,7 @@ class Weights(Mapping[str, Tensor]):
         return len(self._tensors)
 
     @property
-    def linearization(self) -> Linearization:
+    def linearization(self) -> Any:
         """The model around these weights, for perturbations that run it.
 
         Raises:

@@ -124,10 +124,10 @@ class LabelNoise(Perturbation):
         lin = at.linearization
         parameters = [lin.model.get_parameter(name) for name in at]
         key = (
-            lin.model,
+            type(lin.model),
             lin.forward,
             lin.output.select,
-            *parameters,
+            *(p.data_ptr() for p in parameters),
             parameters[0].device,
             weights_digest(lin.model),
         )
