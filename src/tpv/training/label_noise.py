@@ -124,10 +124,10 @@ class LabelNoise(Perturbation):
         lin = at.linearization
         parameters = [lin.model.get_parameter(name) for name in at]
         key = (
-            type(lin.model),
+            lin.model,
             lin.forward,
             lin.output.select,
-            *(p.data_ptr() for p in parameters),
+            *parameters,
             parameters[0].device,
             weights_digest(lin.model),
         )
