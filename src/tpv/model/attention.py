@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class MathAttention(TorchFunctionMode):
-    """Meanwhile, and in this thread only, ``scaled_dot_product_attention`` is written out in plain operations."""
+    """Writes ``scaled_dot_product_attention`` out in plain operations, in this thread only."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:

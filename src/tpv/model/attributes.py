@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 
 class Attributes:
-    """What the modules of a twin hold as plain attributes, down to the entries of containers and the values of
-    tensors.
+    """Plain attributes of the modules of a twin, down to the entries of containers and the values of tensors.
 
     Among them are states, and caches of tensors computed from weights: LeViT fills such a cache in its first
     evaluation pass, and gradients would end there in the next one.

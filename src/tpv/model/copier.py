@@ -15,10 +15,10 @@ from tpv.model.storages import LARGE
 Handler = Callable[[Any, "Copier"], Any]
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _SHARED = (
-    "threading", "_thread", "concurrent", "multiprocessing", "queue", "_queue", "asyncio", "logging", "io", "_io",
-    "socket", "subprocess", "tempfile", "contextvars", "enum", "torch.optim", "torch.utils.data",
-    "torch.utils.tensorboard", "torch.distributed", "torch.multiprocessing", "torch._dynamo", "torch.fx", "torch.jit",
-    "torch.profiler", "torch.cuda", "torch._C", "tqdm", "wandb",
+    "threading", "_thread", "concurrent", "multiprocessing", "queue", "_queue", "asyncio", "logging", "io",
+    "_io", "socket", "subprocess", "tempfile", "contextvars", "enum", "torch.optim", "torch.utils.data",
+    "torch.utils.tensorboard", "torch.distributed", "torch.multiprocessing", "torch._dynamo", "torch.fx",
+    "torch.jit", "torch.profiler", "torch.cuda", "torch._C", "tqdm", "wandb",
 )  # fmt: skip
 """Modules whose objects cannot or should not be copied: locks, files, pools, loggers, optimizers, loaders."""
 
@@ -26,8 +26,8 @@ _SHARED = (
 class Copier:
     """Copies objects, each once, so that the copies refer to each other as the originals do.
 
-    ``copy.deepcopy`` does not follow closures, bound methods, partial functions and weak references, so that its
-    copy runs the original in places; and it copies weights.
+    ``copy.deepcopy`` does not follow closures, bound methods, partial functions and weak references, so that
+    its copy runs the original in places; and it copies weights.
 
     Args:
         handlers: type → how its instances are copied; of any other object, the attributes are.
@@ -56,7 +56,9 @@ class Copier:
         return handler(original, self)
 
     def note(self, original: Any, copied: Any) -> Any:
-        """Remember a copy, before what it holds is copied; the original stays alive, for its id is its name."""
+        """Remember a copy, before what it holds is copied, and keep the original alive, so that its id stays its
+        own.
+        """
         return self._copies.setdefault(id(original), (original, copied))[1]
 
     def known(self, original: Any) -> bool:
@@ -110,7 +112,7 @@ _SHARED_PREFIXES = tuple(f"{name}." for name in _SHARED)
 
 
 def _of_numpy(original: Any) -> Any:
-    """The copy of an array or a random generator; of an array beyond 1 MiB, a view that refuses to be written to."""
+    """The copy of an array or a random generator; of an array beyond 1 MiB, a read-only view."""
     numpy: Any = sys.modules["numpy"]
     if not isinstance(original, numpy.ndarray) or original.nbytes <= LARGE:
         return shallow.deepcopy(original)

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from tpv.common.errors import is_out_of_memory
-from tpv.model.batches import batch_size, call_model, duplicated
 from tpv.model.attention import MathAttention
 from tpv.model.attributes import Attributes
+from tpv.model.batches import batch_size, call_model, duplicated
 from tpv.model.outputs import Output, as_output, mask_of
 from tpv.model.process_state import eager
 from tpv.model.twin import Forward as Forward
@@ -42,7 +42,7 @@ class Linearization:
         self.model = model
         self.watch = watch_of(model)
         self.output = output or as_output("logits")
-        self.weights = Weights(model, linearization=self)
+        self.weights = Weights(model)
         self.custom_forward = forward is not None
         self._forward_mode = True
         self.forward = forward or call_model

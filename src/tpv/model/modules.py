@@ -13,7 +13,7 @@ from tpv.model.storages import Storages
 
 
 class Unwrapped(nn.Module):
-    """A module that torch.compile or DistributedDataParallel wraps, run as written and under the same name."""
+    """What torch.compile or DistributedDataParallel wraps, run as written and under the same name."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -30,6 +30,8 @@ class Unwrapped(nn.Module):
             return getattr(super().__getattr__(self._name), name)
 
 
+_c: Any = torch._C
+_jit: Any = torch.jit
 _OWN = vars(nn.Module()).keys()
 
 
@@ -58,16 +60,16 @@ def _unwrapped(original: nn.Module, name: str, copy: Copier) -> nn.Module:
     return copied  # type: ignore[no-any-return]
 
 
-def _traced(original: torch.jit.RecursiveScriptModule, copy: Copier) -> Any:
+def _traced(original: Any, copy: Copier) -> Any:
     return copy.note(original, torch.jit._recursive.wrap_cpp_module(_in_cpp(original._c, copy)))
 
 
 def _in_cpp(original: Any, copy: Copier) -> Any:
     """A traced module in C++, with the twin's tensors."""
-    copied, c = original.__copy__(), torch._C
-    for name, tensor in (*c.ParameterDict(original).items(), *c.BufferDict(original).items()):
+    copied = original.__copy__()
+    for name, tensor in (*_c.ParameterDict(original).items(), *_c.BufferDict(original).items()):
         copied.setattr(name, copy(tensor))
-    for name, module in c.ModuleDict(original).items():
+    for name, module in _c.ModuleDict(original).items():
         copied.setattr(name, _in_cpp(module, copy))
     return copied
 
@@ -92,15 +94,17 @@ def handlers(storages: Storages) -> dict[type, Handler]:
 
     return {
         nn.Module: _module,
-        torch.jit.RecursiveScriptModule: _traced,
+        _jit.RecursiveScriptModule: _traced,
         Tensor: tensor,
         torch.Generator: _generator,
     }
 
 
 def _with_history(original: Tensor, copy: Copier, storages: Storages) -> Tensor:
-    """A view of a weight, made again of the twin's. Any other tensor with a history stays: where a hook computes
-    it in each pass, the old one is not used, and where it is used, the graph of the outputs leads to the original.
+    """A view of a weight, made again of the twin's.
+
+    Any other tensor with a history stays: where a hook computes it in each pass, the old one is not used, and
+    where it is used, the graph of the outputs leads to the original and is refused.
     """
     base = original._base
     if base is None or base.grad_fn is not None or base.dtype != original.dtype:

@@ -25,10 +25,10 @@ class process_state:  # noqa: N801  (used like a function)
     """A context in which one thread at a time works, and whose end restores whatever is process-wide.
 
     Forward-mode levels and the compiler's stance belong to the process, so that verbs of several threads take
-    turns. The lock is re-entrant: verbs call each other. What is restored, whatever raises or interrupts: the
-    random states of Python, NumPy and torch, grad modes, the levels of ``torch.func`` and forward-mode AD, the
-    stacks of modes and of hooks of saved tensors, the attention kernels that are allowed, the compiler's
-    stance and the default dtype.
+    turns. The lock is re-entrant: verbs call each other. What is restored, whatever raises or interrupts:
+    the random states of Python, NumPy and torch, grad modes, the levels of ``torch.func`` and forward-mode
+    AD, the stacks of modes and of hooks of saved tensors, the attention kernels that are allowed, the
+    compiler's stance and the default dtype.
     """
 
     def __enter__(self) -> None:
@@ -47,9 +47,12 @@ class process_state:  # noqa: N801  (used like a function)
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            _run_all([lambda: self._inference.__exit__(None, None, None) and None, *self._restores])
+            _run_all([self._leave_inference, *self._restores])
         finally:
             _lock.release()
+
+    def _leave_inference(self) -> None:
+        self._inference.__exit__(None, None, None)
 
 
 def eager() -> AbstractContextManager[object]:

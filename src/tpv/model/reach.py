@@ -17,10 +17,10 @@ _OPAQUE = (types.ModuleType, types.CodeType, types.BuiltinFunctionType, type)
 
 
 def leading_to(start: Any, targets: set[int], copy: Copier) -> set[int]:
-    """The ids of the objects from ``start`` on that refer to one of the ``targets`` (ids), if only through others.
+    """The ids of the objects from ``start`` on that refer to one of the ``targets`` (ids), also through others.
 
-    Only these have to be copied for a function to use the twin; lists that it fills, say, stay the user's. After
-    100,000 objects, whatever follows counts as leading nowhere.
+    Only these have to be copied for a function to use the twin; lists that it fills, say, stay the user's.
+    After 100,000 objects, whatever follows counts as leading nowhere.
     """
     users: defaultdict[int, set[int]] = defaultdict(set)
     seen: dict[int, Any] = {id(start): start}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tpv.common.errors import TPVError
@@ -54,7 +54,7 @@ class Storages:
 
     def parameter(self, parameter: nn.Parameter) -> Tensor:
         """Another Parameter of the same type and values."""
-        if isinstance(parameter, UninitializedTensorMixin):
+        if is_lazy(parameter):
             raise TPVError("the model has lazy layers without weights yet: run it on one batch first.")
         twin, kind = self.twin(parameter), type(parameter)
         if kind is nn.Parameter or not isinstance(parameter, nn.Parameter) or not _is_strided(parameter):

@@ -114,7 +114,7 @@ class _Watching(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, watch: Watch, what: str, *, reads: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._watch, self._what, self._reads = watch, what, reads
         self._written: dict[Any, list[tuple[int, str]]] = {}
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv.common.errors import TPVError
 from tpv.common.format import table
 from tpv.jacobian import Sweep
 from tpv.jacobian.batch_pass import LOCAL
