@@ -64,13 +64,22 @@ def _unsteady(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if isinstance(module, _BatchNorm):
         if module.training:
-            return f"a {kind} in training mode, so every prediction depends on its batch: call model.eval() first."
+            return (
+                f"a {kind} in training mode, so every prediction depends on its batch: call model.eval() "
+                "first."
+            )
         if module.running_mean is None:
-            return f"a {kind} without running statistics, so every prediction depends on its batch: TPV is not defined for it."
+            return (
+                f"a {kind} without running statistics, so every prediction depends on its batch: TPV is not "
+                "defined for it."
+            )
     if isinstance(module, _DropoutNd) and module.training and module.p > 0:
         return f"an active {kind}(p={module.p}), which makes predictions random: call model.eval() first."
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.training and module.dropout > 0:
-        return f"a {kind} with active dropout={module.dropout}, which makes predictions random: call model.eval() first."
+        return (
+            f"a {kind} with active dropout={module.dropout}, which makes predictions random: call "
+            "model.eval() first."
+        )
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
         return f"a {kind} with max_norm, which rewrites its weights in every forward pass: set max_norm=None."
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.scale_grad_by_freq or module.sparse):
@@ -183,7 +192,10 @@ def explain_non_finite(lin: Linearization, batch: Any) -> str:
         for handle in handles:
             handle.remove()
     if culprits:
-        return f"the outputs are NaN or infinite; {culprits[0]} is the first module to produce them: check its inputs and the dtype's range."
+        return (
+            f"the outputs are NaN or infinite; {culprits[0]} is the first module to produce them: check its "
+            "inputs and the dtype's range."
+        )
     return (
         "the result is NaN or infinite although the outputs are finite: gradients or displaced outputs "
         "overflow; "

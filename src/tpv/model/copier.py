@@ -56,9 +56,7 @@ class Copier:
         return handler(original, self)
 
     def note(self, original: Any, copied: Any) -> Any:
-        """Remember a copy, before what it holds is copied, and keep the original alive, so that its id stays its
-        own.
-        """
+        """Remember a copy before what it holds is copied, and keep the original alive: its id is its name."""
         return self._copies.setdefault(id(original), (original, copied))[1]
 
     def known(self, original: Any) -> bool:

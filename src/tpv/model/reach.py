@@ -17,7 +17,7 @@ _OPAQUE = (types.ModuleType, types.CodeType, types.BuiltinFunctionType, type)
 
 
 def leading_to(start: Any, targets: set[int], copy: Copier) -> set[int]:
-    """The ids of the objects from ``start`` on that refer to one of the ``targets`` (ids), also through others.
+    """The ids of the objects from ``start`` on that lead to one of the ``targets`` (ids).
 
     Only these have to be copied for a function to use the twin; lists that it fills, say, stay the user's.
     After 100,000 objects, whatever follows counts as leading nowhere.

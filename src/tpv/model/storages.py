@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tpv.common.errors import TPVError
 
 LARGE = 2**20
-"""Bytes beyond which buffers and plain tensors stay on the user's storage until a forward pass writes there."""
+"""Bytes beyond which buffers and plain tensors stay on the user's storage until they are written to."""
 
 
 class Storages:
@@ -62,8 +62,8 @@ class Storages:
         return torch.Tensor._make_subclass(kind, twin, parameter.requires_grad)
 
     def separate(self, key: int, written: Tensor) -> bool:
-        """Give the twin's large tensors on a storage their own, and so a view of them that is about to be written
-        to; False if there are none.
+        """Give the twin's large tensors on a storage one of their own, and the one (perhaps a view of them)
+        that is about to be written to; False if there are none.
         """
         if key not in self._large or id(written) in self._seen:
             return False
@@ -99,7 +99,7 @@ def _is_strided(tensor: Tensor) -> bool:
 
 
 def _on(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
-    """A tensor on a storage, with a version counter of its own, and usable by autograd also where ``like`` was
+    """A tensor on a storage, with a version counter of its own; autograd can use it also where ``like`` was
     made in inference mode.
     """
     empty: Any = torch.empty(0, dtype=like.dtype, device=like.device)

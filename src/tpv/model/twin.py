@@ -27,23 +27,24 @@ Forward = Callable[[nn.Module, Any], Any]
 class Twin:
     """A model to work on in the place of the user's.
 
-    Its parameters are new ones on the same storage, so that no memory is doubled; buffers, plain tensors,
-    attributes, hooks and whatever else is reached from the modules are copied (beyond 1 MiB, tensors are when a
-    forward pass first writes to them). What cannot or should not be copied is shared: locks, files, pools,
-    loggers, optimizers, objects with ``__del__``. Modules of ``torch.compile`` and ``DistributedDataParallel`` run
-    as written, under their names.
+    Its trainable parameters are new ones on the same storage, so that no memory is doubled. Buffers, frozen
+    parameters, plain tensors, attributes, hooks and whatever else is reached from the modules are copied;
+    tensors beyond 1 MiB, when the watched first pass is about to write to them. What cannot or should not be
+    copied is shared: locks, files, pools, loggers, optimizers, objects with ``__del__``. Modules of
+    ``torch.compile`` and ``DistributedDataParallel`` run as written, under their names.
 
-    What the copy does not reach: writes by NumPy into the memory of weights, tensors and models that are class
-    attributes or global names of another file, and state of a class. Functions of the user's that record from
-    hooks fill the twin's copies of their lists.
+    What the copy does not reach: writes by NumPy into the memory of weights, tensors and models that are
+    class attributes or global names of another file, and state of a class. Functions of the user's that
+    record from hooks fill the twin's copies of their lists.
     """
 
     model: nn.Module
     _copier: Copier
 
     def remapped(self, function: Any) -> Any:
-        """A function or object of the user's that uses the twin where it would use the model; whatever does not
-        refer to the model stays the user's.
+        """A function or object of the user's that uses the twin where it would use the model.
+
+        Whatever does not refer to the model stays the user's own.
         """
         if function is None or self._copier.known(function):
             return self._copier(function)
@@ -84,7 +85,7 @@ def make_twin(model: nn.Module, *, frozen_gradients: bool = False) -> Twin:
 
 @contextmanager
 def twin_of(model: nn.Module, forward: Forward | None = None) -> Iterator[tuple[nn.Module, Any]]:
-    """The twin of a model, and ``forward`` remapped to it; process-wide state is restored when the block ends.
+    """The twin of a model and ``forward`` remapped to it; process-wide state is restored at the end.
 
     Raises:
         TPVError: as :func:`make_twin`.

@@ -1,4 +1,4 @@
-"""Watching what runs: writes into the user's weights are refused before they happen, and reads of them found."""
+"""Refusing writes into the user's tensors before they happen, and uses of the user's own weights."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class Watch:
         """
         for key in storage_keys(tensor):
             if key in self._storages.originals and not self._storages.separate(key, tensor):
-                name = self._names.get(key)
+                name = repr(self._names[key]) if key in self._names else "a tensor of the model"
                 raise TPVError(
-                    f"{what} writes into {'a tensor of the model' if name is None else repr(name)}, and a model is "
-                    "never changed: use an operation that is not in place (w * 2 instead of w.mul_(2))."
+                    f"{what} writes into {name}, and a model is never changed: use an operation that is not "
+                    "in place (w * 2 instead of w.mul_(2))."
                 )
 
     def refuse_read(self, tensor: Tensor) -> None:
@@ -90,9 +90,9 @@ class Watch:
 
 
 _UNREACHED = (
-    "the outputs use {name!r} of your model itself, through something that cannot be followed, such as a global name "
-    "or an attribute computed from weights, so that a perturbation would not reach it: use the module that forward= "
-    "is given, keep parts of the model as its attributes, and compute what depends on weights in each pass."
+    "the outputs use {name!r} through something that a perturbation would not reach, such as a global name "
+    "or an attribute computed from weights before: use the module that forward= is given, keep parts of the "
+    "model as its attributes, and compute what depends on weights in each pass."
 )
 _watches: weakref.WeakKeyDictionary[nn.Module, Watch] = weakref.WeakKeyDictionary()
 
