@@ -96,8 +96,17 @@ def as_generator(seed: Seed) -> torch.Generator:
     """
     if isinstance(seed, torch.Generator) and seed.device.type == "cpu":
         return seed
+    return torch.Generator().manual_seed(as_seed(seed))
+
+
+def as_seed(seed: object) -> int:
+    """A seed as a plain int.
+
+    Raises:
+        TPVError: for anything else.
+    """
     try:
-        return torch.Generator().manual_seed(require_int("", "generator", seed, -(2**63), 2**64 - 1))
+        return require_int("", "generator", seed, -(2**63), 2**64 - 1)
     except TPVError:
         raise TPVError(f"generator={seed!r}: give an int seed or a CPU torch.Generator.") from None
 

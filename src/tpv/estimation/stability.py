@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import torch
 from torch import nn
 
 from tpv.common.errors import TPVError
-from tpv.common.options import require_int
 from tpv.estimation.crossfit import CrossFit
 from tpv.estimation.evaluate import AUTO, Evaluation
 from tpv.estimation.fixed_point import fixed_point
-from tpv.estimation.loop import Progress
+from tpv.estimation.loop import Progress, as_seed
 from tpv.estimators import Estimator
 from tpv.model.batches import batches, count_examples, inputs
 from tpv.model.checks import check_device, check_outputs
@@ -68,7 +68,11 @@ def stability(
         >>> abs(result.ratio - 1) < 4 * result.ratio_stderr
         True
     """
-    generator = require_int("stability", "generator", generator, -(2**63), 2**64 - 1)
+    if isinstance(generator, torch.Generator):
+        raise TPVError(
+            f"stability(generator={generator!r}): give an int seed, so that both sides share their draws."
+        )
+    generator = as_seed(generator)
     evaluation = Evaluation(estimator, layers, generator, progress)
     with fixed_point(model, perturbation, forward, output) as lin:
         groups(layers, selected(lin, perturbation.params))
