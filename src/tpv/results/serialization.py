@@ -8,6 +8,9 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, overload
 
+import torch
+from torch import Tensor
+
 from tpv.common.errors import TPVError
 from tpv.common.files import put_text
 from tpv.common.stats import Estimate
@@ -107,6 +110,8 @@ def plain(value: Any) -> Any:
         return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value))
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -140,7 +145,8 @@ def _restored_field(field: dataclasses.Field[Any], value: Any) -> Any:
     """Of its annotation; only a field that may be None is None."""
     if field.name == "metadata" or (value is None and "None" in str(field.type)):
         return value
-    return _restored(value)
+    restored = _restored(value)
+    return torch.tensor(restored, dtype=torch.float64) if "Tensor" in str(field.type) else restored
 
 
 def _restored(value: Any) -> Any:
