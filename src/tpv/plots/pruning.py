@@ -8,7 +8,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from tpv.common.errors import TPVError
-from tpv.plots.layers import ACCENT, WARM, finite, ink, pyplot
+from tpv.plots.style import ACCENT, WARM, finite, ink, pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
