@@ -120,9 +120,9 @@ class Krylov:
                 )
             before, following = moved, self._outside(moved)
 
-    def _outside(self, moved: Tensor) -> Tensor:
+    def _outside(self, outputs: Tensor) -> Tensor:
         """The main directions, at most 16, of what vectors have outside the span."""
-        gap = moved - self.basis @ (self.basis.T @ moved)
+        gap = outputs - self.basis @ (self.basis.T @ outputs)
         q, s, _ = torch.linalg.svd(gap, full_matrices=False)
         main: Tensor = q[:, s > 0.01 * s[0]]
         return main[:, :_WIDTH]

@@ -204,8 +204,8 @@ class NTK:
             _log.info("writing out %r: %.2f GiB", self, self.dense_bytes / 2**30)
             rows = self.rows
             with process_state():
-                found = gram(rows, rows, self.names)
-            self._matrix = (found + found.T).div_(2)
+                half = gram(rows, rows, self.names)
+            self._matrix = (half + half.T).div_(2)
         return self._matrix
 
     def _refuse_too_large(self, needed: int) -> None:
@@ -254,10 +254,10 @@ class NTK:
                 self.train.check_order(z.detach(), places)
                 for r in range(v.shape[1]):
                     cotangent = v[places, r].reshape(z.shape).to(z.dtype)
-                    found = torch.autograd.grad(
+                    gradients = torch.autograd.grad(
                         z, parameters, cotangent, retain_graph=r + 1 < v.shape[1], allow_unused=True
                     )
-                    for sum_, g in zip(total, found, strict=True):
+                    for sum_, g in zip(total, gradients, strict=True):
                         if g is not None:
                             sum_[r] += g
         return {
@@ -271,7 +271,7 @@ class NTK:
         """
         with process_state():
             count = len(next(iter(tangents.values())))
-            found = [
+            columns = [
                 torch.stack(
                     [
                         self.lin.jvp(batch, {n: d[r] for n, d in tangents.items()})[1].reshape(-1)
@@ -281,7 +281,7 @@ class NTK:
                 )
                 for batch in self._parts(data)
             ]
-        return torch.cat(found)
+        return torch.cat(columns)
 
     def _parts(self, data: object) -> Iterator[Any]:
         if data is None:

@@ -88,9 +88,9 @@ class Interpolation(Fit):
 
     def filter(self, eigenvalues: Tensor, outputs: int, largest: float) -> Tensor:
         """1/k, and 0 below the threshold."""
-        kept = eigenvalues > (self.rcond or 1e-10) * largest
+        above = eigenvalues > (self.rcond or 1e-10) * largest
         return torch.where(
-            kept, 1 / eigenvalues.where(kept, torch.ones_like(eigenvalues)), torch.zeros_like(eigenvalues)
+            above, 1 / eigenvalues.where(above, torch.ones_like(eigenvalues)), torch.zeros_like(eigenvalues)
         )
 
 

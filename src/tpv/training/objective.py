@@ -111,8 +111,10 @@ class Objective:
             if initial:
                 self._train.check_order(z.detach(), rows)
             squares = self._squares(z, rows)
-            found = torch.autograd.grad(squares, leaves, allow_unused=True)
-        gradient = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+            gradients = torch.autograd.grad(squares, leaves, allow_unused=True)
+        gradient = [
+            torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients, strict=True)
+        ]
         return squares.item(), int(masked(torch.ones_like(z), part).sum().item()), gradient
 
     def _squares(self, z: Tensor, rows: slice) -> Tensor:

@@ -34,10 +34,10 @@ def built(
             f"Retraining(optimizer=...) gave a {type(optimizer).__name__}: give a function from parameters "
             "to an optimizer."
         )
-    given = {id(leaf) for leaf in leaves}
-    if any(id(p) not in given for group in optimizer.param_groups for p in group["params"]):
+    ids = {id(leaf) for leaf in leaves}
+    if any(id(p) not in ids for group in optimizer.param_groups for p in group["params"]):
         raise TPVError(
-            "Retraining(optimizer=...) moves other tensors than the parameters it was given: build it from "
+            "Retraining(optimizer=...) moves other tensors than the parameters it was ids: build it from "
             "those alone."
         )
     _refuse_unusual(optimizer, adaptive)

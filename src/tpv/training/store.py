@@ -69,10 +69,10 @@ class Store:
         if key in self._kept:
             return self._kept[key]
         path = self._path(key)
-        found = None if path is None else _read(path, key)
-        if found is not None:
-            self._keep(key, found)
-        return found
+        saved = None if path is None else _read(path, key)
+        if saved is not None:
+            self._keep(key, saved)
+        return saved
 
     def put(self, key: str, finished: Finished) -> None:
         """Keep a run; with a folder it is on disk before this returns."""
@@ -112,8 +112,8 @@ def _write(path: Path, key: str, finished: Finished) -> None:
 
 def _read(path: Path, key: str) -> Finished | None:
     try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return Finished(**found) if found.pop("key") == key else None
+        fields: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return Finished(**fields) if fields.pop("key") == key else None
     except Exception:  # whatever is wrong with the file, the run can be done again
         return None
 
