@@ -182,11 +182,11 @@ class NTK:
         return min(self.train.chunk_size, max(1, GRAM_BYTES // largest))
 
     def sweep(self, lin: Linearization) -> Sweep:
-        """Gradients by the kernel's parameters, of outputs as ``lin`` reads them."""
-        moved = {
+        """Gradients by the kernel's parameters, of outputs in the output space of ``lin``."""
+        selected_weights = {
             name: lin.weights.without_padding(name, torch.ones((), device=self.device)) for name in self.names
         }
-        return Sweep(lin, moved, passes=self.train.rows // self.train.examples)
+        return Sweep(lin, selected_weights, passes=self.train.rows // self.train.examples)
 
     @property
     def matrix(self) -> Tensor:
@@ -200,8 +200,8 @@ class NTK:
             _log.info("writing out %r: %.2f GiB", self, self.dense_bytes / 2**30)
             rows = self.rows
             with unchanged(self.lin.model):
-                found = gram(rows, rows, self.names)
-            self._matrix = (found + found.T).div_(2)
+                product = gram(rows, rows, self.names)
+            self._matrix = (product + product.T).div_(2)
         return self._matrix
 
     def _refuse_too_large(self, needed: int) -> None:
@@ -215,8 +215,8 @@ class NTK:
             )
 
     def eigh(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues, falling and at least 0, in float64, and eigenvectors (nK, nK) in columns, found so,
-        kept as the kernel is.
+        """Eigenvalues, falling and at least 0, in float64, and eigenvectors (nK, nK) in columns, in the
+        kernel's dtype; computed once.
         """
         if self._spectrum is None:
             k, u = torch.linalg.eigh(self.matrix.double())

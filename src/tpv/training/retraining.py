@@ -47,8 +47,8 @@ class Retraining(PerturbationSpec):
 
     Args:
         noise: σ, the training data and the fit, which must be :class:`tpv.GradientDescent`.
-        runs: networks that :func:`tpv.estimate` and :func:`tpv.stability` train, unless they are given an
-            estimator;
+        runs: networks that :func:`tpv.estimate` and :func:`tpv.stability` train, unless another
+            estimator is asked for;
             :func:`tpv.linearity` trains its ``draws``.
         optimizer: a function from parameters to a ``torch.optim.Optimizer``, instead of ``SGD(lr, momentum)``
             of the fit, whose steps and gamma still apply. Its weight decay causes drift too.
