@@ -360,7 +360,7 @@ def test_results_survive_json(tmp_path: Any) -> None:
 
 def test_the_text_of_an_estimate() -> None:
     assert str(tpv.estimate(mlp(), TEST, label_noise())) == (
-        "TPV 0.0019 ± 0.0003 squared centred logits   (probes or draws alone: ± 0)\n"
+        "TPV 0.0019 ± 0.0003 squared centred logits   (Monte-Carlo standard error 0)\n"
         "one draw: ± 0.0013\n"
         "LabelNoise(std=0.1, fit=Ridge(gamma=0.5))\n"
         "8 examples, Exact(), through the kernel, seed 0\n"
@@ -386,11 +386,12 @@ def test_the_text_of_a_comparison() -> None:
         "train/test                            1.0 ± 0.2\n"
         "train/test, cross-fitted            0.92 ± 0.18\n"
         "\n"
-        "In sample the fit follows 19.1 % of the noise that it is read with (its leverage), and that is not what unseen inputs see;\n"
-        "cross-fitted, the noise of one half of the training inputs is read on the other, against the same noise on the test inputs\n"
-        "(half as many examples hold the network less, so both are larger than the value above).\n"
+        "In sample the fit reproduces 19.1 % of the noise that it is evaluated with (its leverage),\n"
+        "which unseen inputs do not see; cross-fitted, the noise of one half of the training inputs is\n"
+        "evaluated on the other half, against the same noise on the test inputs (half as many examples\n"
+        "constrain the network less, so both are larger than the value above).\n"
         "\n"
-        "Cross-fitted, cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
+        "Cross-fitted: cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tpv.common.errors import TPVError
 from tpv.common.stats import Estimate
-from tpv.plots.layers import ACCENT, WARM, finite, ink, pyplot
+from tpv.plots.style import ACCENT, WARM, finite, ink, pyplot
 from tpv.pruning.run.summary import unpruned_accuracy
 
 if TYPE_CHECKING:
