@@ -122,7 +122,7 @@ class Objective:
 
 
 def minibatches(train: TrainingSet, size: int | None) -> Iterator[tuple[Chunk, bool]]:
-    """One reading of the data in its order: chunks, and whether a minibatch ends there."""
+    """One pass over the data in its order: chunks, and whether a minibatch ends there."""
     size, done = size or train.examples, 0
     for chunk in train.chunks():
         n, start = batch_size(chunk[0]), 0
