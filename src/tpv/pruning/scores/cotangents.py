@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
+from tpv.common.counters import cotangents, seed_of
 from tpv.common.errors import TPVError
 from tpv.estimation.loop import Seed, as_generator
 from tpv.estimators.base import Chunk
-from tpv.estimators.hutchinson import Probes
 from tpv.model.batches import batches, chunks
 from tpv.model.checks import check_model
 from tpv.model.guard import unchanged
@@ -102,7 +102,7 @@ class Cotangents:
 
     def __init__(self, criterion: Criterion, seed: Seed, frozen: Frozen | None) -> None:
         self._criterion, self._frozen = criterion, frozen
-        self._probes = Probes(criterion.probes, as_generator(seed))
+        self._seed = seed_of(as_generator(seed))
 
     def __call__(self, f: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """v (N, R, ...) at outputs f (N, ...), and which of the examples count."""
@@ -110,10 +110,9 @@ class Cotangents:
         labels = self._criterion.labels(f, chunk.batch) if remembered is None else remembered
         if labels is None:
             k = f[0].numel()
-            v = self._probes(chunk, k)[:, : min(self._criterion.probes, k)]
-            return v.to(f).reshape(len(f), -1, *f.shape[1:]), torch.ones(
-                len(f), dtype=torch.bool, device=f.device
-            )
+            drawn = cotangents(self._seed, chunk.rows(f.device), self._criterion.probes, k)
+            v = torch.stack([v.to(f) for v in drawn], 1).reshape(len(f), -1, *f.shape[1:])
+            return v, torch.ones(len(f), dtype=torch.bool, device=f.device)
         counted = (labels >= 0).reshape(len(f), -1).any(1)
         return self._criterion.directions(f, labels).unsqueeze(1), counted
 
