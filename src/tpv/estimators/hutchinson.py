@@ -11,12 +11,11 @@ from torch import Tensor
 
 from tpv.common.counters import cotangents, independent_signs, seed_of
 from tpv.common.errors import TPVError
-from tpv.common.options import require_int
+from tpv.common.options import int_field
 from tpv.estimators.base import Chunk, Contribution, Estimator, EstimatorRun, Problem
 from tpv.estimators.layer_sweep import LayerSweep
-from tpv.perturbations.base import diagonal
 
-_PAIRED_EXAMPLES, _PAIRED_PIECES = 64, 16
+_PAIRED_EXAMPLES, _PAIRED_CHUNKS = 64, 16
 
 
 @dataclass(frozen=True)
@@ -58,20 +57,16 @@ class Hutchinson(Estimator):
     probes: int = 1
 
     def __post_init__(self) -> None:
-        require_int("Hutchinson", "probes", self.probes, 1)
+        int_field(self, "probes", 1)
 
     def begin(self, problem: Problem) -> EstimatorRun:
         """A sweep of random cotangents."""
-        variance = (
-            None
-            if problem.perturbation.deterministic
-            else diagonal(problem.perturbation, problem.lin.weights)
-        )
+        bound = problem.bound
+        variance = None if bound.deterministic else bound.variance()
         if variance is None:
-            instead = "Exact()" if problem.perturbation.deterministic else "LinearizedMonteCarlo(draws=16)"
+            instead = "Exact()" if bound.deterministic else "LinearizedMonteCarlo(draws=16)"
             raise TPVError(
-                f"Hutchinson needs a perturbation with variances, and {problem.perturbation!r} has none: use "
-                f"{instead}."
+                f"Hutchinson needs a perturbation with variances, and {bound.spec!r} has none: use {instead}."
             )
         layers = LayerSweep(problem, variance, passes=self.probes)
         return _RandomSweep(self.probes, layers, seed_of(problem.generator))
@@ -80,7 +75,7 @@ class Hutchinson(Estimator):
 class _RandomSweep(EstimatorRun):
     def __init__(self, probes: int, layers: LayerSweep, seed: int) -> None:
         self._probes, self._layers, self._seed = probes, layers, seed
-        self._pieces = 0
+        self._chunks = 0
         self.names = layers.names
         self.method = repr(Hutchinson(probes))
 
@@ -88,7 +83,7 @@ class _RandomSweep(EstimatorRun):
         with self._layers.sweep.linearized(chunk.batch) as (outputs, squares):
             k, rows = outputs[0].numel(), chunk.rows(outputs.device)
             used = min(self._probes, k)
-            paired = used == 1 < k and (chunk.index < _PAIRED_EXAMPLES or self._pieces % _PAIRED_PIECES == 0)
+            paired = used == 1 < k and (chunk.index < _PAIRED_EXAMPLES or self._chunks % _PAIRED_CHUNKS == 0)
             passes, drawn = (2, independent_signs) if paired else (used, cotangents)
             swept = [
                 self._layers.by_layer(squares(v.to(outputs), last=r == passes - 1))
@@ -96,7 +91,7 @@ class _RandomSweep(EstimatorRun):
             ]
         values = torch.stack(swept[:used], dim=1)
         noise = (swept[0] - swept[1]) / math.sqrt(2) if paired else probe_noise(values, k)
-        self._pieces += 1
+        self._chunks += 1
         return Contribution(values.mean(1), noise)
 
     def scratch(self, batch: Any) -> int:

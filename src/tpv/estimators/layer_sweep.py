@@ -36,19 +36,20 @@ class LayerSweep:
         return self.sweep.scratch(batch)
 
     def metadata(self) -> dict[str, Any]:
-        """What :func:`route_facts` says."""
-        return route_facts(self.sweep)
-
-
-def route_facts(sweep: Sweep) -> dict[str, Any]:
-    """How many weights move, the parameters without a closed form, and those that the outputs do not depend
-    on.
-    """
-    slow = {
-        name: route
-        for name, route in sweep.routes.items()
-        if "gradients" in route and name not in (sweep.unreached or ())
-    }
-    found: dict[str, Any] = {"moved_parameters": sum(sweep.lin.weights[n].numel() for n in sweep.names)}
-    found |= {"slow_routes": slow} if slow else {}
-    return found | ({"unused_parameters": sorted(sweep.unreached)} if sweep.unreached else {})
+        """How many weights move, the parameters without an analytic formula, and those that the outputs do
+        not depend on.
+        """
+        sweep = self.sweep
+        slow = {
+            name: route
+            for name, route in sweep.routes.items()
+            if "gradients" in route and name not in (sweep.unreached or ())
+        }
+        metadata: dict[str, Any] = {
+            "moved_parameters": sum(sweep.lin.weights[n].numel() for n in sweep.names)
+        }
+        if slow:
+            metadata["slow_routes"] = slow
+        if sweep.unreached:
+            metadata["unused_parameters"] = sorted(sweep.unreached)
+        return metadata
