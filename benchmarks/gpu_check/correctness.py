@@ -120,7 +120,7 @@ def _linearity(device: str) -> Fields:
 def _pruned(device: str) -> Fields:
     def shapes(where: str) -> list[tuple[int, ...]]:
         model, x = _network()
-        result = tpv.prune(model.float().to(where), x.float().to(where), "params=0.5", steps=2)
+        result = tpv.prune(model.float().to(where), x.float().to(where), "params=0.5")
         return [tuple(p.shape) for p in result.model.parameters()]
 
     found, expected = shapes(device), shapes("cpu")

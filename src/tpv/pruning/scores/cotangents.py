@@ -114,7 +114,8 @@ class Cotangents:
             return self._criterion.directions(f, labels).unsqueeze(1), counted
         k = f[0].numel()
         drawn = cotangents(self._seed, chunk.rows(f.device), self._criterion.probes, k)
-        return torch.stack([v.to(f) for v in drawn], 1).reshape(len(f), -1, *f.shape[1:]), f.new_ones(len(f), dtype=torch.bool)
+        v = torch.stack([v.to(f) for v in drawn], 1).reshape(len(f), -1, *f.shape[1:])
+        return v, f.new_ones(len(f), dtype=torch.bool)
 
     def output_change(self, lin: Linearization, f: Tensor, chunk: Chunk) -> Tensor:
         """z(f) − z(unpruned model's f), (N, ...), in the coordinates z of the output space; zero where no
