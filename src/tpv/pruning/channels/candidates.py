@@ -4,7 +4,6 @@ traced graph can be wrong.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,7 +19,7 @@ from tpv.model.linearization import Forward
 from tpv.model.outputs import outputs_tensor
 from tpv.pruning.channels.conversion import channel_group
 from tpv.pruning.channels.groups import ChannelGroup, Parameters
-from tpv.pruning.channels.surgery import masks, remove
+from tpv.pruning.channels.surgery import masks, own_copy, remove
 from tpv.pruning.channels.tracing import all_groups, trace
 
 WRONG = "computes something else"
@@ -146,7 +145,7 @@ def _problem(
         return "its channels are the model's outputs"
     if any(_is_mixed(model, group) for group in groups):
         return None
-    silenced = copy.deepcopy(model)
+    silenced = own_copy(model)
     for name, mask in masks(model, groups, removed).items():
         silenced.get_parameter(name).mul_(mask)
     expected = outputs_tensor(run(silenced, example))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from tpv.estimation.linearity import linearity
 from tpv.model.batches import call_model, chunks
 from tpv.model.linearization import Forward
 from tpv.model.outputs import Output, OutputSpec, class_axis, mask_of
+from tpv.model.twin import make_twin
 from tpv.perturbations import Masking
 from tpv.pruning.channels.groups import ChannelGroup
 from tpv.pruning.channels.surgery import Removed, masks
@@ -101,5 +101,5 @@ def predict(
 
     Cost: one Jacobian-vector product and one forward pass.
     """
-    trainable = copy.deepcopy(model).requires_grad_(True)
+    trainable = make_twin(model, frozen_gradients=True).model
     return linearity(trainable, data, Masking(masks(model, groups, removed)), output=output, forward=forward)
