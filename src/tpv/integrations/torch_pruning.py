@@ -60,7 +60,7 @@ class _Scores:
     ``importance(group)``.
 
     All groups are scored together when the first is asked for after the weights have changed. Equal scores
-    are told apart by 1e-13 of the largest, because Torch-Pruning removes everything up to a threshold. The
+    are made to differ by 1e-13 of the largest, because Torch-Pruning removes all up to a threshold. The
     first time with a model, its groups are verified: the network without a channel must compute what it does
     with zeros in its place; ``verify = False`` leaves that out.
     """
@@ -232,7 +232,7 @@ def _with_all_channels(graph: Any, group: Any) -> Any:
 
 
 def _distinct(scores: ChannelScores) -> list[Tensor]:
-    """The scores of each group, or the damage up to each channel, all told apart: at least 1e-13 of the
+    """The scores of each group, or the damage up to each channel, all different: by at least 1e-13 of the
     largest between them.
     """
     values = torch.cat([group.value for group in scores.values()])

@@ -97,7 +97,7 @@ def _refuse_scripted(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TPVError(
-                f"{name or 'the model'} is a {type(module).__name__}, whose layers cannot be told apart: "
+                f"{name or 'the model'} is a {type(module).__name__}, whose layers cannot be distinguished: "
                 "give the nn.Module that it was made from."
             )
 

@@ -18,7 +18,7 @@ from tpv.model.watch import watch_of
 
 _CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _PROBED = 13
-"""Pixels along each axis: enough to tell strides up to 5 apart."""
+"""Pixels along each axis: enough to distinguish strides up to 5."""
 _Call = tuple[Tensor, Tensor]
 """An input of a module, with its output."""
 

@@ -19,7 +19,7 @@ from tpv.pruning.loop import PruningLoop
 from tpv.pruning.result import PruningResult
 from tpv.pruning.scores.criteria import Criterion, TPVImportance
 from tpv.pruning.task import PruningConfig, PruningTask, Strategy
-from tpv.pruning.widths.target import Target
+from tpv.pruning.widths.budget import Target
 
 
 def prune(

@@ -16,8 +16,8 @@ from tpv.model.linearization import Forward
 from tpv.model.outputs import OutputSpec
 from tpv.pruning.channels.groups import Parameters
 from tpv.pruning.scores.criteria import Criterion
+from tpv.pruning.widths.budget import Target
 from tpv.pruning.widths.selection import Curve
-from tpv.pruning.widths.target import Target
 
 Strategy = Literal["global", "uniform", "curves"]
 

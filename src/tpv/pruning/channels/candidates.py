@@ -38,11 +38,8 @@ class Candidates:
 def candidates(
     model: nn.Module, example: Any, ignore: Sequence[str], parameters: Parameters, forward: Forward | None
 ) -> Candidates:
-    """What may be removed from a model.
-
-    Args:
-        ignore: glob patterns of groups to leave alone.
-        parameters: whose scores are needed.
+    """What may be removed from a model: no groups that match a pattern in ``ignore``, and only those that can
+    be scored.
 
     Raises:
         TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is

@@ -103,15 +103,15 @@ def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, R
 
 def masks(model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
     """Masks of the weights that take channels as inputs, 0 for the removed ones."""
-    found: dict[str, Tensor] = {}
+    by_weight: dict[str, Tensor] = {}
     for group in groups:
         gone = torch.tensor(list(removed.get(group.name, ())), dtype=torch.long)
         for member in group.scored_members("consumers") if len(gone) else ():
             name, layer = f"{member.module}.weight", model.get_submodule(member.module)
             device = next(layer.parameters()).device
             mask = mask_of_inputs(layer, member.index[torch.isin(member.channel, gone)]).to(device)
-            found[name] = found[name] & mask if name in found else mask
-    return found
+            by_weight[name] = by_weight[name] & mask if name in by_weight else mask
+    return by_weight
 
 
 def mask_of_inputs(layer: nn.Module, gone: Tensor) -> Tensor:

@@ -105,7 +105,12 @@ def all_groups(graph: Any) -> list[Any]:
     roots = tuple(map(torch_pruning().ops.type2class, (kinds.CONV, kinds.LINEAR, kinds.EMBED)))
     with tracing_errors():
         groups = list(graph.get_all_groups(root_module_types=roots))
-    return [group for group in groups if not any(_is_output(graph, dep) for dep, _ in group)]
+
+    def is_output(dep: Any) -> bool:
+        writes = graph.is_out_channel_pruning_fn(dep.handler) and not dep.target.outputs
+        return writes and not isinstance(dep.target.module, nn.Parameter)
+
+    return [group for group in groups if not any(is_output(dep) for dep, _ in group)]
 
 
 @contextmanager
@@ -117,8 +122,3 @@ def tracing_errors() -> Iterator[None]:
         raise
     except Exception as error:
         raise TPVError(f"Torch-Pruning cannot trace the model ({type(error).__name__}: {error}).") from error
-
-
-def _is_output(graph: Any, dep: Any) -> bool:
-    writes = graph.is_out_channel_pruning_fn(dep.handler) and not isinstance(dep.target.module, nn.Parameter)
-    return writes and not dep.target.outputs

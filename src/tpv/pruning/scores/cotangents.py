@@ -92,13 +92,7 @@ def linearized(model: nn.Module, criterion: Criterion, forward: Forward | None) 
 
 
 class Cotangents:
-    """Vectors v for examples one after another, the same whatever the chunks they come in.
-
-    Args:
-        criterion: whose they are.
-        seed: of the random ones.
-        frozen: what the criterion keeps; by default the model is the unpruned one.
-    """
+    """The vectors v of a criterion for examples one after another, whatever the chunks they come in."""
 
     def __init__(self, criterion: Criterion, seed: Seed, frozen: Frozen | None) -> None:
         self._criterion, self._frozen = criterion, frozen or Frozen(None, None)
