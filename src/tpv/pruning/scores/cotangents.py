@@ -16,9 +16,9 @@ from tpv.estimation.loop import Seed, as_generator
 from tpv.estimators.base import Chunk
 from tpv.model.batches import batches, chunks
 from tpv.model.checks import check_model
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward, Linearization, masked
 from tpv.model.outputs import as_output
+from tpv.model.twin import twin_of
 from tpv.pruning.scores.criteria import Criterion
 
 _EXAMPLES_AT_ONCE = 64
@@ -87,18 +87,12 @@ def linearized(model: nn.Module, criterion: Criterion, forward: Forward | None) 
             f"criterion must be one of tpv.pruning.TPVImportance(), JBR() and JC(), got {criterion!r}."
         )
     check_model(model)
-    with unchanged(model):
-        yield Linearization(model, forward, as_output(criterion.output))
+    with twin_of(model, forward) as (twin, remapped):
+        yield Linearization(twin, remapped, as_output(criterion.output))
 
 
 class Cotangents:
-    """Vectors v for examples one after another, the same whatever the chunks they come in.
-
-    Args:
-        criterion: whose they are.
-        seed: of the random ones.
-        frozen: what the criterion keeps; by default the model is the unpruned one.
-    """
+    """The vectors v of a criterion for examples one after another, whatever the chunks they come in."""
 
     def __init__(self, criterion: Criterion, seed: Seed, frozen: Frozen | None) -> None:
         self._criterion, self._frozen = criterion, frozen or Frozen(None, None)
