@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,23 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.model.linearization import Forward
+from tpv.model.twin import make_twin
 from tpv.pruning.channels.groups import ChannelGroup, Member, Role
 from tpv.pruning.channels.tracing import group_of, trace
 
 Removed = Mapping[str, Sequence[int]]
 """Group → removed channels (sets of tied ones), numbered as in the unpruned model."""
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model with weights of its own; functions inside that use the model use the copy."""
+    copied = make_twin(model).model
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        tensor.data = tensor.data.clone()
+    for module in copied.modules():
+        tensors = {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
+        vars(module).update({key: tensor.detach().clone() for key, tensor in tensors.items()})
+    return copied
 
 
 def remove(
@@ -32,7 +43,7 @@ def remove(
 
     Cost: a forward pass of the example, to trace the copy.
     """
-    pruned = copy.deepcopy(model)
+    pruned = own_copy(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     graph = trace(pruned, example, forward)
     for group in groups:
@@ -54,7 +65,7 @@ def remaining_channels(group: ChannelGroup, removed: Removed) -> list[int]:
 
 def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelGroup]:
     """The groups as they are in the pruned model: positions along axes that have become shorter."""
-    positions_left = _kept(groups, removed)
+    kept = _kept(groups, removed)
     narrower = []
     for group in groups:
         stays = remaining_channels(group, removed)
@@ -63,7 +74,7 @@ def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelG
         members = []
         for m in group.members:
             there = channels[m.channel] >= 0
-            positions = positions_left[m.module, m.role].long().cumsum(0) - 1
+            positions = kept[m.module, m.role].long().cumsum(0) - 1
             members.append(Member(m.module, m.role, positions[m.index[there]], channels[m.channel[there]]))
         narrower.append(ChannelGroup(group.name, len(stays), tuple(members), group.tied))
     return narrower
@@ -71,38 +82,36 @@ def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelG
 
 def kept_outputs(groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
     """Module → the output channels of the unpruned model that it still has, for modules that lost some."""
-    positions_left = _kept(groups, removed)
-    return {
-        name: keep for (name, role), keep in positions_left.items() if role == "producer" and not keep.all()
-    }
+    kept = _kept(groups, removed)
+    return {name: keep for (name, role), keep in kept.items() if role == "producer" and not keep.all()}
 
 
 def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, Role], Tensor]:
     """(Module, role) → which positions of the axis stay; positions beyond the last that a group knows are
     left out.
     """
-    positions_left: dict[tuple[str, Role], Tensor] = {}
+    kept: dict[tuple[str, Role], Tensor] = {}
     for group in groups:
         gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.long)
         for m in group.members:
-            known = positions_left.get((m.module, m.role), torch.ones(0, dtype=torch.bool))
+            known = kept.get((m.module, m.role), torch.ones(0, dtype=torch.bool))
             more = torch.ones(max(0, int(m.index.max()) + 1 - len(known)), dtype=torch.bool)
-            positions_left[m.module, m.role] = torch.cat([known, more])
-            positions_left[m.module, m.role][m.index[torch.isin(m.channel, gone)]] = False
-    return positions_left
+            kept[m.module, m.role] = torch.cat([known, more])
+            kept[m.module, m.role][m.index[torch.isin(m.channel, gone)]] = False
+    return kept
 
 
 def masks(model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
     """Masks of the weights that take channels as inputs, 0 for the removed ones."""
-    mask_of: dict[str, Tensor] = {}
+    by_weight: dict[str, Tensor] = {}
     for group in groups:
         gone = torch.tensor(list(removed.get(group.name, ())), dtype=torch.long)
         for member in group.scored_members("consumers") if len(gone) else ():
             name, layer = f"{member.module}.weight", model.get_submodule(member.module)
             device = next(layer.parameters()).device
             mask = mask_of_inputs(layer, member.index[torch.isin(member.channel, gone)]).to(device)
-            mask_of[name] = mask_of[name] & mask if name in mask_of else mask
-    return mask_of
+            by_weight[name] = by_weight[name] & mask if name in by_weight else mask
+    return by_weight
 
 
 def mask_of_inputs(layer: nn.Module, gone: Tensor) -> Tensor:
