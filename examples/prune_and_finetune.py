@@ -51,7 +51,7 @@ def cifar10() -> Task:
 
 
 def flipped_and_shifted(x: Tensor) -> Tensor:
-    """The usual augmentation: mirrored half of the time, moved by up to four pixels."""
+    """The usual augmentation: mirrored half of the time, shifted by up to four pixels."""
     x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
     padded = F.pad(x, (4, 4, 4, 4))
     shifts = torch.randint(9, (len(x), 2)).tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpv.common.counters import independent_signs
 from tpv.common.format import table
 from tpv.jacobian import Sweep
 from tpv.jacobian.batch_pass import LOCAL
@@ -156,8 +157,7 @@ def _cotangents(n: int, outputs: int) -> Tensor:
     """(n, R, K): the unit vectors, or a few random signs where they are too many."""
     if n * outputs <= _MOST_PASSES:
         return torch.eye(outputs, dtype=torch.float64).expand(n, -1, -1)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 2, (n, _RANDOM, outputs), generator=generator).double() * 2 - 1
+    return torch.stack(list(independent_signs(0, torch.arange(n), _RANDOM, outputs)), 1).double()
 
 
 def _reference(lin: Linearization, names: list[str], batch: Any, cotangents: Tensor) -> Tensor:
