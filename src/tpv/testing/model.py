@@ -86,7 +86,7 @@ def check_model(
     plain autograd does.
 
     The model runs in float64, and each example alone through plain ``torch.autograd``: for every
-    output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints what it found.
+    output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints the result.
 
     Args:
         model: in evaluation mode.
@@ -118,9 +118,9 @@ def check_model(
         if forward is None:
             check_device(twin, batch)
         outputs = check_outputs(lin, batch)[0].numel()
-        found = _compared(lin, batch, outputs)
-    print(found)
-    return found
+        comparison = _compared(lin, batch, outputs)
+    print(comparison)
+    return comparison
 
 
 def _compared(lin: Linearization, batch: Any, outputs: int) -> ModelCheck:
@@ -169,14 +169,14 @@ def _reference(lin: Linearization, names: list[str], batch: Any, cotangents: Ten
         with torch.enable_grad():
             z = lin.alone(narrow(batch, i, i + 1, n))[0]
         for v in cotangents[i].to(z):
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 z, parameters, v.reshape(z.shape), retain_graph=True, allow_unused=True
             )
             rows.append(
                 torch.stack(
                     [
                         torch.zeros((), dtype=torch.float64) if g is None else one.square(g[None])[0].cpu()
-                        for g in found
+                        for g in gradients
                     ]
                 )
             )
