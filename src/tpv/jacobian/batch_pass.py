@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tpv.common.counters import signs
 from tpv.common.errors import is_out_of_memory
 from tpv.jacobian.backward import Arrivals, Call
 from tpv.jacobian.fallback.local import LocalCall, NotRepeatedError
@@ -292,12 +293,8 @@ class BatchPass:
 
 def random_signs(outputs: Tensor) -> Tensor:
     """±1 of the shape of the outputs, always the same."""
-    return (
-        torch.randint(0, 2, outputs.shape, generator=torch.Generator().manual_seed(0))
-        .mul(2)
-        .sub(1)
-        .to(outputs)
-    )
+    rows = torch.arange(len(outputs), device=outputs.device)
+    return signs(0, rows, outputs[0].numel()).reshape(outputs.shape).to(outputs)
 
 
 def _rows_belong(g: Tensor, scaled: Tensor, scale: Tensor) -> bool:

@@ -139,8 +139,8 @@ class PruningLoop:
         """Re-fit and recalibrate, as far as asked."""
         task = self._task
         if task.compensate:
-            kept = kept_outputs(self._groups, removed)
-            compensate(model, task.model, task.data, kept, forward=task.forward, progress=self._progress)
+            outputs = kept_outputs(self._groups, removed)
+            compensate(model, task.model, task.data, outputs, forward=task.forward, progress=self._progress)
         if task.config.recalibrate:
             recalibrate(model, task.data, forward=task.forward)
 
