@@ -28,8 +28,8 @@ _MIXING = (nn.LayerNorm, nn.GroupNorm)
 def candidates(
     model: nn.Module, example: Any, ignore: Sequence[str], parameters: Parameters, forward: Forward | None
 ) -> tuple[list[ChannelGroup], list[ChannelGroup], dict[str, str]]:
-    """Groups that can be scored and removed, all groups, and why the others are left alone, of which some match
-    a pattern in ``ignore``.
+    """Groups that can be scored and removed, all groups, and why the others are left alone; those that match
+    a pattern in ``ignore`` are.
 
     Raises:
         TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is
