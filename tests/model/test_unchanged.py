@@ -45,7 +45,7 @@ def test_faults_at_every_layer_call_leave_the_model_unchanged(verb, error: type[
 @pytest.mark.parametrize(
     "place",
     [
-        "tpv.jacobian.batch_pass.BatchPass.squares",
+        "tpv.jacobian.batch_pass.BatchPass.reduce",
         "tpv.jacobian.formulas.conv.ConvCall.squares",
         "tpv.jacobian.sweep.Graph",
         "tpv.common.stats.Moments.update",

@@ -41,14 +41,13 @@ class LayerSweep:
 
 
 def route_facts(sweep: Sweep) -> dict[str, Any]:
-    """How many weights move, the parameters without a closed form, and those that the outputs do not depend
-    on.
+    """How many weights are perturbed, the parameters without an analytic formula (with the reason), and those
+    that the outputs do not depend on.
     """
+    unused = sweep.unused or frozenset()
     slow = {
-        name: route
-        for name, route in sweep.routes.items()
-        if "gradients" in route and name not in (sweep.unreached or ())
+        name: f"{route}: {route.reason}" for name, route in sweep.table.slow.items() if name not in unused
     }
     found: dict[str, Any] = {"moved_parameters": sum(sweep.lin.weights[n].numel() for n in sweep.names)}
     found |= {"slow_routes": slow} if slow else {}
-    return found | ({"unused_parameters": sorted(sweep.unreached)} if sweep.unreached else {})
+    return found | ({"unused_parameters": sorted(unused)} if unused else {})

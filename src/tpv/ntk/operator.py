@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.jacobian import Sweep
-from tpv.model.batches import batches, duplicated
+from tpv.model.batches import batches
 from tpv.model.checks import check_model
 from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward, Linearization
@@ -219,7 +219,7 @@ class NTK:
         with unchanged(lin.model):
             for batch, places in self.train.chunks():
                 with torch.enable_grad():
-                    z = lin(duplicated(batch))[:1] if lin.needs_padding(batch) else lin(batch)
+                    z = lin.differentiable(batch)
                 self.train.check_order(z.detach(), places)
                 for r in range(v.shape[1]):
                     cotangent = v[places, r].reshape(z.shape).to(z.dtype)

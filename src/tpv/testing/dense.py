@@ -35,7 +35,7 @@ def dense_jacobian(
     examples = []
     with unchanged(model), torch.enable_grad():
         for i in range(n):
-            outputs = lin.alone(narrow(batch, i, i + 1, n)).flatten()
+            outputs = lin.differentiable(narrow(batch, i, i + 1, n)).flatten()
             rows = [torch.autograd.grad(y, parameters, retain_graph=True, allow_unused=True) for y in outputs]
             examples.append(
                 [
