@@ -1,6 +1,9 @@
 """Test Prediction Variance: how much a trained network's predictions move when its weights are disturbed."""
 
+from typing import Any
+
 from tpv.common.errors import TPVError
+from tpv.common.progress import ProgressEvent
 from tpv.common.stats import Estimate
 from tpv.estimation.estimate import estimate
 from tpv.estimation.linearity import linearity
@@ -40,6 +43,7 @@ __all__ = [
     "Masking",
     "MonteCarlo",
     "Perturbation",
+    "ProgressEvent",
     "Quantization",
     "Retraining",
     "Ridge",
@@ -54,3 +58,12 @@ __all__ = [
     "prune",
     "stability",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``tpv.__version__``, read from the installed package when it is asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tpv")
+    raise AttributeError(f"module 'tpv' has no attribute {name!r}")

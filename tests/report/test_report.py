@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 
 import tpv
-from tpv.common.progress import Stages
 from tpv.common.stats import Estimate
 from tpv.ntk.jacobian import LOG
 from tpv.plots.layers import plot_layers, plot_train_test
@@ -23,6 +22,7 @@ from tpv.report import Entry, Report
 from tpv.report.html import number, page
 from tpv.report.noise import noise_unit, too_dear
 from tpv.report.notes import noted
+from tpv.report.stages import Stages
 from tpv.report.terminal import console, progress_bars, show
 from tpv.report.view import View
 

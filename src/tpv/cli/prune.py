@@ -27,11 +27,11 @@ from tpv.cli.spec import parse_criterion
 from tpv.cli.target import Target, load_target, make_importable
 from tpv.common.errors import TPVError, did_you_mean
 from tpv.common.files import put_text
-from tpv.common.progress import Tell
 from tpv.pruning import JBR, JC, Criterion, Magnitude, PruningResult, Random
 from tpv.pruning import Target as Share
 from tpv.pruning import prune as tpv_prune
 from tpv.pruning.run.plots import svg_file
+from tpv.report.stages import Tell
 from tpv.report.terminal import console, progress_bars
 from tpv.report.view import View
 

@@ -1,1 +1,1 @@
-"""What every room uses: errors, options, text, statistics, files, fingerprints, progress."""
+"""What every room uses: errors, options, text, statistics, random numbers, files, fingerprints, progress."""

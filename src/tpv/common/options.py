@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 from tpv.common.errors import TPVError, did_you_mean
 
 
 def require_number(
     owner: str, name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False
-) -> None:
-    """Refuse what is not a number in [low, high), or (low, high) if ``open_low``.
+) -> float:
+    """The value, a scalar of NumPy's too, as a float; it has to be in [low, high), or (low, high) if
+    ``open_low``.
 
     Raises:
         TPVError: such as "Isotropic(std=-1): std must be a number in [0, inf)."
     """
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    number = float(value) if real else math.nan  # type: ignore[arg-type]
     if not (low < number < high or (number == low and not open_low)):
         raise TPVError(
             f"{owner}({name}={value!r}): {name} must be a number in {'(' if open_low else '['}{low:g}, "
             f"{high:g})."
         )
+    return number
 
 
-def require_int(owner: str, name: str, value: object, low: int, high: int | None = None) -> None:
-    """Refuse what is not an int in [low, high].
+def require_int(owner: str, name: str, value: object, low: int, high: int | None = None) -> int:
+    """The value, a scalar of NumPy's too, as an int; it has to be in [low, high].
 
     Raises:
         TPVError: such as "Quantization(bits=0): bits must be an int in [1, 16]."
     """
-    if (
-        not isinstance(value, int)
-        or isinstance(value, bool)
-        or value < low
-        or (high is not None and value > high)
-    ):
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    number = int(value) if whole else low - 1  # type: ignore[call-overload]
+    if number < low or (high is not None and number > high):
         allowed = f"an int in [{low}, {high}]" if high is not None else f"an int of at least {low}"
         raise TPVError(f"{owner}({name}={value!r}): {name} must be {allowed}.")
+    return number
 
 
 def require_choice(owner: str, name: str, value: object, allowed: tuple[str, ...]) -> None:

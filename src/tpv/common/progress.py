@@ -1,74 +1,115 @@
-"""Progress of passes that follow each other, told by name."""
+"""Progress: stages that advance, as a bar or as events for a function of the caller's."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-from tpv.ntk.jacobian import BLOCK, LOG
-
-Tell = Callable[[str, str, int, int | None], None]
-"""(perturbation, stage, examples done, examples in all or None)"""
+from tpv.common.errors import TPVError
 
 
-class Stages:
-    """The ``progress`` of passes over data: each stage is told when it begins, so that work before its first
-    example has a name.
+@dataclass(frozen=True)
+class ProgressEvent:
+    """How far the work is.
 
-    A stage ends with its last example; where nobody knows how many there are, a count that does not grow
-    begins the next.
-
-    Args:
-        perturbation: what is measured.
-        stages: the names of the passes, in order.
-        tell: called with (perturbation, stage, done, in all or None), for the blocks of a kernel too.
+    Attributes:
+        stage: what is being done, such as "measuring"; " · " separates a stage from the one that it is in.
+        part, parts: this is part ``part`` of ``parts`` of the whole work, counted from 1.
+        done, total: examples, steps or blocks of this stage; ``total`` is None where nobody knows it.
+        text: a remark, such as the loss.
     """
 
-    def __init__(self, perturbation: str, stages: Sequence[str], tell: Tell) -> None:
-        self._perturbation, self._left, self._tell = perturbation, iter(stages), tell
-        self._stage, self._last = "", 0
-        self._begin()
+    stage: str
+    part: int = 1
+    parts: int = 1
+    done: int = 0
+    total: int | None = None
+    text: str = ""
 
-    def __call__(self, done: int, total: int | None) -> None:
-        if done <= self._last:
-            self._begin()
-        self._last = done
-        self._tell(self._perturbation, self._stage, done, total)
-        if done == total:
-            self._begin()
 
-    def _begin(self) -> None:
-        self._last = 0
-        following = next(self._left, None)
-        if following is not None:
-            self._stage = following
-            self._tell(self._perturbation, following, 0, None)
+Listener = Callable[[ProgressEvent], object]
+
+
+class Progress:
+    """Hands events of stages to a listener. A stage is a ``Progress`` too, so that stages nest.
+
+    The listener hears of a stage when it begins, at each advance, and when a stage inside it has ended.
+
+    Example:
+        >>> events = []
+        >>> with Progress.of(events.append).stage("measuring", total=2) as bar:
+        ...     bar.advance(2)
+        >>> [(event.stage, event.done, event.total) for event in events]
+        [('measuring', 0, 2), ('measuring', 2, 2)]
+    """
+
+    def __init__(
+        self,
+        listener: Listener | None,
+        close: Callable[[], None] | None = None,
+        state: ProgressEvent | None = None,
+    ) -> None:
+        self._listener, self._close, self._state = listener, close, state
+
+    @classmethod
+    def of(cls, argument: bool | Listener | Progress) -> Progress:
+        """From the ``progress`` argument of a public function: True shows a bar on standard error, a function
+        gets every :class:`ProgressEvent`, a ``Progress`` goes on with its own listener.
+
+        Raises:
+            TPVError: if it is something else.
+            ImportError: for True, without rich.
+        """
+        if isinstance(argument, Progress):
+            return argument
+        if argument is False:
+            return cls(None)
+        if argument is True:
+            from tpv.common.bar import Bar
+
+            bar = Bar()
+            return cls(bar.show, bar.close)
+        if not callable(argument):
+            raise TPVError(
+                f"progress={argument!r}: give True for a bar on standard error, False for none, or a "
+                "function that takes a tpv.ProgressEvent."
+            )
+        return cls(argument)
 
     @contextmanager
-    def watching_kernels(self) -> Iterator[None]:
-        """Meanwhile blocks of kernels are told too, as "train, kernel"."""
-        watch, level = _Watch(self._kernel), LOG.level
-        LOG.addHandler(watch)
-        LOG.setLevel(logging.DEBUG)
+    def stage(
+        self, name: str, *, total: int | None = None, part: int = 1, parts: int = 1
+    ) -> Iterator[Progress]:
+        """A stage of the work; a bar is closed when the outermost stage ends, by an exception too.
+
+        Args:
+            name: what is done, such as "measuring".
+            total: how many examples, steps or blocks; None if unknown.
+            part, parts: this stage is part ``part`` of ``parts``; inside another stage that is such a part,
+                the outer one's count is kept.
+        """
+        above = self._state
+        if above is not None:
+            name = f"{above.stage} · {name}"
+            part, parts = (above.part, above.parts) if above.parts > 1 else (part, parts)
+        inner = Progress(self._listener, None, ProgressEvent(name, part, parts, 0, total))
         try:
-            yield
+            inner._emit()
+            yield inner
         finally:
-            LOG.removeHandler(watch)
-            LOG.setLevel(level)
+            if self._close is not None:
+                self._close()
+        if above is not None:
+            self._emit()
 
-    def _kernel(self, done: int, blocks: int) -> None:
-        self._tell(self._perturbation, f"{self._stage}, kernel", done, blocks)
-        if done == blocks:
-            self._tell(self._perturbation, self._stage, 0, None)
+    def advance(self, n: int = 1, text: str | None = None) -> None:
+        """``n`` more are done; ``text`` replaces the remark."""
+        if self._state is not None:
+            said = self._state.text if text is None else text
+            self._state = replace(self._state, done=self._state.done + n, text=said)
+            self._emit()
 
-
-class _Watch(logging.Handler):
-    def __init__(self, told: Callable[[int, int], None]) -> None:
-        super().__init__()
-        self._told = told
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.msg == BLOCK and isinstance(record.args, tuple):
-            done, blocks = (int(str(number)) for number in record.args)
-            self._told(done, blocks)
+    def _emit(self) -> None:
+        if self._listener is not None and self._state is not None:
+            self._listener(self._state)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tpv.common.errors import TPVError
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -26,7 +28,18 @@ class Moments:
     r"""Sums over examples of a vector q of m quantities, enough for means and their covariances.
 
     Each example contributes its average over draws, :math:`\bar q_n = \frac1D \sum_d q_{nd}`. Every
-    attribute is a plain sum, so the moments of two shards of the data add up (:meth:`merge`).
+    attribute but ``names`` is a plain sum over examples, in float64 on the CPU, so that the moments of two
+    shards of the data add up (:meth:`merge`): this is the state that ``torch.distributed`` reduces by
+    ``ReduceOp.SUM``, one tensor after the other. :meth:`result` turns it into numbers, once, at the end.
+
+    Example:
+        >>> import torch
+        >>> shards = [Moments(["q"]), Moments(["q"])]
+        >>> for moments, values in zip(shards, torch.tensor([[1.0, 2.0], [3.0, 6.0]])):
+        ...     moments.update(values.unsqueeze(1))
+        >>> shards[0].merge(shards[1])
+        >>> shards[0].result().estimates()["q"].value
+        3.0
 
     Args:
         names: the m quantities.
@@ -64,9 +77,13 @@ class Moments:
             self.noise_count += noise.shape[0]
 
     def merge(self, other: Moments) -> None:
-        """Add the sums of another shard of the data."""
+        """Add the sums of another shard of the data.
+
+        Raises:
+            TPVError: if it counts other quantities or draws.
+        """
         if other.names != self.names or other.by_draw.shape != self.by_draw.shape:
-            raise ValueError("only moments of the same quantities and draws can be merged")
+            raise TPVError("only moments of the same quantities and draws can be merged.")
         self.count += other.count
         self.noise_count += other.noise_count
         for mine, theirs in zip(self._sums(), other._sums(), strict=True):
@@ -75,46 +92,60 @@ class Moments:
     def _sums(self) -> tuple[Tensor, ...]:
         return self.total, self.outer, self.by_draw, self.noise
 
-    @property
-    def mean(self) -> Tensor:
-        """(m,) average over examples and draws."""
-        return self.total / self.count
+    def result(self) -> Means:
+        """The numbers that the sums give: means with their covariances.
 
-    @property
-    def example_covariance(self) -> Tensor:
-        """(m, m) covariance of the mean from the scatter of the examples."""
-        n, mean = self.count, self.mean
-        if n < 2:
+        Raises:
+            TPVError: before the first example.
+        """
+        if not self.count:
+            raise TPVError("there are no examples to average over.")
+        mean, draw_means = self.total / self.count, self.by_draw / self.count
+        mc = self._mc_covariance(mean, draw_means)
+        # Probes of an example's own are part of the scatter of the examples; shared draws come on top
+        # (their interaction with the examples is then counted twice: slightly conservative).
+        shared = len(draw_means) > 0
+        covariance = self._example_covariance(mean) + mc if shared else self._example_covariance(mean)
+        return Means(tuple(self.names), self.count, mean, covariance, mc, draw_means)
+
+    def _example_covariance(self, mean: Tensor) -> Tensor:
+        """Of the mean, from the scatter of the examples."""
+        if self.count < 2:
             return torch.full_like(self.outer, math.nan)
-        return (self.outer / n - torch.outer(mean, mean)) / (n - 1)
+        return (self.outer / self.count - torch.outer(mean, mean)) / (self.count - 1)
 
-    @property
-    def draw_means(self) -> Tensor:
-        """(D, m) average over examples for each shared draw."""
-        return self.by_draw / self.count
-
-    @property
-    def mc_covariance(self) -> Tensor:
-        """(m, m) covariance of the mean from probes or draws, data fixed."""
-        draws = self.by_draw.shape[0]
+    def _mc_covariance(self, mean: Tensor, draw_means: Tensor) -> Tensor:
+        """Of the mean, from probes or draws with the data fixed."""
+        draws = len(draw_means)
         if draws == 1:
             return torch.full_like(self.outer, math.nan)
         if draws > 1:
-            centred = self.draw_means - self.mean
+            centred = draw_means - mean
             return centred.T @ centred / (draws * (draws - 1))
         if self.noise_count:
             return self.noise / self.noise_count / self.count
         return torch.zeros_like(self.outer)
 
-    @property
-    def covariance(self) -> Tensor:
-        """(m, m) covariance of the mean from everything.
 
-        Probes of an example's own are part of the scatter of the examples; shared draws come on top
-        (their interaction with the examples is then counted twice: slightly conservative).
-        """
-        shared = self.by_draw.shape[0] > 0
-        return self.example_covariance + self.mc_covariance if shared else self.example_covariance
+@dataclass(frozen=True)
+class Means:
+    """What :class:`Moments` amount to.
+
+    Attributes:
+        names: the m quantities.
+        count: number of examples.
+        mean: (m,) average over examples and draws.
+        covariance: (m, m) of the mean, from everything.
+        mc_covariance: (m, m) of the mean, from probes or draws, data fixed.
+        draw_means: (D, m) average over examples for each shared draw.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    mean: Tensor
+    covariance: Tensor
+    mc_covariance: Tensor
+    draw_means: Tensor
 
     def estimates(self) -> dict[str, Estimate]:
         """Every quantity with its uncertainties."""
@@ -124,10 +155,12 @@ class Moments:
         return {name: Estimate(*row) for name, row in zip(self.names, rows, strict=True)}
 
     def ratio(self, numerator: str, denominator: str) -> Estimate:
-        """Ratio of two means, with the delta method's standard errors."""
+        """Ratio of two means, with the delta method's standard errors; nan where the denominator is 0."""
         a, b = self.names.index(numerator), self.names.index(denominator)
-        value = (self.total[a] / self.total[b]).item()
-        contrast = torch.zeros_like(self.total)
+        if self.mean[b] == 0:
+            return Estimate(math.nan, math.nan, math.nan)
+        value = (self.mean[a] / self.mean[b]).item()
+        contrast = torch.zeros_like(self.mean)
         contrast[a], contrast[b] = 1.0, -value
         contrast /= self.mean[b]
         errors = [

@@ -11,7 +11,6 @@ import torch
 
 from tpv.cli.target import Target
 from tpv.common.errors import TPVError
-from tpv.common.progress import Stages, Tell
 from tpv.estimation.estimate import estimate
 from tpv.estimation.linearity import linearity
 from tpv.estimation.stability import stability
@@ -21,6 +20,7 @@ from tpv.perturbations import Isotropic, Perturbation, Quantization, SGDNoise
 from tpv.report.contents import Entry, Report
 from tpv.report.noise import ASK, NOISE, NOISE_EXAMPLES, PASSES, too_dear
 from tpv.report.notes import noted
+from tpv.report.stages import Stages, Tell
 from tpv.report.unfinished import Unfinished, entry_key
 from tpv.report.view import View
 from tpv.results import LinearityResult, StabilityResult, TPVResult

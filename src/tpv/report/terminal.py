@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tpv.common.format import percent, plus_minus
-from tpv.common.progress import Tell
 from tpv.report.contents import Entry, Report
 from tpv.report.noise_table import show_noise
+from tpv.report.stages import Tell
 from tpv.report.tables import plain_table
 
 WIDTH, _LAYERS, _CAUSES = 80, 10, 3

@@ -43,17 +43,14 @@ class LinearityResult(JSONResult):
     @classmethod
     def from_moments(cls, moments: Moments, metadata: dict[str, Any]) -> LinearityResult:
         """From sums of "gap", "finite" and "first_order"."""
-        if moments.total[moments.names.index("finite")] == 0:
-            v = quotient = None
-        else:
-            v, quotient = moments.ratio("gap", "finite"), moments.ratio("first_order", "finite")
-        means = moments.estimates()
-        first, finite = means["first_order"], means["finite"]
+        means = moments.result()
+        v, quotient = means.ratio("gap", "finite"), means.ratio("first_order", "finite")
+        first, finite = (means.estimates()[name] for name in ("first_order", "finite"))
         return cls(
-            *((v.value, v.stderr, v.mc_stderr) if v else (math.nan,) * 3),
+            *(v.value, v.stderr, v.mc_stderr),
             *(first.value, first.stderr, finite.value, finite.stderr),
-            *((quotient.value, quotient.stderr) if quotient else (math.nan,) * 2),
-            n_examples=moments.count,
+            *(quotient.value, quotient.stderr),
+            n_examples=means.count,
             metadata=metadata,
         )
 

@@ -65,15 +65,16 @@ class TPVResult(JSONResult):
         cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any], **details: Any
     ) -> TPVResult:
         """The result of sums whose first quantity is the total and whose others are layers."""
-        total, *layers = moments.estimates().items()
-        draws = tuple(moments.draw_means[:, 0].tolist())
+        means = moments.result()
+        total, *layers = means.estimates().items()
+        draws = tuple(means.draw_means[:, 0].tolist())
         details.setdefault("draw_std", statistics.stdev(draws) if len(draws) > 1 else math.nan)
         value = total[1]
         return cls(
             value.value,
             value.stderr,
             value.mc_stderr,
-            moments.count,
+            means.count,
             dict(layers),
             no_layers,
             draws,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,16 +42,26 @@ def _last_norm(module: nn.LayerNorm | nn.RMSNorm, x: Tensor, n: int, passes: int
     return LastNormCall(module, x, n) if x.ndim > len(module.normalized_shape) else None
 
 
-def _channel_norm(module: nn.BatchNorm2d | nn.GroupNorm, x: Tensor, n: int, passes: int) -> LayerCall | None:
+def _batch_norm(module: nn.BatchNorm2d, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    running = module.running_mean is not None and not module.training
+    return ChannelNormCall(module, x, n) if running and x.ndim > 1 else None
+
+
+def _instance_norm(d: int, module: nn.InstanceNorm2d, x: Tensor, n: int, passes: int) -> LayerCall | None:
+    return ChannelNormCall(module, x, n) if x.ndim == d + 2 else None
+
+
+def _group_norm(module: nn.GroupNorm, x: Tensor, n: int, passes: int) -> LayerCall | None:
     return ChannelNormCall(module, x, n) if x.ndim > 1 else None
 
 
 _FORMULAS: dict[str, Formula] = {
     **{f"torch.nn.modules.conv.Conv{d}d": _conv for d in (1, 2, 3)},
-    **{f"torch.nn.modules.batchnorm.BatchNorm{d}d": _channel_norm for d in (1, 2, 3)},
+    **{f"torch.nn.modules.batchnorm.BatchNorm{d}d": _batch_norm for d in (1, 2, 3)},
+    **{f"torch.nn.modules.instancenorm.InstanceNorm{d}d": partial(_instance_norm, d) for d in (1, 2, 3)},
     "torch.nn.modules.linear.Linear": _linear,
     "torch.nn.modules.sparse.Embedding": _embedding,
-    "torch.nn.modules.normalization.GroupNorm": _channel_norm,
+    "torch.nn.modules.normalization.GroupNorm": _group_norm,
     "torch.nn.modules.normalization.LayerNorm": _last_norm,
     "torch.nn.modules.normalization.RMSNorm": _last_norm,
     TRANSPOSED_LINEAR: _transposed_linear,
