@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-fast lint bench clean
 
 .venv/%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -19,14 +19,20 @@ demo: .venv/cli
 test: .venv/test
 	$(BIN)/python -m pytest
 
+# The core, the formulas and the algebra: under a minute on two cores.
+FAST := $(addprefix tests/,common model jacobian perturbations estimators estimation results)
+test-fast: .venv/test
+	$(BIN)/python -m pytest -m "not slow" $(FAST)
+
 lint: .venv/test .venv/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: .venv/bench
 	$(PIP) --no-deps backpack-for-pytorch curvlinops-for-pytorch nngeometry laplace-torch asdfghjkl
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv

@@ -1,1 +1,1 @@
-"""What Tr(H_eff) costs by each library, in forward+backward passes over the same images in the same run."""
+"""What Tr(H_eff) costs in each library, in forward+backward passes on the same images in the same run."""

@@ -1,5 +1,5 @@
-"""``python -m benchmarks``: run every row on every network and device at hand, write the JSON, the page and
-the picture.
+"""``python -m benchmarks``: run every row on every network and available device, then write the JSON, the
+page and the plot.
 """
 
 from __future__ import annotations
@@ -47,37 +47,42 @@ def arguments() -> argparse.Namespace:
         "--subject",
         action="append",
         choices=parts,
-        help="a network, label noise, or the scaling; all if not given",
+        help="a network, label noise, or the scaling; default: all (with --quick: the first network)",
     )
-    parser.add_argument("--device", action="append", choices=devices(), help="all at hand if not given")
-    parser.add_argument("--only", default="", help="rows whose name contains this; nothing written")
+    parser.add_argument(
+        "--device", action="append", choices=devices(), help="default: all that are available"
+    )
+    parser.add_argument("--only", default="", help="only rows whose name contains this; nothing is written")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="tiny networks, few examples, nothing written: to see that every row runs",
+        help="a few examples and no tuning, to check that every row runs; nothing is written",
     )
-    parser.add_argument("--render", action="store_true", help="run nothing: write the page from the JSON")
+    parser.add_argument("--render", action="store_true", help="only write the page from the JSON")
     return parser.parse_args()
 
 
 def parts(options: argparse.Namespace, console: Console) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The chosen sections and the scaling, as they are measured."""
+    """Each selected section, and the scaling, as soon as it is measured."""
     if options.render:
         return
+    subjects = options.subject or (
+        [next(iter(SPECS))] if options.quick else [*SPECS, label_noise.NAME, SCALING]
+    )
     for device in options.device or devices():
-        for subject in options.subject or [*SPECS, label_noise.NAME, SCALING]:
+        for subject in subjects:
             if subject == SCALING:
                 yield from (("scaling", axis) for axis in scaling(device, options.quick, console))
             elif subject == label_noise.NAME:
                 yield "label_noise", label_noise.section(device, options.quick, console)
             else:
-                found = section(SPECS[subject], device, options.quick, options.only, console)
-                console.print(terminal(found))
-                yield "sections", found
+                measured = section(SPECS[subject], device, options.quick, options.only, console)
+                console.print(terminal(measured))
+                yield "sections", measured
 
 
 def render() -> None:
-    """Page and picture from the JSON."""
+    """Write the page and the plot from the JSON."""
     document = store.read()
     (DOCS / "benchmarks.md").write_text(page(document))
     if document["scaling"]:

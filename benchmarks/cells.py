@@ -1,4 +1,4 @@
-"""Numbers as the tables print them."""
+"""Numbers as printed in the tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ COLUMNS = ("method", "n", "÷ reference", "u", "u to 1 %", "MiB", "")
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """One for each column."""
+    """One cell for each column."""
     numbers = (
         relative(row),
         short(row["cost"]),
@@ -20,7 +20,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def relative(row: dict[str, Any]) -> str:
-    """The value over the reference."""
+    """The value divided by the reference."""
     if row["relative"] is None:
         return "–"
     if not row["relative_stderr"]:
@@ -29,14 +29,14 @@ def relative(row: dict[str, Any]) -> str:
 
 
 def short(number: float | None, places: int = 2) -> str:
-    """Three digits or so."""
+    """About three digits."""
     if number is None:
         return "–"
     return f"{number:.{places}f}" if number < 20 else f"{number:,.0f}"
 
 
 def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> str:
-    """Right-aligned but for the columns ``left``."""
+    """A Markdown table, right-aligned except for the columns ``left``."""
     rule = "".join("|---" if i in left else "|--:" for i in range(len(header))) + "|"
     return "\n".join(
         ["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]

@@ -1,4 +1,4 @@
-"""Wall-clock time of a call, the GPU's work included."""
+"""Wall-clock time of a call, including the GPU's work."""
 
 from __future__ import annotations
 

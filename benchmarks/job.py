@@ -1,4 +1,4 @@
-"""What a process is asked to do."""
+"""The task of one process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from benchmarks.subjects import Spec, Subject, load
 
 @dataclass(frozen=True)
 class Job:
-    """Row number ``index`` on a network whose weights and examples lie at ``path``; 0 for a batch size that
-    is still to be found.
+    """Row number ``index`` on a network whose weights and examples are stored at ``path``; a batch size of 0
+    is still to be determined.
     """
 
     index: int
@@ -34,7 +34,7 @@ class Job:
 
     @property
     def threads(self) -> int | None:
-        """One for a smoke run, which may have to share the machine; else torch's choice."""
+        """One for a smoke run, which may have to share the machine; otherwise torch's default."""
         return 1 if self.quick else None
 
     def subject(self, examples: int) -> Subject:

@@ -1,4 +1,4 @@
-"""Label noise on the trained ResNet-20: the kernel against other libraries, and the closed form against
+"""Label noise on the trained ResNet-20: the kernel compared with other libraries, and the closed form with
 retraining.
 """
 
@@ -34,15 +34,15 @@ def section(device: str, quick: bool, console: Console) -> dict[str, Any]:
             kernels.append(fresh(kernel, (name, device, quick), 1 if quick else None))
     with console.status(f"retraining on {device}"):
         against = fresh(retraining, (device, quick), 1 if quick else None)
-    found = {
+    measured = {
         "subject": NAME,
         "device": device,
         "machine": machine(device),
         "kernels": kernels,
         "against": against,
     }
-    console.print(page(found))
-    return found
+    console.print(page(measured))
+    return measured
 
 
 def subject(device: str, quick: bool) -> tuple[nn.Module, Tensor, Tensor]:
@@ -79,8 +79,7 @@ def nngeometry(model: nn.Module, x: Tensor) -> Tensor:
     gram = GramMatrix(
         model, loader, lambda *d: model(d[0]), layer_collection=LayerCollection.from_model(model)
     )
-    found = gram.to_torch()
-    return found.reshape(len(x) * 10, -1)
+    return gram.to_torch().reshape(len(x) * 10, -1)
 
 
 KERNELS: dict[str, Kernel] = {
@@ -91,14 +90,14 @@ KERNELS: dict[str, Kernel] = {
 
 
 def kernel(job: tuple[str, str, bool]) -> dict[str, Any]:
-    """Seconds, best of two, and memory of one way to write the kernel out."""
+    """Seconds, best of two, and memory of one way to compute the dense kernel."""
     name, device, quick = job
     model, train, _ = subject(device, quick)
     peak, times = Peak(device), []
     try:
         for _ in range(2):
             started = time.perf_counter()
-            found = KERNELS[name](model, train)
+            matrix = KERNELS[name](model, train)
             times.append(time.perf_counter() - started)
     except Exception as error:
         return {"name": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
@@ -106,7 +105,7 @@ def kernel(job: tuple[str, str, bool]) -> dict[str, Any]:
         "name": name,
         "seconds": min(times),
         "bytes": peak.bytes(),
-        "trace": found.diagonal().double().sum().item(),
+        "trace": matrix.diagonal().double().sum().item(),
     }
 
 
@@ -115,34 +114,42 @@ def retraining(job: tuple[str, bool]) -> dict[str, Any]:
     model, train, test = subject(*job)
     fit = tpv.GradientDescent(LR, STEPS if not job[1] else 2)
 
-    def law() -> tpv.LabelNoise:
+    def perturbation() -> tpv.LabelNoise:
         return tpv.LabelNoise(0.1, train, fit, relative=True)
 
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        exact = tpv.estimate(model, test, law())
+        exact = tpv.estimate(model, test, perturbation())
         times.append(time.perf_counter() - started)
     started = time.perf_counter()
-    real = tpv.estimate(model, test, tpv.Retraining(law(), runs=RUNS))
+    retrained = tpv.estimate(model, test, tpv.Retraining(perturbation(), runs=RUNS))
     each = (time.perf_counter() - started) / (RUNS + 1)
     return {
-        "seconds": min(times), "value": exact.value, "stderr": exact.stderr, "draw_std": exact.draw_std, "run_seconds": each,
-        "retrained": real.value, "retrained_mc_stderr": real.mc_stderr, "steps": fit.steps, "examples": len(train),
-    }  # fmt: skip
+        "seconds": min(times),
+        "value": exact.value,
+        "stderr": exact.stderr,
+        "draw_std": exact.draw_std,
+        "run_seconds": each,
+        "retrained": retrained.value,
+        "retrained_mc_stderr": retrained.mc_stderr,
+        "steps": fit.steps,
+        "examples": len(train),
+    }
 
 
-def page(found: dict[str, Any]) -> str:
+def page(section: dict[str, Any]) -> str:
     """The Markdown."""
-    a, kernels = found["against"], found["kernels"]
-    head = f"## {NAME}, {found['device']}\n\nThe trained ResNet-20 on {a['examples']} + {a['examples']} CIFAR-10 images."
+    a, kernels = section["against"], section["kernels"]
+    images = f"{a['examples']} + {a['examples']} CIFAR-10 images"
+    head = f"## {NAME}, {section['device']}\n\nThe trained ResNet-20 on {images}."
     own = kernels[0]
     rows = [
         (k["name"], *(_cells(k, own) if "seconds" in k else ("failed", "", "", k["error"]))) for k in kernels
     ]
     table = markdown_table(("kernel", "s", "÷ tpv", "MiB", "trace ÷ tpv's − 1"), rows, left=(0,))
     levels = [
-        ("that of the test images, draws aside", a["stderr"]),
+        ("that due to the finite number of test images", a["stderr"]),
         *((f"{p} % of the value", p / 100 * a["value"]) for p in (5, 1)),
     ]
     compared = [
@@ -161,9 +168,9 @@ def page(found: dict[str, Any]) -> str:
         f"{head}\n\n{table}\n\n"
         f"Retraining for {a['steps']} steps takes {a['run_seconds']:.1f} s a network, the closed form "
         f"{a['seconds']:.1f} s in all, "
-        "with no error from draws. One network's TPV has a standard deviation of "
-        f"{a['draw_std'] / a['value']:.0%} of its mean, so that to "
-        f"reach the same standard error takes (target: {TARGET:g} times as long):\n\n{races}\n\n"
+        "without Monte-Carlo error. One network's TPV has a standard deviation of "
+        f"{a['draw_std'] / a['value']:.0%} of its mean; reaching the same standard error by retraining takes "
+        f"(target: {TARGET:g} times as long):\n\n{races}\n\n"
         f"The two agree: {a['value']:.4g} in closed form, {a['retrained']:.4g} ± "
         f"{a['retrained_mc_stderr']:.2g} from {RUNS} networks.\n"
     )

@@ -1,4 +1,4 @@
-"""Where and with what it was measured."""
+"""The hardware and software of a measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = (
 
 
 def machine(device: str) -> dict[str, Any]:
-    """The processor or the GPU, and the versions of everything that was compared."""
+    """The processor or the GPU, and the versions of everything compared."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "cores": os.cpu_count(),

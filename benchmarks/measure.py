@@ -12,7 +12,7 @@ import torch
 from benchmarks.clock import seconds
 from benchmarks.job import Job
 from benchmarks.memory import Peak
-from benchmarks.row import Answer, Law
+from benchmarks.row import Answer, Convergence
 from benchmarks.rows.plain import forward_backward
 from benchmarks.subjects import Subject
 
@@ -21,14 +21,14 @@ _FEWEST_CALLS, _PATIENCE, _LONG = 3, 8.0, 1.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came out of a row.
+    """The measurement of one row.
 
     Attributes:
-        value: mean over calls, nan for the plain passes.
+        value: mean over calls; nan for the plain passes.
         stderr, freedom: standard error of that mean with the data held fixed, and its degrees of freedom.
         call_error: relative standard error of one call.
-        seconds, plain_seconds: best per example, of the row and of the plain pass.
-        peak_bytes: memory over what was in use before the first call.
+        seconds, plain_seconds: best time per example, of the row and of the plain pass.
+        peak_bytes: memory above what was in use before the first call.
     """
 
     value: float
@@ -42,8 +42,8 @@ class Measurement:
 
 
 def tune(job: Job) -> int:
-    """The fastest of the row's batch sizes that fit in memory, each tried twice unless it is slow; 0 if the
-    row has none.
+    """The fastest of the row's batch sizes that fits in memory, each tried twice unless it is slow; 0 if
+    the row has none.
     """
     row = job.row
     if len(row.batches) < 2:
@@ -62,8 +62,8 @@ def tune(job: Job) -> int:
 
 
 def measure(job: Job) -> Measurement:
-    """A warm-up call, which shows the memory, then calls that alternate with the plain pass: three, and more
-    while there is time.
+    """A warm-up call, which measures peak memory, then calls that alternate with the plain pass: three, and
+    more while there is time.
     """
     row, subject = job.row, job.subject(job.row.examples)
     run = row.prepare(subject, job.batch)
@@ -71,20 +71,22 @@ def measure(job: Job) -> Measurement:
     run(0)
     peak_bytes = peak.bytes()
     plain = plain_pass(job.subject(job.unit.examples), job.plain_batch, job.device)
-    answers, mine, theirs = [], [], []
+    answers, row_seconds, plain_seconds = [], [], []
     started = time.perf_counter()
     for seed in range(row.calls):
         if seed >= _FEWEST_CALLS and time.perf_counter() - started > _PATIENCE:
             break
-        theirs.append(plain())
+        plain_seconds.append(plain())
         taken, answer = seconds(run, seed, job.device)
-        mine.append(taken / len(subject.inputs))
+        row_seconds.append(taken / len(subject.inputs))
         answers.append(answer)
-    return Measurement(*summary(answers, row.law), min(mine), min(theirs), peak_bytes, job.batch)
+    return Measurement(
+        *summary(answers, row.convergence), min(row_seconds), min(plain_seconds), peak_bytes, job.batch
+    )
 
 
 def tuned(job: Job) -> Measurement:
-    """Both in one process, for a GPU, where starting another costs more than it tells."""
+    """Both in one process, for a GPU, where starting another costs more than it gains."""
     return measure(replace(job, batch=tune(job)))
 
 
@@ -95,17 +97,17 @@ def plain_pass(subject: Subject, batch: int, device: str) -> Callable[[], float]
     return lambda: seconds(run, 0, device)[0] / len(subject.inputs)
 
 
-def summary(answers: list[Answer | None], law: Law) -> tuple[float, float, float, float]:
+def summary(answers: list[Answer | None], convergence: Convergence) -> tuple[float, float, float, float]:
     """Mean over calls, its standard error and degrees of freedom, and one call's relative standard error."""
-    told = [a for a in answers if a is not None]
-    if not told:
+    available = [a for a in answers if a is not None]
+    if not available:
         return math.nan, math.nan, math.inf, math.nan
-    values = torch.stack([a.values.double() for a in told])
+    values = torch.stack([a.values.double() for a in available])
     calls, independent = values.shape
     value = values.mean().item()
-    if law is Law.EXACT:
+    if convergence is Convergence.EXACT:
         return value, 0.0, math.inf, 0.0
-    errors = [a.stderr for a in told if a.stderr is not None]
+    errors = [a.stderr for a in available if a.stderr is not None]
     if len(errors) == calls:
         call_error, freedom = math.sqrt(sum(e**2 for e in errors) / calls), math.inf
     else:

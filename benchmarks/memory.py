@@ -1,4 +1,4 @@
-"""Peak memory over what was in use at a moment: of the GPU's allocator, else of the process."""
+"""Peak memory above what was in use at construction: of the GPU's allocator, or of the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peak:
-    """Bytes allocated at most since it was made."""
+    """Peak number of bytes allocated since construction."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device == "cuda"
@@ -28,7 +28,7 @@ class Peak:
 
 
 def _forget_peak() -> int:
-    """Resident size now; where the system cannot forget the largest so far, that."""
+    """The resident size now; where the system cannot reset its peak, the peak so far."""
     try:
         _RESET.write_text("5")
     except OSError:

@@ -20,8 +20,8 @@ _IMPORTED = [
 
 
 def fresh(function: Callable[[J], T], job: J, threads: int | None = None) -> T:
-    """``function(job)`` in a process that ends with it, on as many threads as torch likes or on
-    ``threads``.
+    """``function(job)`` in a process that ends with it, with ``threads`` threads or
+    torch's default.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
@@ -30,7 +30,7 @@ def fresh(function: Callable[[J], T], job: J, threads: int | None = None) -> T:
 
 
 def _start(threads: int | None) -> None:
-    """Quiet, and in float32 throughout: TensorFloat-32 would blur the comparison of values."""
+    """Quiet, and in float32 throughout: TensorFloat-32 would distort the comparison of values."""
     warnings.simplefilter("ignore")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

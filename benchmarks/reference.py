@@ -1,5 +1,5 @@
-"""What every row is compared with: tpv's exact value, or its average over many probes where there are too
-many outputs.
+"""The value that every row is compared with: tpv's exact value, or its average over many probes where there
+are too many outputs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Reference:
 
 
 def references(jobs: list[Job]) -> dict[int, Reference]:
-    """For every number of examples that a row uses: the average over disjoint segments of the examples."""
+    """For every number of examples that a row uses, the average over disjoint segments of the examples."""
     sizes = sorted({job.row.examples for job in jobs})
     subject = jobs[0].subject(sizes[-1])
-    found, total, variance, start = {}, 0.0, 0.0, 0
+    averages, total, variance, start = {}, 0.0, 0.0, 0
     for stop in sizes:
         segment = Subject(subject.model, subject.inputs[start:stop], subject.shape)
-        here = exact(segment) if subject.outputs <= MOST_OUTPUTS else sampled(segment)
-        total += here.value * (stop - start)
-        variance += (here.stderr * (stop - start)) ** 2
-        found[stop], start = Reference(total / stop, math.sqrt(variance) / stop), stop
-    return found
+        mean = exact(segment) if subject.outputs <= MOST_OUTPUTS else sampled(segment)
+        total += mean.value * (stop - start)
+        variance += (mean.stderr * (stop - start)) ** 2
+        averages[stop], start = Reference(total / stop, math.sqrt(variance) / stop), stop
+    return averages
 
 
 def exact(subject: Subject) -> Reference:
@@ -46,9 +46,9 @@ def exact(subject: Subject) -> Reference:
 def sampled(subject: Subject) -> Reference:
     """Many probes for a few examples, few for many."""
     probes = min(_MOST_PROBES, max(_FEWEST_PROBES, _SWEEPS // len(subject.inputs)))
-    one, law = tpv.Hutchinson(1), tpv.Isotropic(1.0)
+    one, unit = tpv.Hutchinson(1), tpv.Isotropic(1.0)
     results = [
-        tpv.estimate(subject.model, subject.inputs, law, estimator=one, generator=1000 + seed)
+        tpv.estimate(subject.model, subject.inputs, unit, estimator=one, generator=1000 + seed)
         for seed in range(probes)
     ]
     return Reference(

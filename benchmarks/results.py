@@ -17,16 +17,16 @@ EXACT_TOLERANCE, SMALLEST_P, BUSY = 1e-3, 1e-4, 1.3
 
 @dataclass(frozen=True)
 class Result:
-    """A row as it goes into the table; ``verdict`` is "agrees", "DISAGREES", "cost only", or "nothing" for
-    the reason in ``note``.
+    """A row of the table; ``verdict`` is "agrees", "DISAGREES", "cost only", or "nothing" for the reason in
+    ``note``.
 
-    ``busy``: the plain pass beside it was slow, so something else was running and the cost is not to be
-    trusted.
+    ``busy``: the plain pass measured alongside was slow, so something else was running and the cost is not
+    reliable.
     """
 
     library: str
     method: str
-    law: str
+    convergence: str
     examples: int
     verdict: str
     note: str
@@ -46,7 +46,7 @@ def failed(row: Row, reason: str) -> Result:
     return Result(
         row.library,
         row.method,
-        row.law.value,
+        row.convergence.value,
         row.examples,
         "nothing",
         "; ".join(filter(None, (reason, row.note))),
@@ -68,14 +68,14 @@ def judged(row: Row, m: Measurement, reference: Reference) -> Result:
     return Result(
         row.library,
         row.method,
-        row.law.value,
+        row.convergence.value,
         row.examples,
         "agrees" if agrees(m, reference) else "DISAGREES",
         row.note,
         value=m.value,
         relative=m.value / reference.value,
         relative_stderr=math.hypot(m.stderr, reference.stderr) / reference.value,
-        cost_to_one_percent=cost * row.law.calls(m.call_error, row.examples),
+        cost_to_one_percent=cost * row.convergence.calls(m.call_error, row.examples),
         **shared,
     )
 
@@ -92,9 +92,9 @@ def agrees(m: Measurement, reference: Reference) -> bool:
 
 
 def flagged(results: list[Result]) -> list[Result]:
-    """Mark rows whose plain pass took over 1.3 times the quickest one of all rows."""
+    """Mark rows whose plain pass took over 1.3 times as long as the fastest plain pass of all rows."""
     times = [r.plain_milliseconds for r in results]
-    quickest = min((t for t in times if t is not None), default=math.inf)
+    fastest = min((t for t in times if t is not None), default=math.inf)
     return [
-        replace(r, busy=t is not None and t > BUSY * quickest) for r, t in zip(results, times, strict=True)
+        replace(r, busy=t is not None and t > BUSY * fastest) for r, t in zip(results, times, strict=True)
     ]

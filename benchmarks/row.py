@@ -15,8 +15,8 @@ TARGET = 0.01
 GPU_GROWTH, QUICK_EXAMPLES, FEWEST_EXAMPLES = 8, 8, 4
 
 
-class Law(Enum):
-    """How a method's own error falls, the data held fixed."""
+class Convergence(Enum):
+    """How a method's own error decreases, the data held fixed."""
 
     EXACT = "exact"
     EXAMPLES = "1/√(examples × probes)"
@@ -24,26 +24,25 @@ class Law(Enum):
     SKETCH = "1/matvecs"
 
     def calls(self, error: float, examples: int) -> float:
-        """Calls for a relative error of 1 % on 2,000 examples, from a call's relative error on
+        """Calls needed for a relative error of 1 % on 2,000 examples, given one call's relative error on
         ``examples``.
         """
         ratio = error / TARGET
-        if self is Law.EXACT:
+        if self is Convergence.EXACT:
             return 1.0
-        if self is Law.EXAMPLES:
+        if self is Convergence.EXAMPLES:
             return max(1.0, ratio**2 * examples / REFERENCE_EXAMPLES)
-        return max(1.0, ratio**2) if self is Law.DRAWS else ratio
+        return max(1.0, ratio**2) if self is Convergence.DRAWS else ratio
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call returns.
+    """The result of one call.
 
     Attributes:
-        values: (m,) estimates whose mean is the call's; their randomness is independent (m = 1, or one per
-            example).
-        stderr: the call's standard error with the data held fixed, if the method tells; else it is
-            worked out from the scatter over calls.
+        values: (m,) independent estimates whose mean is the call's estimate (m = 1, or one per example).
+        stderr: the call's standard error with the data held fixed, if the method reports one; otherwise it
+            is computed from the scatter over calls.
     """
 
     values: Tensor
@@ -55,26 +54,25 @@ Run = Callable[[int], Answer | None]
 
 @dataclass(frozen=True)
 class Row:
-    """A method, and how it is to be measured.
+    """A method, and how to measure it.
 
     Attributes:
         library, method: its name.
-        prepare: (subject, batch size) to the function of a seed that is timed; set-up and imports belong
-            here.
-        law: how its error falls.
-        examples: how many it is run on.
-        calls: how often it is timed at most.
-        batches: batch sizes of which the fastest is used; empty if the method chooses by itself.
-        package: what ``pip install`` wants to hear.
-        note: what a reader should know.
-        every_output: whether it takes a pass, or a row of a Jacobian in memory, for each output.
-        single: whether it takes one example at a time, so that a GPU does not call for more of them.
+        prepare: maps (subject, batch size) to the timed function of a seed; set-up and imports belong here.
+        convergence: how its error decreases.
+        examples: how many examples it runs on.
+        calls: maximum number of timed calls.
+        batches: candidate batch sizes, of which the fastest is used; empty if the method has its own default.
+        package: arguments for ``pip install``.
+        note: a remark for the page.
+        every_output: whether it needs a pass, or a row of a Jacobian in memory, for each output.
+        single: whether it processes one example at a time, so that a GPU does not need more of them.
     """
 
     library: str
     method: str
     prepare: Callable[[Subject, int], Run]
-    law: Law = Law.EXACT
+    convergence: Convergence = Convergence.EXACT
     examples: int = 64
     calls: int = 3
     batches: tuple[int, ...] = ()
@@ -88,8 +86,8 @@ class Row:
         return f"{self.library} {self.method}"
 
     def sized(self, share: int, device: str, quick: bool) -> Row:
-        """For a network whose examples are ``share`` times dearer, more of everything on a GPU, little of it
-        for a smoke run.
+        """Scaled to a network whose examples cost ``share`` times as much: more of everything on a GPU,
+        little of it for a smoke run.
         """
         if quick:
             return replace(self, examples=min(self.examples, QUICK_EXAMPLES), batches=self.batches[:1])

@@ -1,4 +1,4 @@
-"""How the cost of an example grows with the examples, the outputs, the parameters and the length of a
+"""How the cost of an example grows with the number of examples, outputs and parameters and the length of a
 sequence.
 """
 
@@ -25,7 +25,7 @@ _CALLS, _LONG, _BATCH = 2, 5.0, {"cpu": 8, "cuda": 64}
 
 @dataclass(frozen=True)
 class Axis:
-    """One quantity that grows: its values, and for each the network and the number of examples."""
+    """One quantity that grows: its values, and for each value the network and the number of examples."""
 
     name: str
     meaning: str
@@ -90,22 +90,22 @@ def measured(point: Point) -> dict[str, Any]:
     )
     batch = _BATCH[point.device]
     plain = plain_pass(subject, batch, point.device)
-    found = {row.name: best(row.prepare(subject, batch), subject, plain, point.device) for row in METHODS}
+    methods = {row.name: best(row.prepare(subject, batch), subject, plain, point.device) for row in METHODS}
     return {
         "N": point.examples,
         "K": subject.outputs,
         "P": sum(p.numel() for p in subject.parameters),
         "T": getattr(point.spec, "length", None),
-        "plain": min(beside for _, beside in found.values()),
-        "methods": {name: own for name, (own, _) in found.items()},
+        "plain": min(plain_time for _, plain_time in methods.values()),
+        "methods": {name: own for name, (own, _) in methods.items()},
     }
 
 
 def best(run: Run, subject: Subject, plain: Callable[[], float], device: str) -> tuple[float, float]:
-    """Milliseconds per example of a method and of the plain pass beside it, best of two after a warm call if
-    that is quick.
+    """Milliseconds per example of a method and of the plain pass alongside it, best of two after a warm-up
+    call if that one is short.
     """
     first = seconds(run, 0, device)[0]
     pairs = [(seconds(run, seed, device)[0], plain()) for seed in range(_CALLS if first < _LONG else 1)]
-    own, beside = (min(times) for times in zip(*pairs, strict=True))
-    return 1000 * min(own, first) / len(subject.inputs), 1000 * beside
+    own, plain_time = (min(times) for times in zip(*pairs, strict=True))
+    return 1000 * min(own, first) / len(subject.inputs), 1000 * plain_time

@@ -1,6 +1,4 @@
-"""``results.json``: sections by network and device, and the scaling; a part that is run again replaces its
-own.
-"""
+"""``results.json``: sections by network and device, and the scaling; a new run of a part replaces it."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ def read() -> Document:
 
 
 def add(kind: str, entry: dict[str, Any]) -> Document:
-    """Put in a section or an axis, in the place of the one that has its name and device."""
+    """Add a section or an axis, replacing the one with its name and device."""
     document = read()
     others = [e for e in document.get(kind, []) if _identity(e) != _identity(entry)]
     document[kind] = sorted([*others, entry], key=_order)

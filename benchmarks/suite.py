@@ -20,28 +20,30 @@ from benchmarks.subjects import Spec, save
 
 
 def section(spec: Spec, device: str, quick: bool, only: str, console: Console) -> dict[str, Any]:
-    """Everything that the page says about one network on one device, ready for JSON."""
+    """Everything that the page reports about one network on one device, ready for JSON."""
     spec = spec.small() if quick else spec
     with tempfile.TemporaryDirectory() as folder:
-        whole = [Job(i, spec, Path(folder) / "subject.pt", device, quick) for i in range(len(ROWS))]
-        facts = fresh(prepare, whole)
-        chosen = [job for job in whole if job.index == 0 or only.lower() in job.row.name.lower()]
-        known = fresh(references, chosen, chosen[0].threads)
-        plain_batch = fresh(tune, chosen[0], chosen[0].threads)
+        jobs = [Job(i, spec, Path(folder) / "subject.pt", device, quick) for i in range(len(ROWS))]
+        sizes = fresh(prepare, jobs)
+        selected = [job for job in jobs if job.index == 0 or only.lower() in job.row.name.lower()]
+        reference = fresh(references, selected, selected[0].threads)
+        plain_batch = fresh(tune, selected[0], selected[0].threads)
         results = []
-        for job in chosen:
+        for job in selected:
             with console.status(job.row.name):
                 results.append(
-                    result(replace(job, plain_batch=plain_batch), known[job.row.examples], facts["outputs"])
+                    result(
+                        replace(job, plain_batch=plain_batch), reference[job.row.examples], sizes["outputs"]
+                    )
                 )
             console.print(f"{spec.name} on {device}, {job.row.name}: {results[-1].verdict}", style="dim")
     return {
         "subject": spec.name,
         "device": device,
         "description": spec.description,
-        **facts,
-        "reference_stderr": max(r.stderr / r.value for r in known.values()),
-        "plain_examples": chosen[0].unit.examples,
+        **sizes,
+        "reference_stderr": max(r.stderr / r.value for r in reference.values()),
+        "plain_examples": selected[0].unit.examples,
         "plain_batch": plain_batch,
         "machine": machine(device),
         "rows": [asdict(result) for result in flagged(results)],
@@ -49,14 +51,14 @@ def section(spec: Spec, device: str, quick: bool, only: str, console: Console) -
 
 
 def prepare(jobs: list[Job]) -> dict[str, int]:
-    """Write the subject for the other processes to read, and tell how large it is."""
+    """Write the subject for the other processes to read, and return its sizes."""
     save(jobs[0].spec, max(job.row.examples for job in jobs), jobs[0].path)
     subject = jobs[0].subject(1)
     return {"outputs": subject.outputs, "parameters": sum(p.numel() for p in subject.parameters)}
 
 
 def result(job: Job, reference: Reference, outputs: int) -> Result:
-    """A row's result, or why there is none."""
+    """A row's result, or the reason why there is none."""
     row = job.row
     if row.every_output and outputs > MOST_OUTPUTS:
         return failed(

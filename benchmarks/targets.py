@@ -1,4 +1,4 @@
-"""What tpv aims at, and whether a section's numbers reach it."""
+"""Performance targets of tpv, and whether a section's numbers meet them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ OURS, PLAIN = "tpv", "plain"
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio of two rows' costs: at most ``wanted`` if it is a ceiling, else at least."""
+    """A ratio of two rows' costs: at most ``wanted`` if it is a ceiling, otherwise at least."""
 
     words: str
-    found: float
+    measured: float
     wanted: float
     ceiling: bool
     because: str
 
     @property
     def met(self) -> bool:
-        return self.found <= self.wanted if self.ceiling else self.found >= self.wanted
+        return self.measured <= self.wanted if self.ceiling else self.measured >= self.wanted
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A row of another library beside the cheapest of tpv's of equal accuracy."""
+    """A row of another library next to the cheapest row of tpv with equal accuracy."""
 
     name: str
     theirs: float
@@ -44,23 +44,23 @@ class Rival:
 
 
 def targets(section: dict[str, Any]) -> list[Target]:
-    """Those for which the section has both rows."""
+    """The targets for which the section has both rows."""
     return [*_floors(section), *_loops(section)]
 
 
 def rivals(section: dict[str, Any]) -> list[Rival]:
-    """Every row of another library that gave a number."""
-    found = []
+    """Every row of another library that produced a number."""
+    rivals = []
     for row in section["rows"]:
         if row["library"] not in (OURS, PLAIN) and row["cost_to_one_percent"] is not None:
-            exact = row["law"] == "exact"
+            exact = row["convergence"] == "exact"
             mine = _cheapest(section, exact)
             if mine is not None:
                 theirs, ours = row["cost_to_one_percent"], mine["cost_to_one_percent"]
-                found.append(
+                rivals.append(
                     Rival(_name(row), theirs, ours, "exact" if exact else "1 %", cause(section, row, mine))
                 )
-    return found
+    return rivals
 
 
 def _floors(section: dict[str, Any]) -> Iterator[Target]:
@@ -76,7 +76,7 @@ def _floors(section: dict[str, Any]) -> Iterator[Target]:
 def _loops(section: dict[str, Any]) -> Iterator[Target]:
     for row in section["rows"]:
         if row["library"] == LOOP and row["cost"] is not None:
-            mine = _cheapest(section, row["law"] == "exact")
+            mine = _cheapest(section, row["convergence"] == "exact")
             if mine is not None:
                 words = f"{_name(row)} ÷ tpv {mine['method']}"
                 ratio = row["cost_to_one_percent"] / mine["cost_to_one_percent"]
@@ -84,11 +84,11 @@ def _loops(section: dict[str, Any]) -> Iterator[Target]:
 
 
 def _cheapest(section: dict[str, Any], exact: bool) -> dict[str, Any] | None:
-    """tpv's exact row, or its row that reaches 1 % soonest."""
+    """tpv's exact row, or its row that reaches 1 % at the lowest cost."""
     rows = [
         r
         for r in section["rows"]
-        if r["library"] == OURS and r["cost"] is not None and (not exact or r["law"] == "exact")
+        if r["library"] == OURS and r["cost"] is not None and (not exact or r["convergence"] == "exact")
     ]
     return min(rows, key=lambda r: r["cost_to_one_percent"], default=None)
 

@@ -27,5 +27,5 @@ def terminal(section: dict[str, Any]) -> Group:
             end_section=following is not None and following["library"] != row["library"],
         )
     notes = [Text(f"{row['library']} {row['method']}: {row['note']}") for row in rows if row["note"]]
-    aims = [Text(f"{t.words}: {short(t.found)}, {'met' if t.met else 'missed'}") for t in targets(section)]
+    aims = [Text(f"{t.words}: {short(t.measured)}, {'met' if t.met else 'missed'}") for t in targets(section)]
     return Group(table, *notes, *aims)

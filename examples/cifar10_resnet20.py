@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PaddingShortcut(nn.Module):
-    """Option A of He et al.: every ``stride``-th pixel, with channels of zeros around; no parameters."""
+    """Option A of He et al.: every ``stride``-th pixel, padded with channels of zeros; no parameters."""
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -83,14 +83,14 @@ def data_root() -> Path:
     if not root:
         raise SystemExit(
             "TPV_DATA_DIR is not set: download the data set uoft-cs/cifar10 from the Hugging Face hub and a "
-            "ResNet-20 "
-            "for CIFAR-10 (weights/cifar10_resnet20.safetensors) into a folder and set TPV_DATA_DIR to it."
+            "ResNet-20 for CIFAR-10 (weights/cifar10_resnet20.safetensors) into a folder and set "
+            "TPV_DATA_DIR to it."
         )
     return Path(root)
 
 
 def pixels(table: Dataset) -> Tensor:
-    """The images of a data set as they are, (N, 3, 32, 32) in bytes."""
+    """The raw images of a data set, (N, 3, 32, 32) in bytes."""
     import numpy as np
 
     return (
@@ -101,7 +101,7 @@ def pixels(table: Dataset) -> Tensor:
 
 
 def normalised(x: Tensor) -> Tensor:
-    """Images as the networks take them."""
+    """Images normalized as the networks expect them."""
     return (x.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
@@ -133,5 +133,5 @@ def train_data() -> Tensor:
 
 
 def test_data() -> list[tuple[Tensor, Tensor]]:
-    """1,000 test images in batches with their labels, which only accuracy looks at."""
+    """1,000 test images in batches with their labels, which only the accuracy uses."""
     return list(zip(*(part.split(250) for part in labelled("test")), strict=True))

@@ -3,8 +3,8 @@
     TPV_DATA_DIR=... tpv report examples/cifar10_vit.py
 
 ``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``uoft-cs/cifar10``, or the
-same as JPEG in ``cifar10-jpeg``, which is preferred. The first use trains the network (about 15 minutes of
-CPU time) and keeps it in ``TPV_CACHE_DIR``, by default ~/.cache/tpv.
+same images as JPEG in ``cifar10-jpeg``, which is preferred. The first use trains the network (15 minutes of
+CPU time) and caches it in ``TPV_CACHE_DIR``, by default ~/.cache/tpv.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def table(split: str, count: int | None = None) -> Dataset:
 
     root = data_root("uoft-cs/cifar10")
     folder = root / "cifar10-jpeg"
-    found = load_dataset(str(folder if folder.is_dir() else root / "uoft-cs" / "cifar10"), split=split)
-    return found.select(range(min(count or len(found), len(found))))
+    images = load_dataset(str(folder if folder.is_dir() else root / "uoft-cs" / "cifar10"), split=split)
+    return images.select(range(min(count or len(images), len(images))))
 
 
 def augmented(x: Tensor) -> Tensor:
-    """Every image moved by up to four pixels, half of them mirrored."""
+    """Every image shifted by up to four pixels, half of them mirrored."""
     images, channels, size = torch.arange(len(x)), torch.arange(x.shape[1]), torch.arange(x.shape[2])
     rows, columns = (torch.randint(9, (len(x), 1)) + size for _ in range(2))
     columns = torch.where(torch.rand(len(x), 1) < 0.5, columns.flip(1), columns)
@@ -65,8 +65,8 @@ def train() -> ViTForImageClassification:
     data, network = table("train"), untrained()
     x, y = pixels(data), torch.tensor(data["label"])
 
-    def loss(chosen: Tensor) -> Tensor:
-        return F.cross_entropy(network(normalised(augmented(x[chosen]))).logits, y[chosen])
+    def loss(indices: Tensor) -> Tensor:
+        return F.cross_entropy(network(normalised(augmented(x[indices]))).logits, y[indices])
 
     return fit(network, loss, len(x), epochs=4, batch_size=64, lr=1e-3)
 

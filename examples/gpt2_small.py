@@ -4,9 +4,9 @@ parameters.
     TPV_DATA_DIR=... tpv report examples/gpt2_small.py -p 'Quantization(bits=8)'
     TPV_DATA_DIR=... python examples/gpt2_small.py
 
-``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``CogComp/trec``; where it also
-holds ``gpt2``, a folder of ``save_pretrained`` with model and tokenizer, that is the model, else one with
-random weights.
+``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``CogComp/trec``; if it also
+holds ``gpt2``, a folder of ``save_pretrained`` with model and tokenizer, that is the model, otherwise one
+with random weights.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ def texts(split: str) -> list[str]:
 
 @functools.cache
 def tokenizer() -> Tokenizer | ByteLevelBPETokenizer:
-    """GPT-2's own where its weights are, else a byte-level one of the training questions, with fewer
-    tokens.
+    """GPT-2's own if its weights are available, otherwise a byte-level one trained on the training questions,
+    with fewer tokens.
     """
     folder = pretrained()
     if folder:
         return Tokenizer.from_file(f"{folder}/tokenizer.json")
-    made = ByteLevelBPETokenizer()
-    made.train_from_iterator(texts("train"), vocab_size=8000, show_progress=False)
-    return made
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(texts("train"), vocab_size=8000, show_progress=False)
+    return trained
 
 
 def sequences(split: str, count: int) -> list[dict[str, Tensor]]:
-    """``count`` sequences of 64 tokens, questions one after the other, in batches of four."""
+    """``count`` sequences of 64 tokens, questions concatenated, in batches of four."""
     ids = tokenizer().encode("\n".join(texts(split))).ids[: count * LENGTH]
     return [{"input_ids": part} for part in torch.tensor(ids).view(count, LENGTH).split(BATCH)]
 

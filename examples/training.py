@@ -1,6 +1,4 @@
-"""What the examples share that train their own network: the data folder, a cache of trained weights, a
-training loop.
-"""
+"""Shared by the examples that train their own network: the data folder, cached weights, a training loop."""
 
 from __future__ import annotations
 
@@ -29,19 +27,19 @@ def data_root(needed: str) -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """Where an example keeps what it trained: under ``TPV_CACHE_DIR``, by default ~/.cache/tpv."""
+    """The folder where an example caches its weights: in ``TPV_CACHE_DIR``, by default ~/.cache/tpv."""
     folder = Path(os.environ.get("TPV_CACHE_DIR", Path.home() / ".cache" / "tpv")) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def trained(name: str, kind: type[PreTrainedModel], train: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """The network in evaluation mode, trained with seed 0 at its first use and read from the cache
+    """The network in evaluation mode, trained with seed 0 at first use and read from the cache
     afterwards.
     """
     folder = cache_folder(name)
     if not (folder / "model.safetensors").is_file():
-        print(f"Training {name}, once; the weights are kept in {folder}", file=sys.stderr)
+        print(f"Training {name}, once; the weights are cached in {folder}", file=sys.stderr)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             train().save_pretrained(folder)
@@ -65,13 +63,13 @@ def fit(
     network.train()
     for epoch in range(epochs):
         total = 0.0
-        for chosen in torch.randperm(examples).split(batch_size):
+        for indices in torch.randperm(examples).split(batch_size):
             optimizer.zero_grad()
-            value = loss(chosen)
+            value = loss(indices)
             value.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            total += value.item() * len(chosen)
+            total += value.item() * len(indices)
         print(f"epoch {epoch + 1} of {epochs}: loss {total / examples:.3f}", file=sys.stderr)
     return network.eval()

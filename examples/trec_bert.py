@@ -1,9 +1,9 @@
-"""A target for ``tpv report``: a small BERT that tells what a question asks for (TREC, six classes).
+"""A target for ``tpv report``: a small BERT that classifies what a question asks for (TREC, six classes).
 
     TPV_DATA_DIR=... tpv report examples/trec_bert.py
 
 ``TPV_DATA_DIR`` is a folder laid out as on the Hugging Face hub. It must hold ``CogComp/trec``. The first use
-trains the tokenizer and the network from scratch (about a minute on a CPU) and keeps both in
+trains the tokenizer and the network from scratch (about a minute on a CPU) and caches both in
 ``TPV_CACHE_DIR``, by default ~/.cache/tpv.
 """
 
@@ -37,35 +37,33 @@ def questions(split: str) -> Dataset:
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    """WordPiece of the training questions, which adds [CLS] and [SEP] and pads to the longest of a batch."""
+    """WordPiece, trained on the training questions; adds [CLS] and [SEP], pads to the longest of a batch."""
     file = cache_folder("trec_bert") / "tokenizer.json"
     if not file.is_file():
-        made = BertWordPieceTokenizer()
+        trained_tokenizer = BertWordPieceTokenizer()
         # with the prefix ## the trainer breaks ties differently in every process
-        made.train_from_iterator(
+        trained_tokenizer.train_from_iterator(
             questions("train")["text"], vocab_size=4000, wordpieces_prefix="", show_progress=False
         )
-        made.post_processor = BertProcessing(
-            *((token, made.token_to_id(token)) for token in ("[SEP]", "[CLS]"))
+        trained_tokenizer.post_processor = BertProcessing(
+            *((token, trained_tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]"))
         )
-        made.enable_padding()
-        made.save(str(file))
+        trained_tokenizer.enable_padding()
+        trained_tokenizer.save(str(file))
     return Tokenizer.from_file(str(file))
 
 
 def encoded(texts: list[str]) -> dict[str, Tensor]:
-    """What the network takes, (N, length of the longest question)."""
-    found = tokenizer().encode_batch(texts)
+    """The inputs of the network, each (N, length of the longest question)."""
+    encodings = tokenizer().encode_batch(texts)
     return {
-        "input_ids": torch.tensor([e.ids for e in found]),
-        "attention_mask": torch.tensor([e.attention_mask for e in found]),
+        "input_ids": torch.tensor([e.ids for e in encodings]),
+        "attention_mask": torch.tensor([e.attention_mask for e in encodings]),
     }
 
 
 def distorted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Three tokens in ten replaced by any other: so the network learns to do without words that it does not
-    know.
-    """
+    """Three in ten tokens replaced by random ones, so that the network learns to cope with unknown words."""
     ids = batch["input_ids"]
     replaced = (torch.rand(ids.shape) < 0.3) & (ids >= SPECIAL)
     return batch | {
@@ -76,7 +74,7 @@ def distorted(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def untrained(hidden: int = 128, layers: int = 2) -> BertForSequenceClassification:
-    """A BERT of the tokenizer's vocabulary."""
+    """A BERT with the tokenizer's vocabulary."""
     from transformers import BertConfig, BertForSequenceClassification
 
     sizes = {
@@ -97,9 +95,9 @@ def train() -> BertForSequenceClassification:
     data, network = questions("train"), untrained()
     texts, y = list(data["text"]), torch.tensor(data["coarse_label"])
 
-    def loss(chosen: Tensor) -> Tensor:
-        batch = distorted(encoded([texts[i] for i in chosen]))
-        return F.cross_entropy(network(**batch).logits, y[chosen], label_smoothing=0.1)
+    def loss(indices: Tensor) -> Tensor:
+        batch = distorted(encoded([texts[i] for i in indices]))
+        return F.cross_entropy(network(**batch).logits, y[indices], label_smoothing=0.1)
 
     return fit(network, loss, len(texts), epochs=10, batch_size=64, lr=1e-3)
 
@@ -120,10 +118,10 @@ def batches(split: str) -> list[dict[str, Tensor]]:
 
 
 def train_data() -> list[dict[str, Tensor]]:
-    """5,452 questions that the network saw."""
+    """5,452 questions that the network was trained on."""
     return batches("train")
 
 
 def test_data() -> list[dict[str, Tensor]]:
-    """500 questions that it did not see."""
+    """500 held-out questions."""
     return batches("test")

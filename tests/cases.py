@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tpv
+from tpv.model.linearization import Linearization
+from tpv.model.outputs import as_output
+from tpv.perturbations.bound import Bound
 from tpv.testing import assert_unchanged
 
 
@@ -21,6 +24,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def bound(perturbation: tpv.PerturbationSpec, model: nn.Module) -> Bound:
+    """The perturbation at the model's weights."""
+    return perturbation.bind(Linearization(model, output=as_output(perturbation.output)))
 
 
 def settled(model: nn.Module) -> nn.Module:

@@ -1,8 +1,7 @@
-"""The examples that train their own network: their data, and the whole way with a tiny network."""
+"""The examples that train their own network: their data, and the whole path with a tiny network."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 import tpv
 from tpv.testing import assert_unchanged
 
-real = pytest.mark.skipif(not os.environ.get("TPV_DATA_DIR"), reason="TPV_DATA_DIR is not set: no data")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -35,16 +34,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def check(model: nn.Module, data: object, examples: int) -> None:
     """The sweep agrees with finite differences of tiny noise."""
-    law = tpv.Isotropic(1e-4)
+    noise = tpv.Isotropic(1e-4)
     with assert_unchanged(model):
-        swept = tpv.estimate(model, data, law, estimator=tpv.Hutchinson(4))
-        drawn = tpv.estimate(model, data, law, estimator=tpv.MonteCarlo(24))
+        swept = tpv.estimate(model, data, noise, estimator=tpv.Hutchinson(4))
+        drawn = tpv.estimate(model, data, noise, estimator=tpv.MonteCarlo(24))
     assert swept.n_examples == examples
     assert swept.value > 0
     assert abs(swept.value - drawn.value) < 4 * (swept.mc_stderr**2 + drawn.mc_stderr**2) ** 0.5
 
 
-@real
+@pytest.mark.data
 def test_questions_come_as_padded_batches() -> None:
     data = trec_bert.test_data()
     assert sum(len(batch["labels"]) for batch in data) == 500
@@ -56,7 +55,7 @@ def test_questions_come_as_padded_batches() -> None:
     assert torch.equal(distorted["input_ids"] < trec_bert.SPECIAL, data[0]["input_ids"] < trec_bert.SPECIAL)
 
 
-@real
+@pytest.mark.data
 def test_the_tokenizer_is_the_same_at_every_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = trec_bert.tokenizer().to_str()
     trec_bert.tokenizer.cache_clear()
@@ -66,13 +65,13 @@ def test_the_tokenizer_is_the_same_at_every_training(monkeypatch: pytest.MonkeyP
     assert trec_bert.tokenizer().to_str() == first
 
 
-@real
+@pytest.mark.data
 def test_a_tiny_bert() -> None:
     torch.manual_seed(0)
     check(trec_bert.untrained(hidden=32, layers=1).eval(), trec_bert.test_data()[:1], 50)
 
 
-@real
+@pytest.mark.data
 def test_a_tiny_vision_transformer() -> None:
     torch.manual_seed(0)
     x = cifar10_vit.test_data()
@@ -81,7 +80,7 @@ def test_a_tiny_vision_transformer() -> None:
     check(cifar10_vit.untrained(hidden=32, layers=1).eval(), x[:16], 16)
 
 
-@real
+@pytest.mark.data
 def test_a_tiny_language_model() -> None:
     data = gpt2_small.test_data()
     assert [batch["input_ids"].shape for batch in data] == [(4, 64)] * 4
@@ -94,16 +93,16 @@ def test_a_tiny_language_model() -> None:
     check(gpt2_small.untrained(**sizes), [{"input_ids": batch["input_ids"][:, :8]} for batch in data[:2]], 8)
 
 
-@pytest.mark.parametrize(("mirror", "move"), [(False, 4), (True, 0)])
-def test_augmentation_moves_and_mirrors(mirror: bool, move: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("mirror", "shift"), [(False, 4), (True, 0)])
+def test_augmentation_shifts_and_mirrors(mirror: bool, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32)
-    monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, 4 + move))
+    monkeypatch.setattr(torch, "randint", lambda high, size: torch.full(size, 4 + shift))
     monkeypatch.setattr(torch, "rand", lambda *size: torch.full(size, 0.0 if mirror else 1.0))
-    found = cifar10_vit.augmented(x)
+    images = cifar10_vit.augmented(x)
     assert (
-        torch.equal(found, x.flip(3))
+        torch.equal(images, x.flip(3))
         if mirror
-        else torch.equal(found[:, :, :-move, :-move], x[:, :, move:, move:])
+        else torch.equal(images[:, :, :-shift, :-shift], x[:, :, shift:, shift:])
     )
 
 
@@ -118,8 +117,8 @@ def test_a_network_is_trained_once() -> None:
         network = cifar10_vit.untrained(hidden=32, layers=1)
         losses = trainings.append([]) or trainings[-1]
 
-        def loss(chosen: Tensor) -> Tensor:
-            value = F.cross_entropy(network(x[chosen]).logits, y[chosen])
+        def loss(indices: Tensor) -> Tensor:
+            value = F.cross_entropy(network(x[indices]).logits, y[indices])
             losses.append(value.item())
             return value
 
@@ -158,7 +157,7 @@ def test_prune_fine_tune_save_load(tmp_path: Path, capsys: pytest.CaptureFixture
     )
 
 
-@real
+@pytest.mark.data
 def test_cifar10_for_fine_tuning() -> None:
     task = prune_and_finetune.cifar10()
     x, y = task.train[0]

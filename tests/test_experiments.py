@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from experiments import label_noise
 from experiments.pruning import __main__ as pruning
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("command", "expected"),
@@ -18,7 +20,7 @@ from experiments.pruning import __main__ as pruning
         ("horizons", r"steps  std .*\n2 +0\.1 +[01]\.\d+ ± "),
         ("halves", r"train/test, cross-fitted +[01]\.\d+ ± "),
         ("quickstart", r"train/test, cross-fitted[\s\S]*control run on the test inputs: .*variance"),
-        ("agreement", r"matrix-free[\s\S]*the same noise, products over written out: 1\.000\d\d? "),
+        ("agreement", r"matrix-free[\s\S]*the same noise, matrix-free over dense: 1\.000\d\d? "),
         ("large", r"TPV [\s\S]*HutchPlusPlus\(rank=64, draws=8\)"),
     ],
 )

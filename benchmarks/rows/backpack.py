@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.row import Answer, Law, Row, Run
+from benchmarks.row import Answer, Convergence, Row, Run
 from benchmarks.subjects import Subject
 
 RESNET = "CifarResNet"
@@ -60,14 +60,14 @@ def squared_gradients(subject: Subject, batch: int) -> Run:
         return torch.stack([p.batch_l2 for p in model.parameters()]).double().sum(0).cpu()
 
     def run(seed: int) -> Answer:
-        pieces = zip(subject.inputs.split(batch), subject.signs(seed).split(batch), strict=True)
-        return Answer(torch.cat([squares(x, v) for x, v in pieces]))
+        chunks = zip(subject.inputs.split(batch), subject.signs(seed).split(batch), strict=True)
+        return Answer(torch.cat([squares(x, v) for x, v in chunks]))
 
     return run
 
 
 def as_modules(subject: Subject) -> nn.Module:
-    """A copy; ResNet-20 in modules only, which second-order extensions require."""
+    """A copy; ResNet-20 as modules only, which second-order extensions require."""
     if type(subject.model).__name__ != RESNET:
         return subject.flat()
     network: Any = copy.deepcopy(subject.model)
@@ -89,13 +89,16 @@ def residual(block: Any) -> Iterator[nn.Module]:
     yield nn.ReLU()
 
 
-REWRITTEN = "it takes networks of modules that it knows: ResNet-20 is rewritten so, LayerNorm and attention are not among them"
+REWRITTEN = (
+    "it supports only networks made of modules that it knows: ResNet-20 is rewritten accordingly; LayerNorm "
+    "and attention are not supported"
+)
 ROWS = tuple(
     Row(
         "BackPACK",
         method,
         prepare,
-        law,
+        convergence,
         64,
         calls,
         batches,
@@ -103,9 +106,9 @@ ROWS = tuple(
         note,
         every,
     )
-    for method, prepare, law, calls, batches, note, every in (
-        ("DiagGGNExact", diagonal_exact, Law.EXACT, 3, (8, 16, 32), REWRITTEN, True),
-        ("DiagGGNMC(1)", diagonal_sampled, Law.EXAMPLES, 12, (16, 32, 64), REWRITTEN, False),
-        ("BatchL2Grad, one probe", squared_gradients, Law.EXAMPLES, 3, (16, 32, 64), "", False),
+    for method, prepare, convergence, calls, batches, note, every in (
+        ("DiagGGNExact", diagonal_exact, Convergence.EXACT, 3, (8, 16, 32), REWRITTEN, True),
+        ("DiagGGNMC(1)", diagonal_sampled, Convergence.EXAMPLES, 12, (16, 32, 64), REWRITTEN, False),
+        ("BatchL2Grad, one probe", squared_gradients, Convergence.EXAMPLES, 3, (16, 32, 64), "", False),
     )
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.row import Answer, Law, Row, Run
+from benchmarks.row import Answer, Convergence, Row, Run
 from benchmarks.subjects import Subject
 
 COLUMNS, SKETCH, THIRDS = 8, 32, 33
@@ -65,7 +65,7 @@ def data(subject: Subject, batch: int) -> tuple[nn.Module, list[nn.Parameter], l
 
 
 def seeded(trace: Callable[[], Tensor]) -> Run:
-    """With the attention kernel that has forward-mode derivatives."""
+    """With the math attention kernel, which has forward-mode derivatives."""
 
     def run(seed: int) -> Answer:
         torch.manual_seed(seed)
@@ -75,17 +75,30 @@ def seeded(trace: Callable[[], Tensor]) -> Run:
     return run
 
 
-TAKEN = "; its error is taken to fall as 1/matvecs, and few examples, whose matrix has a rank of at most nK, favour it"
+ASSUMED = (
+    "; its error is assumed to decrease as 1/matvecs, and few examples, whose matrix has a rank of at most "
+    "nK, favour it"
+)
 ROWS = tuple(
-    Row("curvlinops", method, prepare, law, 32, calls, (8, 16, 32), "--no-deps curvlinops-for-pytorch", note)
-    for method, prepare, law, calls, note in (
-        ("hutchinson_trace", hutchinson, Law.DRAWS, 12, f"{COLUMNS} Gauss-Newton matvecs a call"),
-        ("hutchpp_trace", hutchpp, Law.SKETCH, 5, f"{THIRDS} Gauss-Newton matvecs a call{TAKEN}"),
-        ("xtrace", xtrace, Law.SKETCH, 5, f"{SKETCH} Gauss-Newton matvecs a call{TAKEN}"),
+    Row(
+        "curvlinops",
+        method,
+        prepare,
+        convergence,
+        32,
+        calls,
+        (8, 16, 32),
+        "--no-deps curvlinops-for-pytorch",
+        note,
+    )
+    for method, prepare, convergence, calls, note in (
+        ("hutchinson_trace", hutchinson, Convergence.DRAWS, 12, f"{COLUMNS} Gauss-Newton matvecs a call"),
+        ("hutchpp_trace", hutchpp, Convergence.SKETCH, 5, f"{THIRDS} Gauss-Newton matvecs a call{ASSUMED}"),
+        ("xtrace", xtrace, Convergence.SKETCH, 5, f"{SKETCH} Gauss-Newton matvecs a call{ASSUMED}"),
         (
             "hutchinson_squared_fro",
             frobenius,
-            Law.DRAWS,
+            Convergence.DRAWS,
             12,
             f"{COLUMNS} matvecs with the transposed Jacobian a call",
         ),

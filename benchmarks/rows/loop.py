@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.row import Answer, Law, Row, Run
+from benchmarks.row import Answer, Convergence, Row, Run
 from benchmarks.rows.torch_func import Weights, single
 from benchmarks.subjects import Subject
 
 
 def looping(subject: Subject, cotangents: Callable[[int], Tensor]) -> Run:
-    """``cotangents``: a seed to (N, R, K), summed over R."""
+    """``cotangents`` maps a seed to (N, R, K); squares are summed over R."""
 
     def square(outputs: Tensor, v: Tensor) -> Tensor:
         gradients = torch.autograd.grad(outputs, subject.parameters, v, retain_graph=True)
@@ -70,7 +70,7 @@ def displaced(subject: Subject, deltas: Iterator[Weights]) -> Tensor:
 
 
 def normal(subject: Subject, seed: int) -> Iterator[Weights]:
-    """Independent δ ~ N(0, I) without end."""
+    """Independent δ ~ N(0, I), without end."""
     generator = torch.Generator(subject.inputs.device).manual_seed(seed)
     while True:
         yield {
@@ -80,18 +80,25 @@ def normal(subject: Subject, seed: int) -> Iterator[Weights]:
 
 
 LOOP = "example loop"
-OWN_NOTE = "the paper's estimator: a Jacobian-vector product with a random δ of its own for every example"
+OWN_NOTE = "the paper's estimator: a Jacobian-vector product with an independent random δ for every example"
 ROWS = (
     Row(LOOP, "K backward passes", exact, examples=32, every_output=True, single=True),
-    Row(LOOP, "one probe", probe, Law.EXAMPLES, examples=32, single=True),
+    Row(LOOP, "one probe", probe, Convergence.EXAMPLES, examples=32, single=True),
     Row(
-        LOOP, "weight-space draws", own_draws, Law.EXAMPLES, examples=32, calls=12, single=True, note=OWN_NOTE
+        LOOP,
+        "weight-space draws",
+        own_draws,
+        Convergence.EXAMPLES,
+        examples=32,
+        calls=12,
+        single=True,
+        note=OWN_NOTE,
     ),
     Row(
         LOOP,
         "weight-space draw, shared",
         shared_draw,
-        Law.DRAWS,
+        Convergence.DRAWS,
         examples=32,
         calls=12,
         single=True,

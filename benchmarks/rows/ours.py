@@ -8,7 +8,7 @@ import math
 import torch
 
 import tpv
-from benchmarks.row import Answer, Law, Row, Run
+from benchmarks.row import Answer, Convergence, Row, Run
 from benchmarks.subjects import Subject
 
 STD = 1e-4
@@ -27,7 +27,11 @@ def estimate(estimator: tpv.Estimator, subject: Subject, batch: int) -> Run:
 
 EXACT = Row("tpv", "Exact", functools.partial(estimate, tpv.Exact()), examples=512, every_output=True)
 HUTCHINSON = Row(
-    "tpv", "Hutchinson(1)", functools.partial(estimate, tpv.Hutchinson(1)), Law.EXAMPLES, examples=1024
+    "tpv",
+    "Hutchinson(1)",
+    functools.partial(estimate, tpv.Hutchinson(1)),
+    Convergence.EXAMPLES,
+    examples=1024,
 )
 ROWS = (
     EXACT,
@@ -36,7 +40,7 @@ ROWS = (
         "tpv",
         "LinearizedMonteCarlo(1)",
         functools.partial(estimate, tpv.LinearizedMonteCarlo(1)),
-        Law.DRAWS,
+        Convergence.DRAWS,
         256,
         16,
         note="one Jacobian-vector product with a random δ a call",
@@ -45,7 +49,7 @@ ROWS = (
         "tpv",
         "MonteCarlo(1)",
         functools.partial(estimate, tpv.MonteCarlo(1)),
-        Law.DRAWS,
+        Convergence.DRAWS,
         256,
         16,
         note=f"one finite random δ of standard deviation {STD} a call",

@@ -1,4 +1,4 @@
-"""The unit and the floor: plain backward passes, which give all input gradients and the batch's weight
+"""The unit and the floor: plain backward passes, which compute all input gradients and the batch's weight
 gradients.
 """
 
@@ -44,6 +44,7 @@ FLOOR = Row(
     every_cotangent,
     examples=128,
     batches=(16, 32, 64),
-    note="the floor of K cotangents: input gradients and the batch's weight gradients for each, nothing squared",
+    note="the floor of K cotangents: for each, the input gradients and the batch's weight gradients, nothing "
+    "squared",
     every_output=True,
 )

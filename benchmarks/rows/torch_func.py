@@ -1,5 +1,5 @@
-"""torch.func: per-example Jacobians and gradients by vmap, with the attention kernel that has a batching
-rule.
+"""torch.func: per-example Jacobians and gradients by vmap, with the math attention kernel, which has a
+batching rule.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.row import Answer, Law, Row, Run
+from benchmarks.row import Answer, Convergence, Row, Run
 from benchmarks.subjects import Subject
 
 Weights = dict[str, Tensor]
@@ -39,9 +39,9 @@ def probes(subject: Subject, batch: int) -> Run:
     per_example = vmap(grad(lambda w, x, v: f(w, x) @ v), (None, 0, 0))
 
     def run(seed: int) -> Answer:
-        pieces = zip(subject.inputs.split(batch), subject.signs(seed).flatten(1).split(batch), strict=True)
+        chunks = zip(subject.inputs.split(batch), subject.signs(seed).flatten(1).split(batch), strict=True)
         with sdpa_kernel(SDPBackend.MATH):
-            return Answer(torch.cat([squares(per_example(weights, x, v)) for x, v in pieces]))
+            return Answer(torch.cat([squares(per_example(weights, x, v)) for x, v in chunks]))
 
     return run
 
@@ -52,5 +52,5 @@ def squares(gradients: Weights) -> Tensor:
 
 
 JACREV = Row("torch.func", "vmap(jacrev)", jacobians, batches=(8, 16, 32), every_output=True)
-GRAD = Row("torch.func", "vmap(grad), one probe", probes, Law.EXAMPLES, batches=(16, 32, 64))
+GRAD = Row("torch.func", "vmap(grad), one probe", probes, Convergence.EXAMPLES, batches=(16, 32, 64))
 ROWS = (JACREV, GRAD)

@@ -1,4 +1,4 @@
-"""What is measured: a network in evaluation mode and its inputs."""
+"""The measured network in evaluation mode and its inputs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Spec(ABC):
     """A recipe for a network and its inputs.
 
     Attributes:
-        name: what ``--subject`` calls it.
-        description: in words, with what is random about it.
-        share: an example's work in units of one of ResNet-20; rows run on as many times fewer examples.
+        name: its name for ``--subject``.
+        description: in words, including what is random.
+        share: the cost of an example relative to one of ResNet-20; rows use that many times fewer.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Spec(ABC):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """Inputs (N, ...) to a tensor of outputs (N, ...), always with the same weights."""
+        """Maps inputs (N, ...) to a tensor of outputs (N, ...), always with the same weights."""
 
     @abstractmethod
     def inputs(self, n: int) -> Tensor:
@@ -34,7 +34,7 @@ class Spec(ABC):
 
     @abstractmethod
     def small(self) -> Spec:
-        """The same at a size for smoke runs."""
+        """The same network, small enough for smoke runs."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Subject:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Tensor) -> Subject:
-        """Find out the shape."""
+        """Determine the shape of the outputs."""
         with torch.no_grad():
             return cls(model, inputs, model(inputs[:1]).shape[1:])
 
@@ -65,7 +65,7 @@ class Subject:
         return Subject(self.model, self.inputs[:n], self.shape)
 
     def flat(self) -> nn.Module:
-        """A copy of the network with outputs (N, K), for libraries that know no others."""
+        """A copy of the network with outputs (N, K), for libraries that support no others."""
         return nn.Sequential(copy.deepcopy(self.model), nn.Flatten()).eval()
 
     def zeros(self, n: int) -> Tensor:
@@ -85,7 +85,7 @@ def save(spec: Spec, n: int, path: Path) -> None:
 
 
 def load(spec: Spec, path: Path, n: int, device: str) -> Subject:
-    """What ``save`` wrote, with the first n examples."""
+    """Read what ``save`` wrote, with the first n examples."""
     weights, inputs = torch.load(path)
     model = spec.network()
     model.load_state_dict(weights)

@@ -58,7 +58,8 @@ class GPT(_GPT2):
     @property
     def description(self) -> str:
         tied = f"{self.size}, tied embeddings"
-        return f"GPT-2, {tied}, random weights; random sequences of {self.length} tokens, every logit of every token an output"
+        data = f"random sequences of {self.length} tokens, every logit of every token is an output"
+        return f"GPT-2, {tied}, random weights; {data}"
 
     def network(self) -> nn.Module:
         from transformers import GPT2LMHeadModel
@@ -69,10 +70,10 @@ class GPT(_GPT2):
 
 @dataclass(frozen=True)
 class GPTClassifier(_GPT2):
-    """``GPT2Model`` with a linear head on the last token, so that methods with a pass per output can be
-    compared too.
+    """``GPT2Model`` with a linear head on the last token, so that methods that need one pass per output can
+    be compared too.
 
-    Not ``GPT2ForSequenceClassification``: its search for the padding cannot be vmapped.
+    Not ``GPT2ForSequenceClassification``: its search for padding tokens cannot be vmapped.
     """
 
     classes: int = 10
@@ -80,8 +81,8 @@ class GPTClassifier(_GPT2):
 
     @property
     def description(self) -> str:
-        read = f"{self.classes} classes read from the last token"
-        return f"GPT-2, {self.size}, {read}, random weights; random sequences of {self.length} tokens"
+        head = f"{self.classes} classes predicted from the last token"
+        return f"GPT-2, {self.size}, {head}, random weights; random sequences of {self.length} tokens"
 
     def network(self) -> nn.Module:
         torch.manual_seed(0)

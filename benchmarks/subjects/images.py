@@ -1,4 +1,4 @@
-"""CIFAR-10 test images, or random ones where there are none."""
+"""CIFAR-10 test images, or random ones where the data set is not available."""
 
 from __future__ import annotations
 

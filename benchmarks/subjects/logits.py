@@ -1,4 +1,4 @@
-"""A Hugging Face network as a function from tensor to tensor, which is all that most libraries understand."""
+"""A Hugging Face network as a function from tensor to tensor, which is all that most libraries accept."""
 
 from __future__ import annotations
 

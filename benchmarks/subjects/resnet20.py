@@ -13,7 +13,7 @@ from benchmarks.subjects.images import available, example, images, words
 
 @dataclass(frozen=True)
 class ResNet20(Spec):
-    """Trained if it has the ten classes and the weights are at hand, else random."""
+    """Trained if it has the ten classes and the weights are available, otherwise random."""
 
     classes: int = 10
     name = "resnet20"
@@ -24,7 +24,8 @@ class ResNet20(Spec):
 
     @property
     def description(self) -> str:
-        return f"ResNet-20, {'trained on CIFAR-10' if self.trained else 'random weights'}, {self.classes} classes; {words()}"
+        weights = "trained on CIFAR-10" if self.trained else "random weights"
+        return f"ResNet-20, {weights}, {self.classes} classes; {words()}"
 
     def network(self) -> nn.Module:
         if self.trained:

@@ -24,7 +24,8 @@ class ViT(Spec):
 
     @property
     def description(self) -> str:
-        return f"ViT, {self.layers} layers of width {self.width}, patches of 4×4, {self.classes} classes, random weights; {words()}"
+        size = f"{self.layers} layers of width {self.width}, patches of 4×4, {self.classes} classes"
+        return f"ViT, {size}, random weights; {words()}"
 
     def network(self) -> nn.Module:
         from transformers import ViTConfig, ViTForImageClassification

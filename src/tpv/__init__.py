@@ -8,7 +8,15 @@ from tpv.common.stats import Estimate
 from tpv.estimation.estimate import estimate
 from tpv.estimation.linearity import linearity
 from tpv.estimation.stability import stability
-from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
+from tpv.estimators import (
+    Auto,
+    Estimator,
+    Exact,
+    Hutchinson,
+    HutchPlusPlus,
+    LinearizedMonteCarlo,
+    MonteCarlo,
+)
 from tpv.model.weights import Weights
 from tpv.ntk import NTK
 from tpv.perturbations import (
@@ -17,6 +25,7 @@ from tpv.perturbations import (
     Isotropic,
     Masking,
     Perturbation,
+    PerturbationSpec,
     Quantization,
     SGDNoise,
 )
@@ -26,6 +35,7 @@ from tpv.training import Fit, GradientDescent, Interpolation, LabelNoise, Retrai
 
 __all__ = [
     "NTK",
+    "Auto",
     "DiagonalPerturbation",
     "Displacement",
     "Estimate",
@@ -43,6 +53,7 @@ __all__ = [
     "Masking",
     "MonteCarlo",
     "Perturbation",
+    "PerturbationSpec",
     "ProgressEvent",
     "Quantization",
     "Retraining",

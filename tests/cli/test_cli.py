@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import one_thread, working_folder  # noqa: F401
+from commands import working_folder
 from typer.testing import CliRunner
 
 import tpv

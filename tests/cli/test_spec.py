@@ -210,7 +210,7 @@ def test_nothing_is_evaluated(tmp_path):
 def test_an_unknown_estimator_names_the_known_ones():
     with pytest.raises(
         tpv.TPVError,
-        match=r"'Exac' is not an estimator of tpv: there are Exact, HutchPlusPlus, .*Did you mean 'Exact'\?",
+        match=r"'Exac' is not an estimator of tpv: there are Auto, Exact, HutchPlusPlus, .*Did you mean 'Exact'\?",
     ):
         parse_estimator("Exac")
     with pytest.raises(tpv.TPVError, match=r"Hutchinson\(probes=0\): probes must be an int"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 
 import cifar10_resnet20 as target
 import pytest
@@ -14,9 +13,7 @@ from torch import nn
 import tpv
 from tpv.testing import assert_unchanged, dense_tpv
 
-real = pytest.mark.skipif(
-    not os.environ.get("TPV_DATA_DIR"), reason="TPV_DATA_DIR is not set: no CIFAR-10 and no weights"
-)
+pytestmark = pytest.mark.slow
 
 
 @functools.cache
@@ -49,7 +46,7 @@ def test_every_layer_agrees_with_the_dense_jacobian(law: tpv.Perturbation) -> No
     assert "slow_routes" not in result.metadata
 
 
-@real
+@pytest.mark.data
 def test_the_trained_network_is_right_in_float32() -> None:
     x = images("test", 4)
     fast = tpv.estimate(trained(), x, tpv.Isotropic(1.0))
@@ -57,7 +54,7 @@ def test_the_trained_network_is_right_in_float32() -> None:
     assert fast.value == pytest.approx(exact.value, rel=1e-3)
 
 
-@real
+@pytest.mark.data
 def test_estimators_agree_within_their_errors() -> None:
     model, x, law = trained(), images("test", 128), tpv.Quantization(bits=8)
     with assert_unchanged(model):
@@ -67,7 +64,7 @@ def test_estimators_agree_within_their_errors() -> None:
         assert abs(other.value - exact.value) < 4 * other.mc_stderr, other
 
 
-@real
+@pytest.mark.data
 def test_first_order_holds_at_eight_bits_and_is_flagged_at_four() -> None:
     eight, four = (
         tpv.linearity(trained(), images("test", 64), tpv.Quantization(bits=b), draws=3) for b in (8, 4)
@@ -78,7 +75,7 @@ def test_first_order_holds_at_eight_bits_and_is_flagged_at_four() -> None:
     assert "first order wavers" in four.verdict
 
 
-@real
+@pytest.mark.data
 def test_the_global_step_of_the_paper_overstates_a_real_quantizer() -> None:
     x = images("test", 64)
     paper = tpv.estimate(trained(), x, tpv.Quantization(bits=8, granularity="global", symmetric=False))
@@ -86,7 +83,7 @@ def test_the_global_step_of_the_paper_overstates_a_real_quantizer() -> None:
     assert paper.value > 10 * actual.value
 
 
-@real
+@pytest.mark.data
 def test_training_inputs_tell_the_trace_on_test_inputs() -> None:
     result = tpv.stability(trained(), images("train", 256), images("test", 256), tpv.Isotropic(1.0))
     assert 1 / 1.5 < result.ratio < 1.5

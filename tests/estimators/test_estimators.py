@@ -97,7 +97,7 @@ def test_one_draw_cannot_tell_its_error() -> None:
 def test_draws_are_drawn_again_when_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network(), randn(5, 6)
     kept = tpv.estimate(model, x, tpv.Isotropic(0.1), estimator=tpv.MonteCarlo(4), chunk_size=2)
-    monkeypatch.setattr("tpv.estimators.base._CACHE_BYTES", 0)
+    monkeypatch.setattr("tpv.estimators.draws._CACHE_BYTES", 0)
     assert (
         tpv.estimate(model, x, tpv.Isotropic(0.1), estimator=tpv.MonteCarlo(4), chunk_size=2).value
         == kept.value

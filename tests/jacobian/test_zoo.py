@@ -7,6 +7,8 @@ from zoo import ZOO, Architecture
 
 from tpv.testing import assert_unchanged, check_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("architecture", ZOO, ids=[a.name for a in ZOO])

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import randn, settled
+from cases import bound, randn, settled
 from torch import nn
 
 import tpv
-from tpv.perturbations.base import diagonal, displacement
 from tpv.testing import check_perturbation
 
 
@@ -48,8 +47,10 @@ def test_actual_errors_are_deterministic_and_at_most_half_a_step(law: tpv.Quanti
     model = network()
     check_perturbation(actual, model)
     weights = tpv.Weights(model)
-    delta = displacement(actual, weights, torch.Generator())
-    steps = {name: (12 * c).sqrt().expand(weights[name].shape) for name, c in diagonal(law, weights).items()}
+    delta = bound(actual, model).sample(torch.Generator())
+    steps = {
+        name: (12 * c).sqrt().expand(weights[name].shape) for name, c in bound(law, model).variance().items()
+    }
     clipped = law.symmetric and law.range == "full" and law.dtype == "int"
     slack = 0.51 if clipped or law.dtype != "int" else 1e-6
     for name, d in delta.items():
@@ -145,7 +146,7 @@ def test_displacement_warns_about_buffers_that_it_does_not_move() -> None:
 
 def test_sums_restrict_each_part_by_itself() -> None:
     law = tpv.Isotropic(1.0, params="0.*") + tpv.Isotropic(2.0, params=["0.bias", "4.*"])
-    variance = diagonal(law, tpv.Weights(network()))
+    variance = bound(law, network()).variance()
     assert {n: c.item() for n, c in variance.items()} == {
         "0.weight": 1.0,
         "0.bias": 5.0,
@@ -161,9 +162,8 @@ def test_sums_restrict_each_part_by_itself() -> None:
 
 def test_padding_rows_never_move() -> None:
     model = nn.Embedding(5, 3, padding_idx=2)
-    weights = tpv.Weights(model)
-    assert (displacement(tpv.Isotropic(1.0), weights, torch.Generator())["weight"][2] == 0).all()
-    assert diagonal(tpv.Isotropic(2.0), weights)["weight"].flatten().tolist() == [4, 4, 0, 4, 4]
+    assert (bound(tpv.Isotropic(1.0), model).sample(torch.Generator())["weight"][2] == 0).all()
+    assert bound(tpv.Isotropic(2.0), model).variance()["weight"].flatten().tolist() == [4, 4, 0, 4, 4]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import faults_survived, filtered, randn, seeded, settled
+from cases import bound, faults_survived, filtered, randn, seeded, settled
 from kernels import assert_close, dense, language_model, mean_free, mlp, rows_of, words
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,7 +20,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import tpv
 from tpv import GradientDescent, Interpolation, Ridge
 from tpv.model.batches import batch_size
-from tpv.model.linearization import Linearization
 from tpv.model.regrouping import LargeBatches
 from tpv.ntk.krylov import Krylov
 from tpv.testing import assert_unchanged, dense_jacobian
@@ -46,11 +44,6 @@ def law(fit: tpv.ntk.Fit = FITS[1], data: object = TRAIN, std: float = STD, **op
 
 def value(model: nn.Module, data: object, noise: tpv.Perturbation, **options: Any) -> float:
     return tpv.estimate(model, data, noise, **options).value
-
-
-def weights(model: nn.Module, noise: tpv.LabelNoise | None = None) -> tpv.Weights:
-    lin = Linearization(model, output=tpv.model.outputs.as_output(noise.output if noise else "logits"))
-    return lin.weights.select(noise.params if noise else None)
 
 
 def moved(j_test: Tensor, j: Tensor, fit: tpv.ntk.Fit, outputs: int | None = None) -> Tensor:
@@ -206,7 +199,7 @@ def test_params_choose_what_is_trained() -> None:
     assert value(model, TEST, noise) == pytest.approx(
         STD**2 / 8 * moved(j_test, j, Ridge(0.2)).square().sum().item(), rel=1e-10
     )
-    delta = noise.sample(weights(model, noise), seeded())
+    delta = bound(noise, model).sample(seeded())
     assert set(delta) == {"2.weight", "2.bias"}
 
 
@@ -235,9 +228,7 @@ def test_tokens_with_padding_in_batches_of_several_lengths(tied: bool, center: b
         assert result.metadata["train_outputs"] == 56
     drawn = tpv.estimate(model, test, noise, estimator=tpv.LinearizedMonteCarlo(512))
     assert abs(z_score(drawn, expected)) < 4
-    assert all(
-        (noise.sample(weights(model, noise), seeded(s))["embedding.weight"][0] == 0).all() for s in range(3)
-    )
+    assert all((bound(noise, model).sample(seeded(s))["embedding.weight"][0] == 0).all() for s in range(3))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -372,8 +363,8 @@ def test_displacements_have_the_covariance_of_the_formula() -> None:
     model, noise = mlp(), law()
     j = dense(model, TRAIN, center=True)
     spread = j.T @ filtered(j @ j.T, FITS[1], 30)
-    generator, at = seeded(1), weights(model, noise)
-    draws = torch.stack([flat(noise.sample(at, generator)) for _ in range(3000)])
+    generator, here = seeded(1), bound(noise, model)
+    draws = torch.stack([flat(here.sample(generator)) for _ in range(3000)])
     expected = STD**2 * spread @ spread.T
     gap = draws.T @ draws / 3000 - expected
     error = (
@@ -385,21 +376,20 @@ def test_displacements_have_the_covariance_of_the_formula() -> None:
 def test_a_draw_is_the_fit_of_its_noise() -> None:
     model, noise = mlp(), law()
     j = dense(model, TRAIN, center=True)
-    met = noise.meet(weights(model, noise))
-    epsilon = STD * mean_free(torch.randn(10, 3, generator=seeded(4)).double()).reshape(-1)
-    assert_close(met.noise(seeded(4)), epsilon, 1e-6)
-    assert_close(
-        flat(noise.sample(weights(model, noise), seeded(4))),
-        j.T @ filtered(j @ j.T, FITS[1], 30) @ met.noise(seeded(4)),
-    )
+    epsilon = mean_free(torch.randn(10, 3, generator=seeded(4)).double()).reshape(-1)
+    here = bound(noise, model)
+    assert_close(here.factor.noise(seeded(4)), epsilon, 1e-6)
+    expected = j.T @ filtered(j @ j.T, FITS[1], 30) @ (STD * here.factor.noise(seeded(4)))
+    assert_close(flat(here.sample(seeded(4))), expected)
+    assert_close(flat(here.factor.displacements(here.factor.noise(seeded(4)).unsqueeze(1))), expected)
 
 
 def test_every_draw_moves_the_generator_on() -> None:
     """Also where the same noise has been fitted before."""
     model, noise = mlp(), law()
-    at = weights(model, noise)
-    first = [flat(noise.sample(at, g)) for g in [seeded(0)] for _ in range(3)]
-    again = [flat(noise.sample(at, g)) for g in [seeded(0)] for _ in range(3)]
+    here = bound(noise, model)
+    first = [flat(here.sample(g)) for g in [seeded(0)] for _ in range(3)]
+    again = [flat(here.sample(g)) for g in [seeded(0)] for _ in range(3)]
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(again[0], again[1])
@@ -471,7 +461,7 @@ def test_hutch_plus_plus_agrees(rank: int, fit: tpv.ntk.Fit) -> None:
 @pytest.mark.parametrize("fit", [FITS[1], FITS[4], FITS[5], FITS[6]], ids=repr)
 def test_hutch_plus_plus_by_products_alone(fit: tpv.ntk.Fit) -> None:
     model, noise = mlp(), law(fit, data=list(TRAIN.split(4)))
-    assert not noise.meet(weights(model, noise)).ntk.dense
+    assert not bound(noise, model).factor.ntk.dense
     found = tpv.estimate(model, TEST, noise)
     assert found.metadata["estimator"] == "HutchPlusPlus(rank=64, draws=8)"
     assert found.metadata["kernel_bytes"] == 0
@@ -490,13 +480,13 @@ def test_the_same_seed_gives_the_same_draw_with_and_without_the_matrix(
     model, x = settled(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))), randn(40, 8)
     j = dense(model, x, center=True)
     written = law(fit, x)
-    dense_draws = [flat(written.sample(weights(model, written), seeded(s))) for s in range(3)]
+    dense_draws = [flat(bound(written, model).sample(seeded(s))) for s in range(3)]
     monkeypatch.setattr("tpv.ntk.operator.DENSE_BYTES", 0)
     free = law(fit, x)
     for seed, expected in enumerate(dense_draws):
-        found = flat(free.sample(weights(model, free), seeded(seed)))
+        found = flat(bound(free, model).sample(seeded(seed)))
         assert (j @ (found - expected)).norm() < 1e-2 * (j @ expected).norm()
-    met = free.meet(weights(model, free))
+    met = bound(free, model).factor
     assert met.ntk._matrix is None
     assert met._krylov.basis.shape[1] < 120
 
@@ -561,7 +551,7 @@ def test_a_fit_that_does_not_converge_says_so() -> None:
 
 
 def test_displacements_that_do_not_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tpv.estimators.hutchplusplus.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("tpv.estimators.kernel.available_bytes", lambda device: 1000)
     with pytest.raises(
         tpv.TPVError,
         match=r"HutchPlusPlus\(rank=64, draws=8\) keeps 72 displacements of the weights, .* GiB may be used: give a lower rank",
@@ -570,30 +560,55 @@ def test_displacements_that_do_not_fit_in_memory_are_refused(monkeypatch: pytest
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A law remembers what it met, and nothing else
+# A spec keeps nothing, and calls share a kernel that they are given
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def counting(model: nn.Module) -> list[int]:
-    seen: list[int] = []
-    model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
-    return seen
+def grams(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the two sides are the same, for every kernel that is written out."""
+    written: list[bool] = []
+    original = tpv.ntk.operator.gram
+
+    def counted(left: Any, right: Any, names: Any) -> Tensor:
+        written.append(left is right)
+        return original(left, right, names)
+
+    monkeypatch.setattr("tpv.ntk.operator.gram", counted)
+    return written
 
 
-def test_the_kernel_of_a_network_is_found_once() -> None:
-    model, noise = mlp(), law(data=TRAIN[:7])
-    seen = counting(model)
-    met = noise.meet(weights(model, noise))
-    matrix = met.ntk.matrix
-    seen.clear()
-    assert noise.meet(weights(model, noise)) is met
-    assert not seen
-    for other in (TEST, TRAIN):
-        value(model, other, noise)
-        assert noise.meet(weights(model, noise)).ntk.matrix is matrix
-    value(model, TEST, noise, estimator=tpv.LinearizedMonteCarlo(2))
-    assert noise.meet(weights(model, noise)) is met
-    assert dataclasses.replace(noise, std=1.0)._met == {}
+def test_a_shared_kernel_gives_the_same_numbers_and_is_written_out_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = mlp()
+    written = grams(monkeypatch)
+    shared = tpv.LabelNoise(STD, fit=FITS[1], kernel=tpv.NTK(model, TRAIN))
+    estimators = (tpv.Auto(), tpv.LinearizedMonteCarlo(3), tpv.HutchPlusPlus(3, 2))
+    found = [value(model, x, shared, estimator=e) for x in (TEST, TRAIN) for e in estimators]
+    found.append(tpv.linearity(model, TEST, shared).value)
+    assert written == [True]
+    fresh = [value(model, x, law(), estimator=e) for x in (TEST, TRAIN) for e in estimators]
+    fresh.append(tpv.linearity(model, TEST, law()).value)
+    assert found == fresh
+    assert len(written) == 1 + len(fresh)
+    assert tpv.stability(model, TRAIN, TEST, shared).ratio == tpv.stability(model, TRAIN, TEST, law()).ratio
+
+
+def test_stability_writes_out_each_kernel_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = grams(monkeypatch)
+    tpv.stability(mlp(), TRAIN, TEST, law())
+    assert written == [True] * 3  # of all training inputs, and of each half
+
+
+def test_prepared_noise_has_its_kernel() -> None:
+    model = mlp()
+    without = tpv.LabelNoise(STD, fit=FITS[1])
+    assert without.needs_training_data
+    for spec in (without.prepared(model, TRAIN), law().prepared(model, TEST)):
+        assert not spec.needs_training_data
+        assert spec.kernel.shape == (30, 30)
+        assert spec.prepared(model, TEST) is spec
+        assert value(model, TEST, spec) == value(model, TEST, law())
 
 
 def changed_weight(model: nn.Module) -> None:
@@ -628,7 +643,9 @@ def network_with_buffer() -> nn.Module:
     "change", [changed_weight, changed_buffer, other_parameters, frozen, widened_weights]
 )
 @pytest.mark.parametrize("estimator", [tpv.Exact(), tpv.LinearizedMonteCarlo(3)], ids=repr)
-def test_a_changed_network_is_met_anew(change: Callable[[nn.Module], None], estimator: tpv.Estimator) -> None:
+def test_a_changed_network_gets_its_own_numbers(
+    change: Callable[[nn.Module], None], estimator: tpv.Estimator
+) -> None:
     model, noise = network_with_buffer(), law()
     value(model, TEST, noise, estimator=estimator)
     change(model)
@@ -636,7 +653,38 @@ def test_a_changed_network_is_met_anew(change: Callable[[nn.Module], None], esti
     assert value(model, TEST, noise, estimator=estimator) == pytest.approx(fresh, rel=1e-12)
 
 
-def test_another_network_or_forward_with_the_same_weights_is_met_anew() -> None:
+@pytest.mark.parametrize("change", [changed_weight, changed_buffer])
+def test_a_kernel_of_other_weights_is_refused(change: Callable[[nn.Module], None]) -> None:
+    model = network_with_buffer()
+    noise = tpv.LabelNoise(STD, fit=FITS[1], kernel=tpv.NTK(model, TRAIN))
+    value(model, TEST, noise)
+    change(model)
+    with pytest.raises(tpv.TPVError, match="the kernel is of another model, or this model's weights"):
+        value(model, TEST, noise)
+    with pytest.raises(tpv.TPVError, match="the kernel is of another model, or this model's weights"):
+        tpv.linearity(model, TEST, noise)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "call", "sentence"),
+    [
+        ({}, {"params": "2.*"}, {}, "the kernel is of 4 parameters and 2 are selected"),
+        ({"params": "2.*"}, {}, {}, "the kernel is of 2 parameters and 4 are selected"),
+        ({}, {}, {"forward": lambda model, batch: model(2 * batch)}, "give tpv.NTK and the call the same forward="),
+        ({"forward": lambda model, batch: model(2 * batch)}, {}, {}, "give tpv.NTK and the call the same forward="),
+        ({}, {}, {"output": lambda z: z[:, 1:]}, "give tpv.NTK and the call the same forward="),
+    ],
+)  # fmt: skip
+def test_a_kernel_of_something_else_is_refused(
+    kernel: dict[str, Any], options: dict[str, Any], call: dict[str, Any], sentence: str
+) -> None:
+    model = mlp()
+    noise = tpv.LabelNoise(STD, fit=FITS[1], kernel=tpv.NTK(model, TRAIN, **kernel), **options)
+    with pytest.raises(tpv.TPVError, match=sentence):
+        value(model, TEST, noise, **call)
+
+
+def test_another_network_or_forward_with_the_same_weights_gets_its_own_numbers() -> None:
     noise, tanh = law(), mlp()
     other = nn.Sequential(tanh[0], nn.Tanh(), tanh[2]).eval()
     other.register_forward_hook(lambda module, args, z: torch.sin(z))
@@ -646,7 +694,7 @@ def test_another_network_or_forward_with_the_same_weights_is_met_anew() -> None:
     assert value(other, TEST, law()) != value(tanh, TEST, law()) != value(tanh, TEST, law(), forward=doubled)
 
 
-def test_a_network_with_another_setting_is_met_anew() -> None:
+def test_a_network_with_another_setting_gets_its_own_numbers() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -733,7 +781,14 @@ def test_leverage_is_the_part_of_the_noise_that_is_followed(outputs: int, center
 def test_the_noise_of_stability_is_on_its_training_inputs() -> None:
     one, pair = TRAIN[:1], TRAIN[:2]
     with pytest.raises(tpv.TPVError, match="must be the data of the LabelNoise itself"):
-        tpv.stability(mlp(), TRAIN.clone(), TEST, law())
+        tpv.stability(mlp(), TRAIN + 1e-9, TEST, law())
+    with pytest.raises(tpv.TPVError, match="must be the data of the LabelNoise itself"):
+        tpv.stability(mlp(), TRAIN[:-1], TEST, law())
+    with pytest.raises(tpv.TPVError, match="must be the data of the LabelNoise itself"):
+        tpv.stability(mlp(), TRAIN.flip(0), TEST, law())
+    same = tpv.stability(mlp(), TRAIN, TEST, law())
+    for train in (TRAIN.clone(), list(TRAIN.split(3)), [(TRAIN, torch.arange(10))]):
+        assert tpv.stability(mlp(), train, TEST, law()).ratio == pytest.approx(same.ratio, rel=1e-10)
     with pytest.raises(tpv.TPVError, match="at least two training examples, and there is 1"):
         tpv.stability(mlp(), one, TEST, law(data=one))
     assert "cannot tell" in tpv.stability(mlp(), pair, TEST, law(data=pair)).verdict

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import filtered, randn, seeded, settled
+from cases import bound, filtered, randn, seeded, settled
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.utils.data import DataLoader, TensorDataset
@@ -42,10 +42,6 @@ def law(fit: Any = GD, std: float = 1e-3, runs: int = 2, **options: Any) -> tpv.
     return tpv.Retraining(noisy(fit, std), runs=runs, **options)
 
 
-def weights(model: nn.Module) -> tpv.Weights:
-    return Linearization(model).weights
-
-
 def counted(found: list[tuple[int, int]]) -> Callable[[int, int, int, float], None]:
     return lambda run, step, steps, mse: found.append((run, step))
 
@@ -65,8 +61,8 @@ def predicted(j: Tensor, fit: GradientDescent, noise: Tensor, outputs: int) -> T
     return j.T @ (filtered(j @ j.T, fit, outputs) @ noise)
 
 
-def drawn(law: tpv.Retraining, at: tpv.Weights, seed: int = 3) -> Tensor:
-    return torch.cat([d.reshape(-1) for d in law.sample(at, seeded(seed)).values()])
+def drawn(spec: tpv.PerturbationSpec, model: nn.Module, seed: int = 3) -> Tensor:
+    return torch.cat([d.reshape(-1) for d in bound(spec, model).sample(seeded(seed)).values()])
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -88,7 +84,7 @@ def test_small_noise_is_refitted_as_the_spectral_filter_says(fit: GradientDescen
     epsilon = std * torch.cat([e.reshape(-1) for e in train_noise(noise, model)])
     j, _ = jacobian(model, TRAIN, (lambda f: centered(f, f)) if center else (lambda f: f))
     expected = predicted(j, fit, epsilon, train.outputs)
-    found = drawn(tpv.Retraining(noise), weights(model))
+    found = drawn(tpv.Retraining(noise), model)
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
@@ -116,16 +112,14 @@ def test_training_to_the_end_gives_ridge_and_without_a_penalty_interpolation(
 ) -> None:
     x = TRAIN[:3]
     to_the_end = GradientDescent(lr=0.5, steps=3000, momentum=0.9, gamma=gamma)
-    real = drawn(tpv.Retraining(noisy(to_the_end, std=1e-6, data=x)), weights(network()))
-    closed = torch.cat(
-        [d.reshape(-1) for d in noisy(limit, std=1e-6, data=x).sample(weights(network()), seeded(3)).values()]
-    )
+    real = drawn(tpv.Retraining(noisy(to_the_end, std=1e-6, data=x)), network())
+    closed = drawn(noisy(limit, std=1e-6, data=x), network())
     assert (real - closed).norm() < 1e-5 * closed.norm()
 
 
 def test_the_progress_bar_follows_each_run(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar()
-    drawn(law(runs=1, on_step=bar), weights(network()))
+    drawn(law(runs=1, on_step=bar), network())
     assert capsys.readouterr().out == ""
     assert bar._running is None
     bar(1, 1, 2, 0.5)
@@ -148,7 +142,7 @@ def test_padded_positions_and_padding_rows_stay_out() -> None:
     assert next(iter(parameters)) == "embedding.weight"
     epsilon = std * torch.cat([e.reshape(-1) for e in train_noise(noise, model)])
     expected = predicted(j, fit, epsilon, outputs=int(mask.sum()) * 7)
-    found = drawn(tpv.Retraining(noise), weights(model))
+    found = drawn(tpv.Retraining(noise), model)
     assert (found - expected).norm() <= 1e-5 * expected.norm()
     assert (found[:4] == 0).all()
 
@@ -170,9 +164,10 @@ def test_minibatches_are_consecutive_examples_in_order_whatever_the_batches() ->
     expected = torch.cat(
         [(p - q).detach().reshape(-1) for p, q in zip(other.parameters(), model.parameters(), strict=True)]
     )
-    at = weights(model)
-    assert torch.allclose(drawn(tpv.Retraining(noise, batch_size=size), at), expected, rtol=1e-9, atol=1e-12)
-    assert not torch.allclose(drawn(tpv.Retraining(noise), at), expected, rtol=1e-3)
+    assert torch.allclose(
+        drawn(tpv.Retraining(noise, batch_size=size), model), expected, rtol=1e-9, atol=1e-12
+    )
+    assert not torch.allclose(drawn(tpv.Retraining(noise), model), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +186,7 @@ def test_minibatches_cover_every_example_once(size: int | None, ends: list[int])
 
 
 def test_chunks_do_not_matter_and_running_out_of_memory_halves_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = drawn(law(), weights(network()))
+    expected = drawn(law(), network())
     original = Linearization.at
 
     def small(self: Linearization, replaced: Any, batch: Any) -> Tensor:
@@ -202,8 +197,8 @@ def test_chunks_do_not_matter_and_running_out_of_memory_halves_them(monkeypatch:
     monkeypatch.setattr(Linearization, "at", small)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = drawn(law(GradientDescent(lr=0.2, steps=7)), weights(network()))
-        at_once = drawn(law(GradientDescent(lr=0.2, steps=1)), weights(network()))
+        found = drawn(law(GradientDescent(lr=0.2, steps=7)), network())
+        at_once = drawn(law(GradientDescent(lr=0.2, steps=1)), network())
     assert [str(w.message).partition("with ")[2] for w in said] == [
         "6 examples at a time.",
         "3 examples at a time.",
@@ -218,7 +213,7 @@ def test_the_first_estimate_is_finite_over_the_runs_and_equals_the_direct_differ
     assert result.metadata["estimator"] == "MonteCarlo(draws=3)"
     seeds = torch.randint(2**62, (3,), generator=seeded(0)).tolist()
     for value, seed in zip(result.draws, seeds, strict=True):
-        delta = spec.sample(weights(model), seeded(seed))
+        delta = bound(spec, model).sample(seeded(seed))
         moved = functional_call(
             model, {n: p + delta[n] for n, p in model.named_parameters()}, (TEST,)
         ) - model(TEST)
@@ -263,7 +258,7 @@ def test_the_reported_errors_are_those_of_the_noisy_targets() -> None:
     (seed,) = torch.randint(2**62, (1,), generator=seeded(0)).tolist()
     z = centered(model(TRAIN), TRAIN)
     targets = z + 0.3 * train_noise(spec.noise, model, seed)[0]
-    delta = spec.sample(weights(model), seeded(seed))
+    delta = bound(spec, model).sample(seeded(seed))
     f = functional_call(model, {n: p + delta[n] for n, p in model.named_parameters()}, (TRAIN,))
     assert metadata["runs"][0]["mse_before"] == pytest.approx((z - targets).square().mean().item(), rel=1e-10)
     assert metadata["runs"][0]["mse_after"] == pytest.approx(
@@ -271,9 +266,9 @@ def test_the_reported_errors_are_those_of_the_noisy_targets() -> None:
     )
 
 
-def test_linearity_follows_estimate_without_training_again() -> None:
+def test_linearity_follows_estimate_without_training_again(tmp_path: Any) -> None:
     found: list[tuple[int, int]] = []
-    model, spec = network(), law(std=1e-4, runs=3, on_step=counted(found))
+    model, spec = network(), law(std=1e-4, runs=3, folder=tmp_path, on_step=counted(found))
     finite = tpv.estimate(model, TEST, spec)
     assert len(found) == 4 * GD.steps
     assert [run for run, step in found if step == 1] == [0, 1, 2, 3]
@@ -300,15 +295,23 @@ def test_single_examples_of_a_network_with_norms_add_up() -> None:
     torch.manual_seed(1)
     model, x = settled(Patches()), randn(3, 3, 6, 6)
     whole, single = (
-        drawn(tpv.Retraining(noisy(GradientDescent(0.02, 4), 0.1, data)), weights(model))
+        drawn(tpv.Retraining(noisy(GradientDescent(0.02, 4), 0.1, data)), model)
         for data in ([x], list(x.split(1)))
     )
     assert torch.allclose(whole, single, rtol=1e-9, atol=1e-14)
 
 
-def test_another_model_other_data_or_other_noise_is_trained_again() -> None:
+def test_without_a_folder_every_call_trains_again() -> None:
     found: list[tuple[int, int]] = []
-    spec = law(runs=1, on_step=counted(found))
+    model, spec = network(), law(runs=1, on_step=counted(found))
+    first, again = (tpv.estimate(model, TEST, spec).value for _ in range(2))
+    assert first == again
+    assert len(found) == 4 * GD.steps
+
+
+def test_another_model_other_data_or_other_noise_is_trained_again(tmp_path: Any) -> None:
+    found: list[tuple[int, int]] = []
+    spec = law(runs=1, folder=tmp_path, on_step=counted(found))
     model = network()
     tpv.estimate(model, TEST, spec)
     tpv.estimate(model, TEST, spec, generator=1)
@@ -330,13 +333,13 @@ def test_own_outputs_do_not_drift_and_other_targets_do() -> None:
     assert own.metadata["control"]["value"] <= 1e-12 * own.value
     assert own.metadata["control"]["variance"] == pytest.approx(own.value, rel=1e-9)
     labels = nn.functional.one_hot(torch.arange(12) % 3).double()
-    with pytest.warns(UserWarning, match="is the drift of weights"):
+    with pytest.warns(UserWarning, match="that part is drift"):
         drifting = tpv.estimate(model, TEST, law(std=1e-2, runs=2, targets=labels))
     control = drifting.metadata["control"]
     assert control["value"] > 0.9 * drifting.value
     assert control["variance"] < 0.05 * drifting.value
     assert drifting.metadata["control_mse_before"] > drifting.metadata["control_mse_after"]
-    with pytest.warns(UserWarning, match="is the drift of weights"):
+    with pytest.warns(UserWarning, match="that part is drift"):
         result = tpv.linearity(model, TEST, law(std=1e-2, targets=labels), draws=2)
     assert result.metadata["control"] == pytest.approx(control)
 
@@ -346,10 +349,10 @@ def test_the_variance_around_the_control_is_that_of_the_trained_networks() -> No
     spec = law(std=0.1, runs=2, targets=randn(12, 3, seed=8))
     with pytest.warns(UserWarning, match="drift"):
         result = tpv.estimate(model, TEST, spec, output="logits", chunk_size=4)
-    at = weights(model)
+    here = bound(spec, model)
     deltas = [
-        spec.control(at),
-        *(spec.sample(at, seeded(s)) for s in torch.randint(2**62, (2,), generator=seeded(0)).tolist()),
+        here.control(),
+        *(here.sample(seeded(s)) for s in torch.randint(2**62, (2,), generator=seeded(0)).tolist()),
     ]
     start, *others = (
         functional_call(model, {n: p + d[n] for n, p in model.named_parameters()}, (TEST,)) for d in deltas
@@ -366,7 +369,7 @@ def test_first_order_draws_have_a_control_too() -> None:
     with pytest.warns(UserWarning, match="drift"):
         result = tpv.estimate(model, TEST, spec, output="logits", estimator=tpv.LinearizedMonteCarlo(2))
     assert set(result.metadata["control"]) == {"value"}
-    _, tangent = Linearization(model).jvp(TEST, spec.control(weights(model)))
+    _, tangent = Linearization(model).jvp(TEST, bound(spec, model).control())
     assert result.metadata["control"]["value"] == pytest.approx(
         tangent.square().sum(1).mean().item(), rel=1e-10
     )
@@ -391,11 +394,11 @@ def test_weight_decay_is_drift() -> None:
 
 def test_a_factory_of_the_same_optimizer_gives_the_same_run() -> None:
     fit = GradientDescent(lr=0.2, steps=6, momentum=0.9, gamma=0.3)
-    at = weights(network())
+    model = network()
     made = law(fit, optimizer=lambda params: torch.optim.SGD(params, lr=0.2, momentum=0.9))
-    assert torch.equal(drawn(law(fit), at), drawn(made, at))
+    assert torch.equal(drawn(law(fit), model), drawn(made, model))
     slower = law(fit, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
-    assert not torch.allclose(drawn(law(fit), at), drawn(slower, at), rtol=0.1)
+    assert not torch.allclose(drawn(law(fit), model), drawn(slower, model), rtol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -424,10 +427,7 @@ def test_adaptive_optimizers_are_refused_unless_asked_for(make: Any) -> None:
 
 def test_asgd_is_let_through() -> None:
     assert (
-        drawn(
-            law(optimizer=lambda params: torch.optim.ASGD(params, lr=0.1, lambd=0)), weights(network())
-        ).norm()
-        > 0
+        drawn(law(optimizer=lambda params: torch.optim.ASGD(params, lr=0.1, lambd=0)), network()).norm() > 0
     )
 
 
@@ -455,16 +455,16 @@ def test_a_run_that_does_not_fit_is_named() -> None:
     with pytest.warns(
         UserWarning, match=r"retraining run 1 did not fit its noisy targets: .* from \S+ to \S+ in 3 steps"
     ):
-        drawn(law(GradientDescent(lr=5.0, steps=3), std=0.1), weights(network()))
+        drawn(law(GradientDescent(lr=5.0, steps=3), std=0.1), network())
 
 
 def test_divergence_tells_the_largest_lr() -> None:
     with pytest.raises(tpv.TPVError, match="run 1 of the retraining diverged at step") as caught:
-        drawn(tpv.Retraining(noisy(GradientDescent(lr=1e3, steps=400, momentum=0.5), 0.1)), weights(linear()))
+        drawn(tpv.Retraining(noisy(GradientDescent(lr=1e3, steps=400, momentum=0.5), 0.1)), linear())
     linear_bound = float(str(caught.value).split("below about ")[1].split(",")[0])
     j, _ = jacobian(linear(), TRAIN, lambda f: centered(f, f))
-    bound = 2 * 1.5 / (2 * torch.linalg.eigvalsh(j @ j.T).max().item() / 36)
-    assert linear_bound == pytest.approx(bound, rel=0.05)
+    expected = 2 * 1.5 / (2 * torch.linalg.eigvalsh(j @ j.T).max().item() / 36)
+    assert linear_bound == pytest.approx(expected, rel=0.05)
 
 
 def linear() -> nn.Module:
@@ -477,9 +477,7 @@ def test_the_noise_is_that_of_the_training_set() -> None:
     model, noise = network(), noisy(GradientDescent(lr=0.5, steps=1), 1e-2, center=False)
     j, _ = jacobian(model, TRAIN, lambda f: f)
     epsilon = 1e-2 * train_noise(noise, model)[0].reshape(-1)
-    assert torch.allclose(
-        drawn(tpv.Retraining(noise), weights(model)), 0.5 * 2 / 36 * (j.T @ epsilon), rtol=1e-9
-    )
+    assert torch.allclose(drawn(tpv.Retraining(noise), model), 0.5 * 2 / 36 * (j.T @ epsilon), rtol=1e-9)
 
 
 def test_one_example_with_one_output_is_enough() -> None:
@@ -496,11 +494,9 @@ def test_only_selected_weights_move() -> None:
     spec = tpv.Retraining(noisy(params="2.*"))
     assert spec.params == "2.*"
     assert spec.output == "centered"
-    at = weights(model)
-    everywhere = tpv.Retraining(noisy())
     for names in (None, "2.*", "0.*"):
-        chosen = at.select(names)
-        assert set(everywhere.sample(chosen, seeded())) == set(chosen)
+        delta = bound(tpv.Retraining(noisy(params=names)), model).sample(seeded())
+        assert set(delta) == set(tpv.Weights(model).select(names))
     assert tpv.estimate(model, TEST, spec).metadata["moved_parameters"] == 21
 
 
@@ -529,9 +525,8 @@ def test_model_and_random_state_are_unchanged_also_when_interrupted(run: int) ->
 
 def test_draws_leave_the_model_and_global_generators_alone() -> None:
     model = network()
-    at, spec = weights(model), law()
     with assert_unchanged(model):
-        spec.sample(at, seeded())
+        bound(law(), model).sample(seeded())
 
 
 def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Any) -> None:
@@ -594,7 +589,7 @@ def test_what_does_not_fit_in_memory_goes_to_files_and_is_not_trained_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tpv.training.store._MEMORY_BYTES", 500)
-    monkeypatch.setattr("tpv.estimators.base._CACHE_BYTES", 0)
+    monkeypatch.setattr("tpv.estimators.draws._CACHE_BYTES", 0)
     found: list[tuple[int, int]] = []
     result = tpv.estimate(network(), TEST, law(std=0.1, runs=3, on_step=counted(found)), chunk_size=2)
     assert len(found) == 4 * GD.steps

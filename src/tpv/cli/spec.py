@@ -16,7 +16,7 @@ import tpv
 import tpv.pruning
 from tpv.common.errors import TPVError, did_you_mean
 from tpv.estimators import Estimator
-from tpv.perturbations import Perturbation
+from tpv.perturbations import PerturbationSpec
 from tpv.pruning import Criterion
 from tpv.training.fits import Fit
 
@@ -28,7 +28,7 @@ _PYTHON_ONLY = {
 }
 
 
-def parse_perturbation(text: str) -> Perturbation:
+def parse_perturbation(text: str) -> PerturbationSpec:
     """A perturbation from text such as ``Quantization(bits=4)``.
 
     ``a + b`` adds independent ones; ``mypackage.module:MyNoise(p=0.02)`` imports a class of one's own.
@@ -74,10 +74,10 @@ def parse_criterion(text: str) -> Criterion:
     return _made(_parsed(text, "TPVImportance(probes=4)"), text, Criterion)  # type: ignore[type-abstract]
 
 
-def _sum(node: ast.expr, text: str) -> Perturbation:
+def _sum(node: ast.expr, text: str) -> PerturbationSpec:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _sum(node.left, text) + _sum(node.right, text)
-    return _made(node, text, Perturbation)  # type: ignore[type-abstract]
+    return _made(node, text, PerturbationSpec)  # type: ignore[type-abstract]
 
 
 def _parsed(text: str, like: str = "Quantization(bits=4)") -> ast.expr:
@@ -154,9 +154,9 @@ def _imported(module: str, name: str, base: type[T]) -> type[T]:
             f"{module} defines no {name!r}.{did_you_mean(name, vars(importlib.import_module(module)))}"
         )
     if not (inspect.isclass(found) and issubclass(found, base)) or inspect.isabstract(found):
-        home = "tpv" if hasattr(tpv, base.__name__) else "tpv.pruning"
+        home = "tpv" if hasattr(tpv, _kind(base)) else "tpv.pruning"
         raise TPVError(
-            f"{module}:{name} is not {_article(base)}: subclass {home}.{base.__name__} and write its methods."
+            f"{module}:{name} is not {_article(base)}: subclass {home}.{_kind(base)} and write its methods."
         )
     return found
 
@@ -225,4 +225,9 @@ def _signature(cls: type[Any]) -> inspect.Signature:
 
 
 def _article(base: type[Any]) -> str:
-    return f"{'an' if base.__name__[0] in 'AEIOU' else 'a'} {base.__name__.lower()}"
+    return f"{'an' if base.__name__[0] in 'AEIOU' else 'a'} {_kind(base).lower()}"
+
+
+def _kind(base: type[Any]) -> str:
+    """The class that users subclass."""
+    return base.__name__.removesuffix("Spec")

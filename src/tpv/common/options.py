@@ -52,3 +52,28 @@ def require_choice(owner: str, name: str, value: object, allowed: tuple[str, ...
         raise TPVError(
             f"{owner}({name}={value!r}): {name} must be one of {', '.join(map(repr, allowed))}.{hint}"
         )
+
+
+def require_bool(owner: str, name: str, value: object) -> None:
+    """Refuse what is not True or False.
+
+    Raises:
+        TPVError: such as "LabelNoise(center='no'): center must be True or False."
+    """
+    if not isinstance(value, bool):
+        raise TPVError(f"{owner}({name}={value!r}): {name} must be True or False.")
+
+
+def int_field(spec: object, name: str, low: int, high: int | None = None) -> None:
+    """:func:`require_int` of a frozen dataclass's field, which holds a plain int from then on."""
+    value = require_int(type(spec).__name__, name, getattr(spec, name), low, high)
+    object.__setattr__(spec, name, value)
+
+
+def number_field(
+    spec: object, name: str, low: float, high: float = math.inf, *, open_low: bool = False
+) -> None:
+    """:func:`require_number` of a frozen dataclass's field, which holds a plain number from then on."""
+    value = getattr(spec, name)
+    number = require_number(type(spec).__name__, name, value, low, high, open_low=open_low)
+    object.__setattr__(spec, name, value if type(value) in (int, float) else number)

@@ -1,79 +1,83 @@
-"""Label noise of one part of the training inputs, read on the other."""
+"""Cross-fitting: noise on one half of the training inputs, evaluated on the other half."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import TypeGuard
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from tpv.common.errors import TPVError
+from tpv.estimation.same_examples import same_examples
 from tpv.model.batches import batch_size, batches
 from tpv.model.regrouping import chosen
-from tpv.perturbations.base import Perturbation, Sum
+from tpv.perturbations import PerturbationSpec
+from tpv.perturbations.bound import Bound
 from tpv.results import TPVResult
-from tpv.training.label_noise import LabelNoise
-from tpv.training.retraining import Retraining
 
-Law = LabelNoise | Retraining
-Read = Callable[[object, Law], TPVResult]
+Evaluate = Callable[[Bound, object], TPVResult]
+"""(bound perturbation, inputs) ↦ TPV."""
 
 
-def is_cross_fitted(law: Perturbation, train: object) -> TypeGuard[Law]:
-    """Whether the law is noise on training inputs.
+@dataclass(frozen=True)
+class CrossFit:
+    """A random split of the training inputs with the perturbation fitted on each half.
 
-    Raises:
-        TPVError: if it is but cannot be split, because it is a part of a sum or on other inputs than
-            ``train``.
+    Attributes:
+        halves: the perturbation on the first half, and on the second.
+        others: the inputs of the second half, and of the first.
     """
-    if isinstance(law, Sum) and any(isinstance(part, Law) for part in law.parts):
-        raise TPVError(
-            "stability cannot cross-fit a sum: ask for its LabelNoise or Retraining alone, and for the other "
-            "parts alone."
-        )
-    if not isinstance(law, Law):
-        return False
-    if law.data is not train:
-        raise TPVError(
-            f"stability(train=...) must be the data of the {type(law).__name__} itself, the inputs that its "
-            "noise is on: "
-            "pass the same object, train=law.data."
-        )
-    return True
 
+    halves: tuple[PerturbationSpec, PerturbationSpec]
+    others: tuple[list[Any], list[Any]]
 
-def cross_fit(law: Law, test: object, read: Read, seed: int) -> tuple[TPVResult, TPVResult]:
-    """TPV of noise on a random half of the training inputs: read on the other half, and on the test inputs.
+    @classmethod
+    def split(
+        cls, perturbation: PerturbationSpec, train: object, seed: int, *, whole_batch: bool
+    ) -> CrossFit:
+        """Split the inputs that a perturbation is fitted on.
 
-    Each half takes its turn, and the two results are averaged.
+        Args:
+            perturbation: with ``training_data``.
+            train: the same inputs, in the same or an equal object.
+            seed: of the split.
+            whole_batch: whether all of a batch is input, as for a custom ``forward``.
 
-    Args:
-        law: the noise, with the training inputs.
-        test: unseen inputs.
-        read: (inputs, noise) ↦ TPV.
-        seed: of the split.
+        Raises:
+            TPVError: if ``train`` has other inputs, if there are fewer than two, or for a perturbation that
+                cannot be split.
+        """
+        data = batches(perturbation.training_data)
+        examples = sum(batch_size(batch) for batch in data)
+        first = torch.randperm(examples, generator=torch.Generator().manual_seed(seed)) < examples // 2
+        masks = [mask.tolist() for mask in (first, ~first)]
+        halves = (perturbation.subset(masks[0]), perturbation.subset(masks[1]))
+        if not same_examples(perturbation.training_data, train, whole_batch=whole_batch):
+            raise TPVError(
+                f"stability(train=...) must be the data of the {type(perturbation).__name__} itself, the "
+                "inputs that its noise is on: pass the same examples in the same order."
+            )
+        if examples < 2:
+            raise TPVError(f"cross-fitting needs at least two training examples, and there is {examples}.")
+        return cls(halves, (chosen(data, masks[1]), chosen(data, masks[0])))
 
-    Raises:
-        TPVError: if there are fewer than two training inputs.
-    """
-    data = batches(law.data)
-    examples = sum(batch_size(batch) for batch in data)
-    if examples < 2:
-        raise TPVError(f"cross-fitting needs at least two training examples, and there is {examples}.")
-    first = torch.randperm(examples, generator=torch.Generator().manual_seed(seed)) < examples // 2
-    masks = [mask.tolist() for mask in (first, ~first)]
-    laws = [law.subset(mask) for mask in masks]
-    others = [read(chosen(data, mask), half) for half, mask in zip(laws, reversed(masks), strict=True)]
-    unseen = [read(test, half) for half in laws]
-    return _average(*others, same_examples=False), _average(*unseen, same_examples=True)
+    def results(
+        self, bound: Iterable[Bound], test: object, evaluate: Evaluate
+    ) -> tuple[TPVResult, TPVResult]:
+        """TPV of the noise on one half, on the other half and on the test inputs, each averaged over both
+        halves.
+        """
+        halves = list(bound)
+        across = [evaluate(half, other) for half, other in zip(halves, self.others, strict=True)]
+        unseen = [evaluate(half, test) for half in halves]
+        return _average(*across, same_examples=False), _average(*unseen, same_examples=True)
 
 
 def _average(a: TPVResult, b: TPVResult, *, same_examples: bool) -> TPVResult:
-    """Their average by examples; errors add in squares, or as they are where both were read on the same
-    examples.
-    """
+    """Their average by examples; errors add in squares, or as they are where both share their examples."""
     n = a.n_examples + b.n_examples
     p, q = a.n_examples / n, b.n_examples / n
     add = (lambda x, y: x + y) if same_examples else math.hypot

@@ -1,4 +1,4 @@
-"""What every question starts with: the model at its trained weights, and the default estimator."""
+"""What every question starts with: the model at its trained weights."""
 
 from __future__ import annotations
 
@@ -8,50 +8,27 @@ from contextlib import contextmanager
 from torch import nn
 
 from tpv.common.errors import TPVError
-from tpv.estimators import Estimator, Exact, Hutchinson, HutchPlusPlus, LinearizedMonteCarlo, MonteCarlo
 from tpv.model.checks import check_model
 from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec, as_output
-from tpv.perturbations import Perturbation
-from tpv.perturbations.base import diagonal
-from tpv.training import Retraining
-from tpv.training.label_noise import LabelNoise
-
-_FEW_SWEEPS = 8192
+from tpv.perturbations import PerturbationSpec
 
 
 @contextmanager
 def fixed_point(
-    model: nn.Module, perturbation: Perturbation, forward: Forward | None, output: OutputSpec | None
+    model: nn.Module, perturbation: PerturbationSpec, forward: Forward | None, output: OutputSpec | None
 ) -> Iterator[Linearization]:
-    if not isinstance(perturbation, Perturbation):
+    """The model at w*, its predictions in the output space that the caller or the perturbation asks for.
+
+    Raises:
+        TPVError: for what is not a perturbation, and for a model without fixed predictions.
+    """
+    if not isinstance(perturbation, PerturbationSpec):
         raise TPVError(
             f"perturbation must be a tpv.Perturbation such as tpv.Quantization(bits=8), got {perturbation!r}."
         )
     check_model(model)
-    chosen = as_output(perturbation.output if output is None else output)
+    output_space = as_output(perturbation.output if output is None else output)
     with unchanged(model):
-        yield Linearization(model, forward, chosen)
-
-
-def default_estimator(
-    lin: Linearization, perturbation: Perturbation, examples: int | None, outputs: int
-) -> Estimator:
-    """Exact where it is affordable or the displacement is fixed, else one probe per example, else draws; real
-    ones for retraining.
-    """
-    if perturbation.deterministic:
-        return Exact()
-    if isinstance(perturbation, Retraining):
-        return MonteCarlo(perturbation.runs)
-    if isinstance(perturbation, LabelNoise):
-        return (
-            Exact()
-            if perturbation.meet(lin.weights.select(perturbation.params)).ntk.dense
-            else HutchPlusPlus()
-        )
-    if diagonal(perturbation, lin.weights) is None:
-        return LinearizedMonteCarlo()
-    affordable = outputs == 1 or (examples is not None and examples * outputs <= _FEW_SWEEPS)
-    return Exact() if affordable else Hutchinson()
+        yield Linearization(model, forward, output_space)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import platform
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tpv.common.errors import TPVError, is_out_of_memory
 from tpv.common.options import require_int
@@ -27,13 +29,27 @@ Seed = int | torch.Generator
 
 @dataclass
 class Run:
-    """What a pass over the data leaves behind."""
+    """A pass over the data.
+
+    Attributes:
+        moments: the sums so far.
+        estimator_run: the estimator at work.
+        chunk_size: examples at a time.
+        outputs: per example.
+        lin: the model.
+        values: of each example, averaged over draws, chunk by chunk.
+    """
 
     moments: Moments
-    procedure: EstimatorRun
+    estimator_run: EstimatorRun
     chunk_size: int
     outputs: int
     lin: Linearization
+    values: list[Tensor] = field(default_factory=list)
+
+    def pointwise(self) -> Tensor:
+        """The value of every example, (n,), float64."""
+        return torch.cat(self.values)
 
     def halve(self) -> None:
         """Half as many examples at a time, after memory ran out."""
@@ -47,11 +63,14 @@ class Run:
 
     def metadata(self, generator: Seed, started: float, **asked: Any) -> dict[str, Any]:
         """What was asked, and how it was answered."""
-        weight = next(iter(self.lin.weights.values()))
+        weight, reason = next(iter(self.lin.weights.values())), self.estimator_run.reason
         return {
             **asked,
-            "estimator": self.procedure.method,
-            "seed": generator if isinstance(generator, int) else "torch.Generator",
+            "estimator": self.estimator_run.method,
+            **({} if reason is None else {"auto": reason}),
+            "seed": "torch.Generator"
+            if isinstance(generator, torch.Generator)
+            else operator.index(generator),
             "output": self.lin.output.name,
             "unit": self.lin.output.unit,
             "outputs": self.outputs,
@@ -59,7 +78,7 @@ class Run:
             "chunk_size": self.chunk_size,
             "device": str(weight.device),
             "dtype": str(weight.dtype).removeprefix("torch."),
-            **self.procedure.metadata(),
+            **self.estimator_run.metadata(),
             "seconds": round(time.perf_counter() - started, 3),
             "versions": {
                 "tpv": version("tpv"),
@@ -75,11 +94,21 @@ def as_generator(seed: Seed) -> torch.Generator:
     Raises:
         TPVError: for anything else.
     """
-    if isinstance(seed, torch.Generator):
+    if isinstance(seed, torch.Generator) and seed.device.type == "cpu":
         return seed
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TPVError(f"generator={seed!r}: give an int seed or a CPU torch.Generator.")
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(as_seed(seed))
+
+
+def as_seed(seed: object) -> int:
+    """A seed as a plain int.
+
+    Raises:
+        TPVError: for anything else.
+    """
+    try:
+        return require_int("", "generator", seed, -(2**63), 2**64 - 1)
+    except TPVError:
+        raise TPVError(f"generator={seed!r}: give an int seed or a CPU torch.Generator.") from None
 
 
 def accumulate(
@@ -100,9 +129,10 @@ def accumulate(
             outputs = check_outputs(lin, batch)[0].numel()
             checked.add(size)
         if run is None:
-            procedure = begin(outputs)
-            at_a_time = _chunk_size(chunk_size, lin, batch, procedure)
-            run = Run(Moments(procedure.names, procedure.draws), procedure, at_a_time, outputs, lin)
+            estimator_run = begin(outputs)
+            at_a_time = _chunk_size(chunk_size, lin, batch, estimator_run)
+            moments = Moments(estimator_run.names, estimator_run.draws)
+            run = Run(moments, estimator_run, at_a_time, outputs, lin)
         start = 0
         while start < size:
             stop = min(start + run.chunk_size, size)
@@ -120,7 +150,7 @@ def accumulate(
 def _added(run: Run, chunk: Chunk) -> bool:
     """Whether the chunk fitted in memory and is part of the sums now."""
     try:
-        contribution = run.procedure.contribution(chunk)
+        contribution = run.estimator_run.contribution(chunk)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or chunk.n == 1:
             raise
@@ -128,13 +158,19 @@ def _added(run: Run, chunk: Chunk) -> bool:
     if not contribution.values.isfinite().all():
         raise TPVError(explain_non_finite(run.lin, chunk.batch))
     run.moments.update(contribution.values, contribution.noise)
+    run.values.append(_averaged_over_draws(contribution.values[..., 0]))
     return True
 
 
-def _chunk_size(asked: int | None, lin: Linearization, batch: Any, procedure: EstimatorRun) -> int:
-    if asked is None and procedure.chunk_size is not None:
-        return procedure.chunk_size
-    if asked is None:
-        return choose_chunk_size(lin, batch, procedure.scratch(batch), backward=procedure.backward)
-    require_int("estimate", "chunk_size", asked, 1)
-    return asked
+def _averaged_over_draws(values: Tensor) -> Tensor:
+    """(N,) or (N, D) as one float64 number per example."""
+    values = values.detach().to("cpu", torch.float64)
+    return values.mean(1) if values.ndim == 2 else values
+
+
+def _chunk_size(asked: int | None, lin: Linearization, batch: Any, estimator_run: EstimatorRun) -> int:
+    if asked is not None:
+        return require_int("estimate", "chunk_size", asked, 1)
+    if estimator_run.chunk_size is not None:
+        return estimator_run.chunk_size
+    return choose_chunk_size(lin, batch, estimator_run.scratch(batch), backward=estimator_run.backward)

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import functools
 
+import torch
 from torch import nn
 
 from tpv.common.errors import TPVError
-from tpv.estimation.crossfit import cross_fit, is_cross_fitted
-from tpv.estimation.estimate import estimate
-from tpv.estimation.fixed_point import default_estimator, fixed_point
-from tpv.estimation.loop import Progress
+from tpv.estimation.crossfit import CrossFit
+from tpv.estimation.evaluate import AUTO, Evaluation
+from tpv.estimation.fixed_point import fixed_point
+from tpv.estimation.loop import Progress, as_seed
 from tpv.estimators import Estimator
 from tpv.model.batches import batches, count_examples, inputs
 from tpv.model.checks import check_device, check_outputs
-from tpv.model.layers import LayersSpec
-from tpv.model.linearization import Forward
+from tpv.model.layers import LayersSpec, groups
+from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec
-from tpv.perturbations import Perturbation
-from tpv.results import StabilityResult, TPVResult
+from tpv.perturbations import PerturbationSpec
+from tpv.perturbations.bound import Bound, selected
+from tpv.results import StabilityResult
 
 
 def stability(
     model: nn.Module,
     train: object,
     test: object,
-    perturbation: Perturbation,
+    perturbation: PerturbationSpec,
     *,
-    estimator: Estimator | None = None,
+    estimator: Estimator = AUTO,
     output: OutputSpec | None = None,
     layers: LayersSpec = None,
     forward: Forward | None = None,
     generator: int = 0,
     progress: Progress | None = None,
 ) -> StabilityResult:
-    r"""Whether TPV on the training inputs tells TPV on unseen inputs: their ratio, in all and by layer.
+    r"""Whether train TPV is a good proxy for test TPV: their ratio, in all and by layer.
 
-    Both sides use the same estimator and the same draws of δ, so draws that they share cancel in the ratio.
-    For
-    :class:`tpv.LabelNoise` and :class:`tpv.Retraining`, whose data must be ``train``, the training inputs
-    tell nothing in sample, and the ratio is cross-fitted: the noise of one half of them read on the other,
-    against the noise of the same halves read on the test inputs.
+    Both sides use the same estimator and the same draws of δ, so the error of the draws cancels in the ratio.
+    For :class:`tpv.LabelNoise` and :class:`tpv.Retraining`, whose training inputs must be those of ``train``,
+    train TPV is not a good proxy for test TPV, and the ratio is cross-fitted: the noise on one half of the
+    training inputs evaluated on the other half, against the noise on the same halves evaluated on the test
+    inputs. All this shares one binding to the training inputs and one to each half, so that each kernel is
+    computed and each network trained once.
 
     Args:
         train, test: data as in :func:`estimate`.
@@ -53,7 +57,7 @@ def stability(
     Raises:
         TPVError: as :func:`estimate`.
 
-    Cost: :func:`estimate` on both; for label noise about three times that.
+    Cost: :func:`estimate` on both; for label noise about three times that, kernels included.
 
     Example:
         >>> import torch, tpv
@@ -64,37 +68,36 @@ def stability(
         >>> abs(result.ratio - 1) < 4 * result.ratio_stderr
         True
     """
-    if not isinstance(generator, int):
+    if isinstance(generator, torch.Generator):
         raise TPVError(
             f"stability(generator={generator!r}): give an int seed, so that both sides share their draws."
         )
-    noise = perturbation if is_cross_fitted(perturbation, train) else None
-    if estimator is None:
-        estimator = _common_estimator(model, (train, test), perturbation, forward, output)
-    settings: dict[str, Any] = {
-        "estimator": estimator, "output": output, "layers": layers, "forward": forward, "generator": generator, "progress": progress
-    }  # fmt: skip
-
-    def read(data: object, law: Perturbation) -> TPVResult:
-        return estimate(model, data, law, **settings)
-
-    both = read(train, perturbation), read(test, perturbation)
-    return StabilityResult(*both, *(cross_fit(noise, test, read, generator) if noise else ()))
-
-
-def _common_estimator(
-    model: nn.Module,
-    sides: tuple[object, ...],
-    perturbation: Perturbation,
-    forward: Forward | None,
-    output: OutputSpec | None,
-) -> Estimator:
-    """The default for the larger of several data sets."""
+    generator = as_seed(generator)
+    evaluation = Evaluation(estimator, layers, generator, progress)
     with fixed_point(model, perturbation, forward, output) as lin:
-        sizes = [count_examples(batches(data)) for data in sides]
-        largest = None if None in sizes else max(n for n in sizes if n is not None)
-        first = next(iter(batches(sides[0])), None)
-        if first is None:
-            raise TPVError("the training data is empty: it gave no batch.")
-        check_device(model, first if forward else inputs(first))
-        return default_estimator(lin, perturbation, largest, check_outputs(lin, first)[0].numel())
+        groups(layers, selected(lin, perturbation.params))
+        split = None
+        if perturbation.training_data is not None:
+            split = CrossFit.split(perturbation, train, generator, whole_batch=lin.custom_forward)
+        bound = perturbation.bind(lin)
+        evaluation = _with_common_estimator(evaluation, lin, bound, (train, test))
+        evaluate = functools.partial(evaluation.tpv, lin)
+        both = evaluate(bound, train), evaluate(bound, test)
+        if split is None:
+            return StabilityResult(*both)
+        return StabilityResult(*both, *split.results([h.bind(lin) for h in split.halves], test, evaluate))
+
+
+def _with_common_estimator(
+    evaluation: Evaluation, lin: Linearization, bound: Bound, sides: tuple[object, ...]
+) -> Evaluation:
+    """The estimator that suits the larger of several data sets, for all of them."""
+    sizes = [count_examples(batches(data)) for data in sides]
+    largest = None if None in sizes else max(n for n in sizes if n is not None)
+    first = next(iter(batches(sides[0])), None)
+    if first is None:
+        raise TPVError("the training data is empty: it gave no batch.")
+    check_device(lin.model, first if lin.custom_forward else inputs(first))
+    outputs = check_outputs(lin, first)[0].numel()
+    problem = evaluation.problem(lin, bound, outputs, largest)
+    return dataclasses.replace(evaluation, estimator=evaluation.estimator.resolved(problem))

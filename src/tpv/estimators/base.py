@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +11,9 @@ from torch import Tensor
 
 from tpv.model.layers import LayersSpec
 from tpv.model.linearization import Linearization
-from tpv.perturbations import Perturbation
-from tpv.perturbations.base import displacement
+from tpv.perturbations.bound import Bound
 
 TOTAL = "(total)"
-_CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,36 @@ class Contribution:
     noise: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What an estimator works on: a model, a perturbation of it, randomness, and the size of the data.
+
+    Attributes:
+        lin: the model at w*.
+        bound: the perturbation, bound to it.
+        generator: the source of randomness.
+        outputs: K, the number of outputs per example.
+        layers: how to group parameters.
+        examples: n, or None if it is not known before the data is read.
+    """
+
+    lin: Linearization
+    bound: Bound
+    generator: torch.Generator
+    outputs: int
+    layers: LayersSpec = None
+    examples: int | None = None
+
+
 class EstimatorRun(ABC):
-    """An estimator at work on one model and one perturbation.
+    """An estimator at work on one problem.
 
     Attributes:
         names: the m quantities, the total first, then the layers if they are known.
         draws: D, the number of draws that all examples share; 0 if there are none.
         no_layers: why there is no split by layer, None if there is one.
         method: the estimator as the metadata shall name it.
+        reason: why :class:`tpv.Auto` chose it; None if the user did.
         backward: whether it keeps a graph for backward passes.
         chunk_size: examples at a time, where the procedure bounds its memory by itself.
     """
@@ -53,6 +73,7 @@ class EstimatorRun(ABC):
     draws: int = 0
     no_layers: str | None = None
     method: str
+    reason: str | None = None
     backward: bool = True
     chunk_size: int | None = None
 
@@ -75,60 +96,22 @@ class EstimatorRun(ABC):
         return 0
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What an estimator meets: model, perturbation, randomness, and the number of outputs per example."""
-
-    lin: Linearization
-    perturbation: Perturbation
-    generator: torch.Generator
-    outputs: int
-    layers: LayersSpec = None
-
-
 class Estimator(ABC):
-    """A way to compute TPV: :class:`Exact`, :class:`Hutchinson`, :class:`LinearizedMonteCarlo` or
-    :class:`MonteCarlo`.
+    """How to compute TPV: :class:`Auto`, :class:`Exact`, :class:`Hutchinson`, :class:`HutchPlusPlus`,
+    :class:`LinearizedMonteCarlo` or :class:`MonteCarlo`.
     """
 
     @abstractmethod
     def begin(self, problem: Problem) -> EstimatorRun:
-        """Meet the model.
+        """Start work on a problem.
 
         Raises:
             TPVError: if the estimator cannot treat the perturbation.
         """
 
-
-@dataclass
-class Draws:
-    """Displacements δ₁ … δ_D, the same for every example; kept while they fit in 1 GiB, else drawn again."""
-
-    problem: Problem
-    count: int
-    _seeds: list[int] = field(init=False)
-    _kept: dict[int, dict[str, Tensor]] = field(init=False, default_factory=dict)
-    _bytes: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        self._seeds = torch.randint(2**62, (self.count,), generator=self.problem.generator).tolist()
-
-    def metadata(self) -> dict[str, Any]:
-        """How many weights move, and what the perturbation has to say."""
-        perturbation, weights = self.problem.perturbation, self.problem.lin.weights
-        said = perturbation.metadata(weights.select(perturbation.params))
-        return {"moved_parameters": sum(d.numel() for d in self[0].values()), **said}
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if index in self._kept:
-            return self._kept[index]
-        generator = torch.Generator().manual_seed(self._seeds[index])
-        delta = displacement(self.problem.perturbation, self.problem.lin.weights, generator)
-        size = sum(d.numel() * d.element_size() for d in delta.values())
-        if self._bytes + size <= _CACHE_BYTES:
-            self._kept[index] = delta
-            self._bytes += size
-        return delta
+    def resolved(self, problem: Problem) -> Estimator:
+        """The estimator with every choice made that depends on the problem, for other problems to share."""
+        return self
 
 
 def summed(terms: Tensor) -> Tensor:

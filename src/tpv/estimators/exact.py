@@ -12,16 +12,14 @@ from tpv.estimators.base import (
     TOTAL,
     Chunk,
     Contribution,
-    Draws,
     Estimator,
     EstimatorRun,
     Problem,
     squared_norms,
 )
-from tpv.estimators.kernel import KernelProcedure
+from tpv.estimators.draws import Draws
+from tpv.estimators.kernel import FactorRun
 from tpv.estimators.layer_sweep import LayerSweep
-from tpv.perturbations.base import diagonal
-from tpv.training.label_noise import LabelNoise
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,16 @@ class Exact(Estimator):
 
     def begin(self, problem: Problem) -> EstimatorRun:
         """A sweep or a Jacobian-vector product."""
-        if problem.perturbation.deterministic:
+        bound = problem.bound
+        if bound.deterministic:
             return _Directional(problem)
-        if isinstance(problem.perturbation, LabelNoise):
-            return KernelProcedure(problem, problem.perturbation)
-        variance = diagonal(problem.perturbation, problem.lin.weights)
+        if bound.factor is not None:
+            return FactorRun(problem, bound.factor)
+        variance = bound.variance()
         if variance is None:
             raise TPVError(
-                "Exact() needs a diagonal or a fixed perturbation or LabelNoise, and "
-                f"{problem.perturbation!r} is none of them: "
+                f"Exact() needs a diagonal or a fixed perturbation or LabelNoise, and {bound.spec!r} is none "
+                "of them: "
                 "use LinearizedMonteCarlo(draws=16)."
             )
         return _BasisSweep(LayerSweep(problem, variance, passes=problem.outputs))

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError
-from tpv.common.options import require_int
+from tpv.common.options import int_field
 from tpv.estimators.base import Chunk, Contribution, Estimator, EstimatorRun, Problem
 from tpv.estimators.layer_sweep import LayerSweep
-from tpv.perturbations.base import diagonal
 
-_PAIRED_EXAMPLES, _PAIRED_PIECES = 64, 16
+_PAIRED_EXAMPLES, _PAIRED_CHUNKS = 64, 16
 _DRAWN_AT_ONCE, _MANY_OUTPUTS = 2**26, 4096
 
 
@@ -57,20 +56,16 @@ class Hutchinson(Estimator):
     probes: int = 1
 
     def __post_init__(self) -> None:
-        require_int("Hutchinson", "probes", self.probes, 1)
+        int_field(self, "probes", 1)
 
     def begin(self, problem: Problem) -> EstimatorRun:
         """A sweep of random cotangents."""
-        variance = (
-            None
-            if problem.perturbation.deterministic
-            else diagonal(problem.perturbation, problem.lin.weights)
-        )
+        bound = problem.bound
+        variance = None if bound.deterministic else bound.variance()
         if variance is None:
-            instead = "Exact()" if problem.perturbation.deterministic else "LinearizedMonteCarlo(draws=16)"
+            instead = "Exact()" if bound.deterministic else "LinearizedMonteCarlo(draws=16)"
             raise TPVError(
-                f"Hutchinson needs a perturbation with variances, and {problem.perturbation!r} has none: use "
-                f"{instead}."
+                f"Hutchinson needs a perturbation with variances, and {bound.spec!r} has none: use {instead}."
             )
         return _RandomSweep(self.probes, LayerSweep(problem, variance, passes=self.probes), problem.generator)
 
@@ -78,7 +73,7 @@ class Hutchinson(Estimator):
 class _RandomSweep(EstimatorRun):
     def __init__(self, probes: int, layers: LayerSweep, generator: torch.Generator) -> None:
         self._probes, self._layers = probes, layers
-        self._pieces = self._examples = 0
+        self._chunks = self._examples = 0
         self._probes_of = Probes(probes, generator)
         self.names = layers.names
         self.method = repr(Hutchinson(probes))
@@ -89,7 +84,7 @@ class _RandomSweep(EstimatorRun):
             v = self._probes_of(chunk, k)
             used = min(self._probes, k)
             paired = used == 1 < k and (
-                self._examples < _PAIRED_EXAMPLES or self._pieces % _PAIRED_PIECES == 0
+                self._examples < _PAIRED_EXAMPLES or self._chunks % _PAIRED_CHUNKS == 0
             )
             passes = 2 if paired else used
             swept = [
@@ -98,7 +93,7 @@ class _RandomSweep(EstimatorRun):
             ]
         values = torch.stack(swept[:used], dim=1)
         noise = (swept[0] - swept[1]) / math.sqrt(2) if paired else probe_noise(values, k)
-        self._pieces += 1
+        self._chunks += 1
         self._examples += chunk.n
         return Contribution(values.mean(1), noise)
 

@@ -36,18 +36,18 @@ class LayerSweep:
         return self.sweep.scratch(batch)
 
     def metadata(self) -> dict[str, Any]:
-        """What :func:`route_facts` says."""
-        return route_facts(self.sweep)
-
-
-def route_facts(sweep: Sweep) -> dict[str, Any]:
-    """How many weights are perturbed, the parameters without an analytic formula (with the reason), and those
-    that the outputs do not depend on.
-    """
-    unused = sweep.unused or frozenset()
-    slow = {
-        name: f"{route}: {route.reason}" for name, route in sweep.table.slow.items() if name not in unused
-    }
-    found: dict[str, Any] = {"moved_parameters": sum(sweep.lin.weights[n].numel() for n in sweep.names)}
-    found |= {"slow_routes": slow} if slow else {}
-    return found | ({"unused_parameters": sorted(unused)} if unused else {})
+        """How many weights move, the parameters without an analytic formula with the reason, and those that
+        the outputs do not depend on.
+        """
+        sweep, unused = self.sweep, self.sweep.unused or frozenset()
+        slow = {
+            name: f"{route}: {route.reason}" for name, route in sweep.table.slow.items() if name not in unused
+        }
+        metadata: dict[str, Any] = {
+            "moved_parameters": sum(sweep.lin.weights[n].numel() for n in sweep.names)
+        }
+        if slow:
+            metadata["slow_routes"] = slow
+        if unused:
+            metadata["unused_parameters"] = sorted(unused)
+        return metadata

@@ -41,7 +41,7 @@ class Linearization:
     ) -> None:
         self.model = model
         self.output = output or as_output("logits")
-        self.weights = Weights(model, linearization=self)
+        self.weights = Weights(model)
         self.custom_forward = forward is not None
         self._forward_mode = True
         self.forward = forward or call_model

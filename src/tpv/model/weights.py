@@ -5,16 +5,12 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from tpv.common.errors import TPVError, did_you_mean
 from tpv.common.format import called
-
-if TYPE_CHECKING:
-    from tpv.model.linearization import Linearization
 
 Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 """Glob patterns of parameter names, or a function of (name, parameter)."""
@@ -36,10 +32,8 @@ class Weights(Mapping[str, Tensor]):
         (['0.weight', '0.bias'], (2, 3), Linear(in_features=3, out_features=2, bias=True))
     """
 
-    def __init__(
-        self, model: nn.Module, names: Sequence[str] | None = None, linearization: Linearization | None = None
-    ) -> None:
-        self._model, self._linearization = model, linearization
+    def __init__(self, model: nn.Module, names: Sequence[str] | None = None) -> None:
+        self._model = model
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
         self._tensors = {n: trainable[n].detach() for n in (trainable if names is None else names)}
 
@@ -51,20 +45,6 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-    @property
-    def linearization(self) -> Linearization:
-        """The model around these weights, for perturbations that run it.
-
-        Raises:
-            TPVError: where there is none, because the weights were made by hand.
-        """
-        if self._linearization is None:
-            raise TPVError(
-                "this perturbation runs the model, and these weights stand alone: use it through "
-                "tpv.estimate."
-            )
-        return self._linearization
 
     def module(self, name: str) -> nn.Module:
         """The module that owns the parameter ``name``."""
@@ -122,7 +102,7 @@ class Weights(Mapping[str, Tensor]):
                 raise TPVError(
                     f"params={called(patterns)} selects none of the {len(self)} trainable parameters."
                 )
-            return Weights(self._model, chosen, self._linearization)
+            return Weights(self._model, chosen)
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
         for glob in globs:
             if not fnmatch.filter(self._tensors, glob):
@@ -132,4 +112,4 @@ class Weights(Mapping[str, Tensor]):
                 )
                 raise TPVError(f"params={glob!r} matches no trainable parameter.{hint}")
         matching = [n for n in self._tensors if any(fnmatch.fnmatchcase(n, g) for g in globs)]
-        return Weights(self._model, matching, self._linearization)
+        return Weights(self._model, matching)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
+from tpv.common.fingerprint import weights_digest
 from tpv.jacobian import Sweep
 from tpv.model.batches import batches
 from tpv.model.checks import check_model
@@ -21,6 +23,7 @@ from tpv.model.outputs import Output, OutputSpec, as_output
 from tpv.model.weights import Patterns
 from tpv.ntk.jacobian import GRAM_BYTES, JacobianRows, gram, widest
 from tpv.ntk.training_set import TrainingSet
+from tpv.perturbations.bound import selected
 
 DENSE_BYTES = 2**31
 _log = logging.getLogger("tpv")
@@ -52,7 +55,7 @@ class NTK:
     Jacobian-vector product over the data.
 
     Args:
-        model: a trained ``nn.Module`` in evaluation mode.
+        model: a trained ``nn.Module`` in evaluation mode. (The library gives a ``Linearization``.)
         data: a tensor of inputs, or a re-iterable of batches that always come in the same order.
         center: whether to subtract the mean over the outputs; a single output is never centred.
         params: glob patterns of the parameters, or a function ``(name, weight) -> bool``; None takes all.
@@ -65,8 +68,7 @@ class NTK:
         TPVError: for a model or data that :func:`tpv.estimate` would refuse.
 
     Cost: nothing but a forward pass until it is used. Written out: about 10 forward+backward passes for K =
-        10 and
-    2 (nK)² P operations; a product: 1.7 forward+backward passes for each vector.
+        10 and 2 (nK)² P operations; a product: 1.7 forward+backward passes for each vector.
 
     Source: Jacot, Gabriel, Hongler, "Neural Tangent Kernel", arXiv 1806.07572.
 
@@ -82,7 +84,7 @@ class NTK:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Linearization,
         data: object,
         *,
         center: bool = True,
@@ -92,29 +94,57 @@ class NTK:
         dense: bool | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        check_model(model)
-        with unchanged(model):
-            lin = Linearization(model, forward, _linear(output))
-            self._begin(
-                TrainingSet(lin, data, center=center, chunk_size=chunk_size),
-                list(lin.weights.select(params)),
-                dense,
-            )
-
-    @classmethod
-    def of(cls, train: TrainingSet, names: list[str], dense: bool | None = None) -> NTK:
-        """The kernel of a training set that is there already."""
-        ntk = cls.__new__(cls)
-        ntk._begin(train, names, dense)
-        return ntk
-
-    def _begin(self, train: TrainingSet, names: list[str], dense: bool | None) -> None:
-        self.train, self.names = train, names
-        self.lin = train.lin
-        self.dtype, self.device = widest(self.lin.weights, names), self.lin.weights[names[0]].device
+        options: dict[str, Any] = {
+            "center": center, "params": params, "output": output, "forward": forward, "dense": dense,
+            "chunk_size": chunk_size,
+        }  # fmt: skip
+        self._arguments = (model, data), options
+        with _linearized(model, forward, output) as lin:
+            self.fingerprint = weights_digest(lin.model)
+            self.names = list(selected(lin, params))
+            self.train = TrainingSet(lin, data, center=center, chunk_size=chunk_size)
+        self.lin = self.train.lin
+        self.dtype, self.device = widest(lin.weights, self.names), lin.weights[self.names[0]].device
         self.dense = self.dense_bytes <= DENSE_BYTES if dense is None else dense
         self._matrix: Tensor | None = None
         self._spectrum: tuple[Tensor, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its arguments: the same bytes before and after the kernel has been written out."""
+        arguments, options = self._arguments
+        return functools.partial(NTK, **options), arguments
+
+    def check_belongs(self, lin: Linearization, names: list[str]) -> None:
+        """Refuse a model or parameters that this kernel is not of.
+
+        Raises:
+            TPVError: if weights, buffers or settings of the model are not those that the kernel was made
+                with, if its outputs on the first training batch are not, or if other parameters are asked
+                for.
+
+        Cost: a forward pass over the first batch.
+        """
+        if names != self.names:
+            raise TPVError(
+                f"the kernel is of {len(self.names)} parameters and {len(names)} are selected: give "
+                "tpv.NTK and the perturbation the same params=."
+            )
+        if weights_digest(lin.model) != self.fingerprint:
+            raise TPVError(
+                "the kernel is of another model, or this model's weights, buffers or settings have changed "
+                "since it was made: make it again by tpv.NTK(model, training_data)."
+            )
+        here = lin.reading(self.lin.output.coordinates)
+        batch, places = next(iter(self.train.chunks()))
+        try:
+            with torch.no_grad():
+                z = here(batch)
+            self.train.check_order(z, places)
+        except (TPVError, RuntimeError):
+            raise TPVError(
+                "the kernel is of other outputs than this call's: give tpv.NTK and the call the same "
+                "forward= and output function."
+            ) from None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -269,6 +299,18 @@ class NTK:
                 self.rows,
                 self.names,
             )
+
+
+@contextmanager
+def _linearized(
+    model: nn.Module | Linearization, forward: Forward | None, output: OutputSpec
+) -> Iterator[Linearization]:
+    if isinstance(model, Linearization):
+        yield model
+        return
+    check_model(model)
+    with unchanged(model):
+        yield Linearization(model, forward, _linear(output))
 
 
 def _linear(output: OutputSpec) -> Output:

@@ -1,6 +1,6 @@
 """Distributions of weight displacements that are drawn, one mechanism per file."""
 
-from tpv.perturbations.base import DiagonalPerturbation, Perturbation, Sum
+from tpv.perturbations.base import DiagonalPerturbation, Perturbation, PerturbationSpec, Sum
 from tpv.perturbations.displacement import Displacement
 from tpv.perturbations.isotropic import Isotropic
 from tpv.perturbations.masking import Masking
@@ -13,6 +13,7 @@ __all__ = [
     "Isotropic",
     "Masking",
     "Perturbation",
+    "PerturbationSpec",
     "Quantization",
     "SGDNoise",
     "Sum",

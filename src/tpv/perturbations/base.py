@@ -1,36 +1,105 @@
-"""What a perturbation is: a law for the displacement δ of the weights."""
+"""What a perturbation is: hyper-parameters of a distribution of the displacement δ of the weights."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from tpv.common.errors import TPVError, did_you_mean
+from tpv.common.compare import same_content
+from tpv.common.errors import TPVError
 from tpv.common.format import described
+from tpv.model.linearization import Forward, Linearization
 from tpv.model.weights import Patterns, Weights
+from tpv.perturbations.bound import (
+    Bound,
+    BoundSample,
+    BoundSum,
+    Displacements,
+    Variances,
+    selected,
+)
 
-Displacements = Mapping[str, Tensor]
-Variances = Mapping[str, Tensor]
+
+class PerturbationSpec(ABC):
+    r"""Every perturbation: a frozen dataclass of hyper-parameters, the same before and after use.
+
+    What belongs to a model is made by :meth:`bind`, and dropped after the call that asked for it. Specs
+    compare, hash and pickle by their hyper-parameters. To write one of your own, subclass
+    :class:`Perturbation` or :class:`DiagonalPerturbation`.
+
+    Attributes:
+        params: glob patterns of the parameter names that move, or a function ``(name, weight) -> bool``; None
+            moves all.
+        deterministic: True if every draw is the same δ (then C = δδᵀ).
+        output: the output space of the predictions unless the caller of :func:`tpv.estimate` gives another.
+        training_data: the inputs that δ was fitted on, where there are such: :func:`tpv.stability` then
+            cross-fits.
+        needs_training_data: whether it still has to be given inputs to be fitted on.
+    """
+
+    params: Patterns = None
+    deterministic: bool = False
+    output: str = "logits"
+    training_data: object = None
+    needs_training_data: bool = False
+
+    @abstractmethod
+    def bind(self, lin: Linearization) -> Bound:
+        """The perturbation of one model at its trained weights.
+
+        Raises:
+            TPVError: if the model and the perturbation do not fit together.
+        """
+
+    def subset(self, keep: Sequence[bool]) -> PerturbationSpec:
+        """The same perturbation fitted on some of its training inputs, marked by their places.
+
+        Raises:
+            TPVError: if it has none.
+        """
+        raise TPVError(f"{self!r} is not fitted on training inputs, so there is no subset of them.")
+
+    def prepared(
+        self, model: nn.Module, training_data: object, forward: Forward | None = None
+    ) -> PerturbationSpec:
+        """The same perturbation, with what several calls on this model can share made once; where
+        ``needs_training_data``, fitted on these inputs. By default there is nothing to share.
+        """
+        return self
+
+    def __repr__(self) -> str:
+        """The options that differ from their defaults, and the first one always."""
+        return described(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is of the same type with the same hyper-parameters, tensors by their contents."""
+        if type(self) is not type(other):
+            return NotImplemented
+        return same_content(_hyper_parameters(self), _hyper_parameters(other))
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __add__(self, other: object) -> PerturbationSpec:
+        """The sum of independent zero-mean perturbations."""
+        if not isinstance(other, PerturbationSpec):
+            return NotImplemented
+        return Sum((*_parts(self), *_parts(other)))
 
 
-class Perturbation(ABC):
-    r"""A random displacement δ of the weights, :math:`C = E[\delta\delta^\top]`.
+class Perturbation(PerturbationSpec):
+    r"""A random displacement δ of the weights that is drawn, :math:`C = E[\delta\delta^\top]`.
 
     Subclass it as a frozen dataclass of hyper-parameters and write :meth:`sample`; linearized and
     finite estimates then use the same draws. Write :meth:`variance` too (or subclass
     :class:`DiagonalPerturbation`) if the entries of δ are independent with mean zero: this unlocks the
-    exact sweep and the split by layer.
-
-    Attributes:
-        params: glob patterns of the parameter names that move, or a function ``(name, weight) -> bool``; None
-            moves all. A dataclass field ``params: Patterns = None`` lets users set it.
-        deterministic: True if :meth:`sample` always returns the same δ (then C = δδᵀ).
-        output: what of the predictions counts unless the caller of :func:`tpv.estimate` says otherwise.
+    exact sweep and the split by layer. A dataclass field ``params: Patterns = None`` lets users choose what
+    moves.
 
     Example:
         >>> import torch, tpv
@@ -38,78 +107,61 @@ class Perturbation(ABC):
         >>> @dataclass(frozen=True)
         ... class RelativeNoise(tpv.Perturbation):
         ...     scale: float = 0.01
-        ...     def sample(self, at, generator):
-        ...         return {k: self.scale * w.abs() * torch.randn(w.shape, generator=generator) for k, w in at.items()}
+        ...     def sample(self, weights, generator):
+        ...         noise = {k: torch.randn(w.shape, generator=generator) for k, w in weights.items()}
+        ...         return {k: self.scale * w.abs() * noise[k] for k, w in weights.items()}
         >>> model = torch.nn.Linear(4, 2).double()
         >>> tpv.estimate(model, torch.ones(3, 4).double(), RelativeNoise()).value > 0
         True
     """
 
-    params: Patterns = None
-    deterministic: bool = False
-    output: str = "logits"
-
     @abstractmethod
-    def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
+    def sample(self, weights: Weights, generator: torch.Generator) -> Displacements:
         """One draw of δ: parameter name → tensor of the parameter's shape, on any device.
 
         Args:
-            at: the weights w* that ``params`` selects. Names left out of the result do not move.
+            weights: the trained weights w* that ``params`` selects. Names left out of the result do not move.
             generator: a CPU generator, the only source of randomness.
         """
 
-    def variance(self, at: Weights) -> Variances | None:
+    def variance(self, weights: Weights) -> Variances | None:
         """Diagonal of C: parameter name → variances, broadcastable to the parameter's shape.
 
         None (the default) if δ is not a vector of independent zero-mean entries.
         """
         return None
 
-    def control(self, at: Weights) -> Displacements | None:
-        """δ of a draw without its randomness, for perturbations whose mean may not be zero; None (the
-        default) if there is none.
-        """
-        return None
-
-    def metadata(self, at: Weights) -> dict[str, Any]:
-        """What a result's metadata should say of the perturbation, once it has met these weights."""
-        return {}
-
-    def __repr__(self) -> str:
-        """The options that differ from their defaults, and the first one always."""
-        return described(self)
-
-    def __add__(self, other: object) -> Perturbation:
-        """The sum of independent zero-mean perturbations."""
-        if not isinstance(other, Perturbation):
-            return NotImplemented
-        return Sum((*_parts(self), *_parts(other)))
+    def bind(self, lin: Linearization) -> Bound:
+        """Draws and variances at the selected weights, checked."""
+        weights = selected(lin, self.params)
+        return BoundSample(self, weights, self.sample, self.variance, self.deterministic)
 
 
 class DiagonalPerturbation(Perturbation):
     """A perturbation given by :meth:`variance` alone; draws are normal."""
 
     @abstractmethod
-    def variance(self, at: Weights) -> Variances:
+    def variance(self, weights: Weights) -> Variances:
         """Diagonal of C: parameter name → variances, broadcastable to the parameter's shape."""
 
-    def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
+    def sample(self, weights: Weights, generator: torch.Generator) -> Displacements:
         """δ ~ N(0, diag(variance))."""
         return {
-            name: variance.sqrt().to(at[name]) * torch.randn(at[name].shape, generator=generator).to(at[name])
-            for name, variance in self.variance(at).items()
+            name: variance.sqrt().to(weights[name])
+            * torch.randn(weights[name].shape, generator=generator).to(weights[name])
+            for name, variance in self.variance(weights).items()
         }
 
 
-@dataclass(frozen=True, repr=False)
-class Sum(Perturbation):
+@dataclass(frozen=True, eq=False, repr=False)
+class Sum(PerturbationSpec):
     """``a + b``: independent zero-mean perturbations at once; each keeps its own ``params``.
 
     Raises:
         TPVError: if a part is deterministic, for its mean is not zero.
     """
 
-    parts: tuple[Perturbation, ...]
+    parts: tuple[PerturbationSpec, ...]
 
     def __post_init__(self) -> None:
         for part in self.parts:
@@ -119,25 +171,26 @@ class Sum(Perturbation):
                     "added."
                 )
 
-    def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
-        """Sum of one draw of each part."""
-        return _added(part.sample(at.select(part.params), generator) for part in self.parts)
+    def bind(self, lin: Linearization) -> Bound:
+        """All parts, bound to the same model."""
+        return BoundSum(self, tuple(part.bind(lin) for part in self.parts))
 
-    def variance(self, at: Weights) -> Variances | None:
-        """Sum of the parts' variances, None if one has none."""
-        found = [part.variance(at.select(part.params)) for part in self.parts]
-        return None if None in found else _added(v for v in found if v is not None)
+    @property
+    def training_data(self) -> object:  # type: ignore[override]
+        """That of the first part that has some."""
+        return next((p.training_data for p in self.parts if p.training_data is not None), None)
 
-    def control(self, at: Weights) -> Displacements | None:
-        """Sum of the controls that the parts have."""
-        found = [part.control(at.select(part.params)) for part in self.parts]
-        return None if all(c is None for c in found) else _added(c for c in found if c is not None)
+    def subset(self, keep: Sequence[bool]) -> PerturbationSpec:
+        """Refused: the parts would need different estimators.
 
-    def metadata(self, at: Weights) -> dict[str, Any]:
-        """What all parts say."""
-        return {
-            key: value for part in self.parts for key, value in part.metadata(at.select(part.params)).items()
-        }
+        Raises:
+            TPVError: always.
+        """
+        fitted = next((part for part in self.parts if part.training_data is not None), self)
+        raise TPVError(
+            f"stability cannot cross-fit a sum: ask for its {type(fitted).__name__} alone, and for the other "
+            "parts alone."
+        )
 
     @property
     def output(self) -> str:  # type: ignore[override]
@@ -149,89 +202,11 @@ class Sum(Perturbation):
         return " + ".join(map(repr, self.parts))
 
 
-def _parts(perturbation: Perturbation) -> tuple[Perturbation, ...]:
+def _parts(perturbation: PerturbationSpec) -> tuple[PerturbationSpec, ...]:
     return perturbation.parts if isinstance(perturbation, Sum) else (perturbation,)
 
 
-def _added(terms: Any) -> dict[str, Tensor]:
-    total: dict[str, Tensor] = {}
-    for term in terms:
-        for name, value in term.items():
-            total[name] = total[name] + value.to(total[name]) if name in total else value
-    return total
-
-
-def displacement(
-    perturbation: Perturbation, weights: Weights, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """A checked draw of δ, on the weights' device and in their dtype.
-
-    Raises:
-        TPVError: for unknown names, wrong shapes or non-finite values.
-    """
-    at = weights.select(perturbation.params)
-    return _checked(perturbation, at, perturbation.sample(at, generator))
-
-
-def control(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] | None:
-    """The control's δ, checked as a draw is; None for a perturbation that has none.
-
-    Raises:
-        TPVError: as :func:`displacement`.
-    """
-    at = weights.select(perturbation.params)
-    delta = perturbation.control(at)
-    return None if delta is None else _checked(perturbation, at, delta)
-
-
-def _checked(perturbation: Perturbation, at: Weights, found: Displacements) -> dict[str, Tensor]:
-    delta = dict(found)
-    for name, value in delta.items():
-        w = _known(perturbation, at, name)
-        if value.shape != w.shape:
-            raise TPVError(
-                f"{perturbation!r}.sample gave {name!r} the shape {tuple(value.shape)}; the parameter has "
-                f"{tuple(w.shape)}."
-            )
-        if not value.isfinite().all():
-            raise TPVError(f"{perturbation!r} displaces {name!r} by NaN or infinity.")
-    if not delta:
-        raise TPVError(f"{perturbation!r} moves no parameter of this model.")
-    return {name: at.without_padding(name, value.to(at[name])) for name, value in delta.items()}
-
-
-def diagonal(perturbation: Perturbation, weights: Weights) -> dict[str, Tensor] | None:
-    """Checked variances on the weights' device, None for a perturbation that has none.
-
-    Raises:
-        TPVError: for unknown names, shapes that do not broadcast, negative or non-finite values.
-    """
-    at = weights.select(perturbation.params)
-    found = perturbation.variance(at)
-    if found is None:
-        return None
-    for name, value in found.items():
-        w = _known(perturbation, at, name)
-        try:
-            fits = torch.broadcast_shapes(value.shape, w.shape) == w.shape
-        except RuntimeError:
-            fits = False
-        if not fits:
-            raise TPVError(
-                f"{perturbation!r}.variance gave {name!r} the shape {tuple(value.shape)}, which does not "
-                f"broadcast to {tuple(w.shape)}."
-            )
-        if not (value.isfinite() & (value >= 0)).all():
-            raise TPVError(f"{perturbation!r} gives {name!r} a variance that is negative, NaN or infinite.")
-    if not found:
-        raise TPVError(f"{perturbation!r} moves no parameter of this model.")
-    return {name: at.without_padding(name, value.to(weights[name].device)) for name, value in found.items()}
-
-
-def _known(perturbation: Perturbation, at: Weights, name: str) -> Tensor:
-    if name not in at:
-        raise TPVError(
-            f"{perturbation!r} moves {name!r}, which is not a selected trainable "
-            f"parameter.{did_you_mean(name, at)}"
-        )
-    return at[name]
+def _hyper_parameters(spec: object) -> dict[str, object]:
+    if dataclasses.is_dataclass(spec):
+        return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    return vars(spec)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tpv.common.errors import TPVError, did_you_mean
 from tpv.model.weights import Patterns, Weights
-from tpv.perturbations.base import Displacements, Perturbation
+from tpv.perturbations.base import Perturbation
+from tpv.perturbations.bound import Displacements
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +25,7 @@ class Displacement(Perturbation):
         params: glob patterns of the parameters that move, or a function ``(name, weight) -> bool``.
 
     Raises:
-        TPVError: when it meets a model, if a parameter is missing or has another shape.
+        TPVError: when it is bound to a model, if a parameter is missing or has another shape.
 
     Example:
         >>> import torch, tpv
@@ -38,9 +39,9 @@ class Displacement(Perturbation):
     params: Patterns = None
     deterministic = True
 
-    def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
+    def sample(self, weights: Weights, generator: torch.Generator) -> Displacements:
         """δ, the same for every generator."""
-        for name, w in at.items():
+        for name, w in weights.items():
             if name not in self.state_dict:
                 hint = did_you_mean(name, self.state_dict)
                 raise TPVError(
@@ -52,13 +53,13 @@ class Displacement(Perturbation):
                     f"the state_dict of Displacement gives {name!r} the shape {tuple(shape)}; the model has "
                     f"{tuple(w.shape)}."
                 )
-        self._warn_about_fixed(at)
-        return {name: self.state_dict[name].to(w) - w for name, w in at.items()}
+        self._warn_about_fixed(weights)
+        return {name: self.state_dict[name].to(w) - w for name, w in weights.items()}
 
-    def _warn_about_fixed(self, at: Weights) -> None:
+    def _warn_about_fixed(self, weights: Weights) -> None:
         differing = [
             name
-            for name, value in at.fixed.items()
+            for name, value in weights.fixed.items()
             if name in self.state_dict and not torch.equal(self.state_dict[name].to(value), value)
         ]
         if differing:

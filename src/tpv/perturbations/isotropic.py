@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from tpv.common.options import require_number
+from tpv.common.options import number_field
 from tpv.model.weights import Patterns, Weights
-from tpv.perturbations.base import DiagonalPerturbation, Variances
+from tpv.perturbations.base import DiagonalPerturbation
+from tpv.perturbations.bound import Variances
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,7 +28,8 @@ class Isotropic(DiagonalPerturbation):
     Example:
         >>> import torch, tpv
         >>> model = torch.nn.Linear(3, 2, bias=False).double()
-        >>> round(tpv.estimate(model, torch.ones(1, 3).double(), tpv.Isotropic(1.0)).value, 9)  # 2 outputs × ‖x‖²
+        >>> result = tpv.estimate(model, torch.ones(1, 3).double(), tpv.Isotropic(1.0))
+        >>> round(result.value, 9)  # 2 outputs × ‖x‖²
         6.0
     """
 
@@ -35,8 +37,8 @@ class Isotropic(DiagonalPerturbation):
     params: Patterns = None
 
     def __post_init__(self) -> None:
-        require_number("Isotropic", "std", self.std, 0)
+        number_field(self, "std", 0)
 
-    def variance(self, at: Weights) -> Variances:
+    def variance(self, weights: Weights) -> Variances:
         """std² for every parameter."""
-        return {name: torch.tensor(float(self.std) ** 2, dtype=torch.float64) for name in at}
+        return {name: torch.tensor(float(self.std) ** 2, dtype=torch.float64) for name in weights}

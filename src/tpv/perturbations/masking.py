@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tpv.common.errors import TPVError, did_you_mean
 from tpv.model.weights import Patterns, Weights
-from tpv.perturbations.base import Displacements, Perturbation
+from tpv.perturbations.base import Perturbation
+from tpv.perturbations.bound import Displacements
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +25,7 @@ class Masking(Perturbation):
         params: glob patterns to restrict the masks to, or a function ``(name, weight) -> bool``.
 
     Raises:
-        TPVError: when it meets a model, for an unknown name, a shape that does not broadcast, or values
+        TPVError: when it is bound to a model, for an unknown name, a shape that does not broadcast, or values
             other than 0 and 1.
 
     Example:
@@ -39,18 +40,18 @@ class Masking(Perturbation):
     params: Patterns = None
     deterministic = True
 
-    def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
+    def sample(self, weights: Weights, generator: torch.Generator) -> Displacements:
         """δ, the same for every generator."""
         delta = {}
         for name, mask in self.masks.items():
-            if name not in at:
-                if name in at.names and self.params is not None:
+            if name not in weights:
+                if name in weights.names and self.params is not None:
                     continue
                 raise TPVError(
                     f"Masking has a mask for {name!r}, which is not a trainable "
-                    f"parameter.{did_you_mean(name, at)}"
+                    f"parameter.{did_you_mean(name, weights)}"
                 )
-            delta[name] = (_checked(name, mask, at[name]) - 1) * at[name]
+            delta[name] = (_checked(name, mask, weights[name]) - 1) * weights[name]
         return delta
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
-from tpv.common.options import require_choice, require_int
+from tpv.common.options import int_field, require_bool, require_choice
 from tpv.model.types import TRANSPOSED_LINEAR, type_name
 from tpv.model.weights import Patterns, Weights
 from tpv.perturbations import grids
-from tpv.perturbations.base import Displacements, Perturbation, Variances
+from tpv.perturbations.base import Perturbation
+from tpv.perturbations.bound import Displacements, Variances
 
 _LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -72,7 +73,8 @@ class Quantization(Perturbation):
     params: Patterns = None
 
     def __post_init__(self) -> None:
-        require_int("Quantization", "bits", self.bits, 1, 16)
+        int_field(self, "bits", 1, 16)
+        require_bool("Quantization", "symmetric", self.symmetric)
         require_choice(
             "Quantization", "granularity", self.granularity, ("tensor", "channel", "group", "global")
         )
@@ -80,7 +82,7 @@ class Quantization(Perturbation):
         require_choice("Quantization", "range", self.range, ("full", "restricted"))
         require_choice("Quantization", "error", self.error, ("noise", "actual"))
         if self.granularity == "group":
-            require_int("Quantization", "group_size", self.group_size, 1)
+            int_field(self, "group_size", 1)
         elif self.group_size is not None:
             raise TPVError(
                 f"Quantization(group_size={self.group_size!r}): group_size needs granularity='group'."
@@ -100,45 +102,45 @@ class Quantization(Perturbation):
         """True for ``error="actual"``."""
         return self.error == "actual"
 
-    def variance(self, at: Weights) -> Variances | None:
+    def variance(self, weights: Weights) -> Variances | None:
         """Δ²/12, or None for the actual error."""
         if self.deterministic:
             return None
-        found = {}
-        for name, rows, grid in self._fitted(at):
+        variances = {}
+        for name, rows, grid in self._fitted(weights):
             step = grid.step(rows)
             if step.numel() == 1:
-                found[name] = step.reshape(()).square() / 12
+                variances[name] = step.reshape(()).square() / 12
             elif step.shape[1:] == (1, 1):
-                axis = _channel_axis(at, name)
-                found[name] = (
-                    step.reshape([-1 if i == axis else 1 for i in range(at[name].ndim)]).square() / 12
+                axis = _channel_axis(weights, name)
+                variances[name] = (
+                    step.reshape([-1 if i == axis else 1 for i in range(weights[name].ndim)]).square() / 12
                 )
             else:
-                found[name] = self._restored(at, name, step.expand_as(rows)).square() / 12
-        return found
+                variances[name] = self._restored(weights, name, step.expand_as(rows)).square() / 12
+        return variances
 
-    def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
+    def sample(self, weights: Weights, generator: torch.Generator) -> Displacements:
         """Uniform errors in ±Δ/2, or Q(w) − w."""
         delta = {}
-        for name, rows, grid in self._fitted(at):
+        for name, rows, grid in self._fitted(weights):
             if self.deterministic:
-                moved = grid.rounded(rows) - rows
+                error = grid.rounded(rows) - rows
             else:
-                moved = (torch.rand(rows.shape, generator=generator) - 0.5).to(rows) * grid.step(rows)
-            delta[name] = self._restored(at, name, moved)
+                error = (torch.rand(rows.shape, generator=generator) - 0.5).to(rows) * grid.step(rows)
+            delta[name] = self._restored(weights, name, error)
         return delta
 
-    def _fitted(self, at: Weights) -> Iterator[tuple[str, Tensor, grids.Grid]]:
+    def _fitted(self, weights: Weights) -> Iterator[tuple[str, Tensor, grids.Grid]]:
         """Each rounded parameter as rows (channels, groups, weights that share a step), with its grid."""
         if self.granularity == "global":
-            rows = {name: _precise(w).reshape(1, 1, -1) for name, w in at.items()}
+            rows = {name: _precise(w).reshape(1, 1, -1) for name, w in weights.items()}
             grid = self._grid(torch.cat(list(rows.values()), dim=-1)) if rows else None
             yield from ((name, row, grid) for name, row in rows.items() if grid is not None)
             return
-        for name in at:
-            if _is_weight(at, name):
-                split = self._split(_precise(at[name]).movedim(_channel_axis(at, name), 0))
+        for name in weights:
+            if _is_weight(weights, name):
+                split = self._split(_precise(weights[name]).movedim(_channel_axis(weights, name), 0))
                 yield name, split, self._grid(split)
 
     def _grid(self, rows: Tensor) -> grids.Grid:
@@ -160,23 +162,23 @@ class Quantization(Perturbation):
         missing = -flat.shape[1] % self.group_size
         return torch.cat([flat, flat[:, -1:].expand(-1, missing)], dim=1).reshape(len(w), -1, self.group_size)
 
-    def _restored(self, at: Weights, name: str, rows: Tensor) -> Tensor:
+    def _restored(self, weights: Weights, name: str, rows: Tensor) -> Tensor:
         """Rows back in the parameter's own shape."""
-        axis = 0 if self.granularity == "global" else _channel_axis(at, name)
-        first = at[name].movedim(axis, 0)
+        axis = 0 if self.granularity == "global" else _channel_axis(weights, name)
+        first = weights[name].movedim(axis, 0)
         if self.granularity == "group":
             rows = rows.reshape(len(first), -1)[:, : first[0].numel()]
         return rows.reshape(first.shape).movedim(0, axis)
 
 
-def _is_weight(at: Weights, name: str) -> bool:
-    module = at.module(name)
+def _is_weight(weights: Weights, name: str) -> bool:
+    module = weights.module(name)
     known = isinstance(module, _LAYERS) or type_name(module) == TRANSPOSED_LINEAR
-    return known and "weight" in name.rpartition(".")[2] and at[name].ndim > 1
+    return known and "weight" in name.rpartition(".")[2] and weights[name].ndim > 1
 
 
-def _channel_axis(at: Weights, name: str) -> int:
-    module = at.module(name)
+def _channel_axis(weights: Weights, name: str) -> int:
+    module = weights.module(name)
     return 1 if isinstance(module, _TRANSPOSED) or type_name(module) == TRANSPOSED_LINEAR else 0
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from tpv.common.options import require_int, require_number
+from tpv.common.options import int_field, number_field
 from tpv.model.weights import Patterns, Weights
-from tpv.perturbations.base import DiagonalPerturbation, Variances
+from tpv.perturbations.base import DiagonalPerturbation
+from tpv.perturbations.bound import Variances
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,11 +43,11 @@ class SGDNoise(DiagonalPerturbation):
     params: Patterns = None
 
     def __post_init__(self) -> None:
-        require_number("SGDNoise", "lr", self.lr, 0, open_low=True)
-        require_int("SGDNoise", "batch_size", self.batch_size, 1)
-        require_number("SGDNoise", "momentum", self.momentum, 0, 1)
+        number_field(self, "lr", 0, open_low=True)
+        int_field(self, "batch_size", 1)
+        number_field(self, "momentum", 0, 1)
 
-    def variance(self, at: Weights) -> Variances:
+    def variance(self, weights: Weights) -> Variances:
         """η / (2B(1−β)) for every parameter."""
         value = self.lr / (2 * self.batch_size * (1 - self.momentum))
-        return {name: torch.tensor(value, dtype=torch.float64) for name in at}
+        return {name: torch.tensor(value, dtype=torch.float64) for name in weights}

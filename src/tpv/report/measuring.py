@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from tpv.common.errors import TPVError
 from tpv.estimation.estimate import estimate
 from tpv.estimation.linearity import linearity
 from tpv.estimation.stability import stability
-from tpv.estimators import Estimator, Hutchinson
+from tpv.estimators import Auto, Estimator, Hutchinson
 from tpv.model.batches import batch_size
-from tpv.perturbations import Isotropic, Perturbation, Quantization, SGDNoise
+from tpv.perturbations import Isotropic, PerturbationSpec, Quantization, SGDNoise
 from tpv.report.contents import Entry, Report
 from tpv.report.noise import ASK, NOISE, NOISE_EXAMPLES, PASSES, too_dear
 from tpv.report.notes import noted
@@ -24,10 +24,9 @@ from tpv.report.stages import Stages, Tell
 from tpv.report.unfinished import Unfinished, entry_key
 from tpv.report.view import View
 from tpv.results import LinearityResult, StabilityResult, TPVResult
-from tpv.training import LabelNoise
 
 HEADLINE = Isotropic(std=1.0)
-DEFAULTS: tuple[Perturbation, ...] = (
+DEFAULTS: tuple[PerturbationSpec, ...] = (
     SGDNoise(lr=0.1, batch_size=128),
     *(Quantization(bits=bits) for bits in (8, 6, 4)),
     *(Quantization(bits=bits, error="actual") for bits in (8, 6, 4)),
@@ -54,7 +53,7 @@ class Plan:
             is read on.
     """
 
-    perturbations: tuple[Perturbation, ...] | None = None
+    perturbations: tuple[PerturbationSpec, ...] | None = None
     estimator: Estimator | None = None
     limit: int | None = None
     seed: int = 0
@@ -64,7 +63,7 @@ class Plan:
     label_noise_examples: int = NOISE_EXAMPLES
 
     @property
-    def asked(self) -> tuple[Perturbation, ...]:
+    def asked(self) -> tuple[PerturbationSpec, ...]:
         """The perturbations, or the default ones."""
         return DEFAULTS if self.perturbations is None else self.perturbations
 
@@ -159,22 +158,22 @@ class _Work:
         """How many examples label noise is fitted on."""
         return sum(map(batch_size, self._for_noise[0]))
 
-    def entry(self, perturbation: Perturbation, *, check: bool) -> Entry:
+    def entry(self, perturbation: PerturbationSpec, *, check: bool) -> Entry:
         """What the report says of one perturbation."""
         train: Any = self._train
         test: Any = self._test
         law = perturbation
-        if isinstance(perturbation, LabelNoise) and perturbation.data is None:
+        if perturbation.needs_training_data:
             train, test = self._for_noise
-            law = replace(perturbation, data=train)
-        passes = () if test is None else PASSES if isinstance(law, LabelNoise) else ("train", "test")
+            law = perturbation.prepared(self._target.model, train, self._target.forward)
+        passes = () if test is None else PASSES if law.training_data is not None else ("train", "test")
         with noted() as notes:
             result = self._read(train, test, law, passes or ("train",))
             line = self._line(law) if check else None
         return Entry(repr(perturbation), result, line, tuple(notes))
 
     def _read(
-        self, train: Any, test: Any, law: Perturbation, passes: tuple[str, ...]
+        self, train: Any, test: Any, law: PerturbationSpec, passes: tuple[str, ...]
     ) -> TPVResult | StabilityResult:
         stages = Stages(repr(law), passes, self._tell)
         how: dict[str, Any] = {
@@ -187,7 +186,7 @@ class _Work:
                 return estimate(self._target.model, train, law, **how)
             return stability(self._target.model, train, test, law, **how)
 
-    def _line(self, law: Perturbation) -> LinearityResult:
+    def _line(self, law: PerturbationSpec) -> LinearityResult:
         stages = Stages(repr(law), ("linearity",), self._tell)
         with stages.watching_kernels():
             return linearity(self._target.model, self._few, law, draws=LINEARITY_DRAWS, **self._how(stages))
@@ -201,7 +200,7 @@ class _Work:
             "progress": stages,
         }
 
-    def _estimator(self, law: Perturbation) -> Estimator | None:
+    def _estimator(self, law: PerturbationSpec) -> Estimator:
         chosen = self._plan.estimator
-        needless = (law.deterministic or isinstance(law, LabelNoise)) and isinstance(chosen, Hutchinson)
-        return None if needless else chosen
+        needless = (law.deterministic or law.training_data is not None) and isinstance(chosen, Hutchinson)
+        return Auto() if chosen is None or needless else chosen

@@ -14,7 +14,7 @@ from tpv.cli.target import Target
 from tpv.common.files import put_text
 from tpv.common.fingerprint import digest, weights_digest
 from tpv.model.batches import batches, count_examples, tensors
-from tpv.perturbations import Perturbation
+from tpv.perturbations import PerturbationSpec
 from tpv.report.contents import Entry
 
 
@@ -93,7 +93,7 @@ def _start(data: object) -> tuple[int | None, str]:
         return count_examples(found), digest(*tensors(next(iter(found), None)))
 
 
-def entry_key(perturbation: Perturbation) -> str:
+def entry_key(perturbation: PerturbationSpec) -> str:
     """The perturbation's text and, for a class of the user's own, a hash of the file that defines it."""
     module = inspect.getmodule(type(perturbation))
     file = getattr(module, "__file__", None)

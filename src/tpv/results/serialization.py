@@ -8,10 +8,13 @@ import math
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+from torch import Tensor
+
 from tpv.common.errors import TPVError
 from tpv.common.stats import Estimate
 
-_OPTIONAL = ("moved_test", "accuracy", "no_layers", "spectrum", "cross_fitted", "test_of_halves")
+_OPTIONAL = ("moved_test", "accuracy", "no_layers", "spectrum", "cross_fitted", "test_of_halves", "pointwise")
 
 
 class JSONResult:
@@ -80,6 +83,8 @@ def plain(value: Any) -> Any:
         return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value))
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -94,6 +99,8 @@ def _restored(name: str, value: Any) -> Any:
         return value
     if value is None and name not in _OPTIONAL:
         return math.nan
+    if isinstance(value, list) and name == "pointwise":
+        return torch.tensor([math.nan if item is None else item for item in value], dtype=torch.float64)
     if isinstance(value, list):
         return tuple(_restored("", item) for item in value)
     if isinstance(value, dict) and value.keys() == {"value", "stderr", "mc_stderr"}:

@@ -7,6 +7,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from tpv.common.format import percent, plus_minus, table
 from tpv.common.stats import Estimate, Moments
 from tpv.results.serialization import JSONResult
@@ -37,6 +39,9 @@ class TPVResult(JSONResult):
         draw_std: standard deviation of the TPV of a single draw about ``value``, with the data fixed; nan
             where it was not found.
         spectrum: the directions of the kernel, for :class:`tpv.LabelNoise` by :class:`tpv.Exact`; else None.
+        pointwise: (n_examples,) float64, the value of every example in the data's order, averaged over draws:
+            its mean is ``value``. None unless ``pointwise=True`` was given. Saved in JSON as a list of
+            numbers, and left out of comparisons by ``==``.
         metadata: perturbation, estimator, seed, output and its unit, numbers of outputs and parameters, chunk
             size, device, seconds, versions; ``slow_routes`` (parameters without a closed form) and
             ``unused_parameters`` where there were any.
@@ -59,6 +64,7 @@ class TPVResult(JSONResult):
     metadata: dict[str, Any] = field(default_factory=dict)
     draw_std: float = math.nan
     spectrum: Spectrum | None = None
+    pointwise: Tensor | None = field(default=None, compare=False)
 
     @classmethod
     def from_moments(

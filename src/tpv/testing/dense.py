@@ -12,9 +12,7 @@ from tpv.model.guard import unchanged
 from tpv.model.layers import layer_of
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec, as_output
-from tpv.model.weights import Weights
-from tpv.perturbations import Perturbation
-from tpv.perturbations.base import diagonal, displacement
+from tpv.perturbations import PerturbationSpec
 
 
 def dense_jacobian(
@@ -49,7 +47,7 @@ def dense_jacobian(
 def dense_tpv(
     model: nn.Module,
     batch: Any,
-    perturbation: Perturbation,
+    perturbation: PerturbationSpec,
     forward: Forward | None = None,
     output: OutputSpec = "logits",
 ) -> dict[str, float]:
@@ -65,13 +63,13 @@ def dense_tpv(
         >>> round(tpv.testing.dense_tpv(model, torch.ones(5, 3).double(), tpv.Isotropic(0.1))["total"], 6)
         0.08
     """
-    weights = Weights(model)
+    bound = perturbation.bind(Linearization(model))
     jacobian = dense_jacobian(model, batch, forward, output)
     if perturbation.deterministic:
-        delta = displacement(perturbation, weights, torch.Generator().manual_seed(0))
-        moved = torch.stack([(jacobian[n] * d).flatten(2).sum(2) for n, d in delta.items()]).sum(0)
-        return {"total": moved.square().sum(1).mean().item()}
-    variance = diagonal(perturbation, weights)
+        delta = bound.sample(torch.Generator().manual_seed(0))
+        change = torch.stack([(jacobian[n] * d).flatten(2).sum(2) for n, d in delta.items()]).sum(0)
+        return {"total": change.square().sum(1).mean().item()}
+    variance = bound.variance()
     assert variance is not None, "dense_tpv needs a perturbation with variances, or a deterministic one"
     layers: dict[str, float] = {}
     for name, c in variance.items():

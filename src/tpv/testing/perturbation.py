@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tpv.model.linearization import Linearization
 from tpv.model.weights import Weights
-from tpv.perturbations import Perturbation
-from tpv.perturbations.base import diagonal, displacement
+from tpv.perturbations import PerturbationSpec
+from tpv.perturbations.bound import Bound
 from tpv.testing.unchanged import assert_unchanged
 
 
-def check_perturbation(perturbation: Perturbation, model: nn.Module, draws: int = 400) -> None:
+def check_perturbation(perturbation: PerturbationSpec, model: nn.Module, draws: int = 400) -> None:
     r"""Check that a perturbation keeps the contract on a model.
 
     Draws have known names, the parameters' shapes and finite values; the same seed gives the same draw and
@@ -33,8 +34,9 @@ def check_perturbation(perturbation: Perturbation, model: nn.Module, draws: int 
         >>> import torch, tpv, tpv.testing
         >>> tpv.testing.check_perturbation(tpv.Quantization(bits=4), torch.nn.Linear(20, 10))
     """
-    weights = Weights(model)
-    first, again, other = (displacement(perturbation, weights, _seeded(seed)) for seed in (0, 0, 1))
+    lin = Linearization(model)
+    bound = perturbation.bind(lin)
+    first, again, other = (bound.sample(_seeded(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(first[n], again[n]) for n in first), (
         "the same seed gave different draws: use the generator for all randomness"
     )
@@ -44,16 +46,14 @@ def check_perturbation(perturbation: Perturbation, model: nn.Module, draws: int 
         "two seeds gave the same draw: set deterministic = True if that is meant"
     )
     with assert_unchanged(model):
-        displacement(perturbation, weights, _seeded(0))
-        variance = None if perturbation.deterministic else diagonal(perturbation, weights)
+        bound.sample(_seeded(0))
+        variance = None if perturbation.deterministic else bound.variance()
     if variance is not None:
-        _check_moments(perturbation, weights, variance, draws)
+        _check_moments(bound, lin.weights, variance, draws)
 
 
-def _check_moments(
-    perturbation: Perturbation, weights: Weights, variance: dict[str, Tensor], draws: int
-) -> None:
-    samples = [displacement(perturbation, weights, _seeded(seed)) for seed in range(draws)]
+def _check_moments(bound: Bound, weights: Weights, variance: dict[str, Tensor], draws: int) -> None:
+    samples = [bound.sample(_seeded(seed)) for seed in range(draws)]
     for name, stated in variance.items():
         drawn = torch.stack([s[name].double().flatten() for s in samples])
         full = stated.double().expand(weights[name].shape).flatten()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tpv.common.errors import TPVError
 from tpv.common.format import described
-from tpv.common.options import require_int, require_number
+from tpv.common.options import int_field, number_field
 
 
 class Fit(ABC):
@@ -32,6 +32,11 @@ class Fit(ABC):
         :meth:`filter`.
         """
         return self
+
+    @property
+    def cutoff(self) -> float:
+        """Eigenvalues below this times the largest count as 0; 0 where the fit has no such threshold."""
+        return 0.0
 
     @abstractmethod
     def filter(self, eigenvalues: Tensor, outputs: int, largest: float) -> Tensor:
@@ -69,7 +74,12 @@ class Interpolation(Fit):
 
     def __post_init__(self) -> None:
         if self.rcond is not None:
-            require_number("Interpolation", "rcond", self.rcond, 0, 1, open_low=True)
+            number_field(self, "rcond", 0, 1, open_low=True)
+
+    @property
+    def cutoff(self) -> float:
+        """``rcond``."""
+        return self.rcond or 0.0
 
     def resolved(self, dtype: torch.dtype, outputs: int, largest: float) -> Interpolation:
         """With the default ``rcond`` of the dtype."""
@@ -105,7 +115,7 @@ class Ridge(Fit):
     def __post_init__(self) -> None:
         if self.gamma == 0:
             raise TPVError("Ridge(gamma=0) is no penalty: gamma must be above 0, or use Interpolation().")
-        require_number("Ridge", "gamma", self.gamma, 0, open_low=True)
+        number_field(self, "gamma", 0, open_low=True)
 
     def filter(self, eigenvalues: Tensor, outputs: int, largest: float) -> Tensor:
         """1/(k + λ)."""
@@ -131,7 +141,8 @@ class GradientDescent(Fit):
     Example:
         >>> import torch
         >>> k = torch.tensor([2.0, 0.0]).double()
-        >>> GradientDescent(lr=0.5, steps=2).filter(k, outputs=4, largest=2.0).tolist()  # (1 − 0.5²)/2, and 2 × 0.25 at k = 0
+        >>> fit = GradientDescent(lr=0.5, steps=2)
+        >>> fit.filter(k, outputs=4, largest=2.0).tolist()  # (1 − 0.5²)/2, and 2 × 0.25 at k = 0
         [0.375, 0.5]
     """
 
@@ -142,10 +153,10 @@ class GradientDescent(Fit):
 
     def __post_init__(self) -> None:
         if self.lr is not None:
-            require_number("GradientDescent", "lr", self.lr, 0, open_low=True)
-        require_int("GradientDescent", "steps", self.steps, 1)
-        require_number("GradientDescent", "momentum", self.momentum, 0, 1)
-        require_number("GradientDescent", "gamma", self.gamma, 0)
+            number_field(self, "lr", 0, open_low=True)
+        int_field(self, "steps", 1)
+        number_field(self, "momentum", 0, 1)
+        number_field(self, "gamma", 0)
 
     def resolved(self, dtype: torch.dtype, outputs: int, largest: float) -> GradientDescent:
         """With the default ``lr``."""

@@ -28,16 +28,16 @@ class Trainer:
 
     Attributes:
         train: training inputs.
-        at: w*, the weights that move.
+        weights: w*, those that are trained.
         fit: lr, steps, momentum and γ.
         factory: makes another optimizer than ``SGD(lr, momentum)``.
         batch_size: consecutive examples in a step; None for all.
-        adaptive: whether optimizers whose steps are not linear in the gradient are let through.
-        on_step: told of each step.
+        adaptive: whether optimizers whose steps are not linear in the gradient are allowed.
+        on_step: called after each step.
     """
 
     train: TrainingSet
-    at: Weights
+    weights: Weights
     fit: GradientDescent
     factory: OptimizerFactory | None = None
     batch_size: int | None = None
@@ -50,7 +50,7 @@ class Trainer:
 
     def leaves(self) -> dict[str, Tensor]:
         """Copies of w* that can be trained."""
-        return {name: w.detach().clone().requires_grad_() for name, w in self.at.items()}
+        return {name: w.detach().clone().requires_grad_() for name, w in self.weights.items()}
 
     def run(self, number: int, targets: Tensor) -> tuple[dict[str, Tensor], float]:
         """δ = w − w* after all steps, and the mean squared error there.
@@ -74,12 +74,12 @@ class Trainer:
         after = objective.mse(leaves)
         if not math.isfinite(after):
             raise self._diverged(number, self.fit.steps, optimizer)
-        return {name: leaf.detach() - self.at[name] for name, leaf in leaves.items()}, after
+        return {name: leaf.detach() - self.weights[name] for name, leaf in leaves.items()}, after
 
     def _set_gradient(self, leaves: dict[str, Tensor], sums: Sums) -> None:
         for (name, leaf), gradient in zip(leaves.items(), sums.gradient, strict=True):
-            leaf.grad = gradient / max(sums.terms, 1) + self.fit.gamma * (leaf.detach() - self.at[name])
-            if padding := self.at.padding_rows(name):
+            leaf.grad = gradient / max(sums.terms, 1) + self.fit.gamma * (leaf.detach() - self.weights[name])
+            if padding := self.weights.padding_rows(name):
                 leaf.grad[list(padding)] = 0
 
     def _diverged(self, number: int, step: int, optimizer: torch.optim.Optimizer) -> TPVError:
@@ -94,7 +94,14 @@ class Trainer:
 
     def _curvature(self) -> float:
         """2k/nK + γ with the kernel's largest eigenvalue k, from below, by power iteration."""
-        ntk = NTK.of(self.train, list(self.at), dense=False)
+        train = self.train
+        ntk = NTK(
+            train.lin,
+            train.data,
+            center=train.center,
+            params=lambda name, _: name in self.weights,
+            dense=False,
+        )
         v, k = (
             torch.randn(self.train.rows, generator=torch.Generator().manual_seed(0)).to(self.train.flat),
             0.0,

@@ -1,4 +1,4 @@
-"""Really refitting noisy targets, by training the network again."""
+"""Retraining on noisy targets: Monte Carlo over networks that are trained again."""
 
 from __future__ import annotations
 
@@ -10,70 +10,78 @@ import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError
+from tpv.common.fingerprint import weights_digest
 from tpv.common.format import described
-from tpv.common.options import require_int
-from tpv.model.weights import Patterns, Weights
-from tpv.perturbations.base import Displacements, Perturbation
+from tpv.common.options import int_field, require_bool
+from tpv.model.linearization import Linearization
+from tpv.model.weights import Patterns
+from tpv.ntk.training_set import TrainingSet
+from tpv.perturbations.base import PerturbationSpec
+from tpv.perturbations.bound import selected
+from tpv.training.bound_retraining import BoundRetraining
 from tpv.training.fits import GradientDescent
 from tpv.training.label_noise import LabelNoise
-from tpv.training.loop import OnStep
+from tpv.training.loop import OnStep, Trainer
 from tpv.training.optimizers import OptimizerFactory
-from tpv.training.session import Held, Session
 from tpv.training.store import Store
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Retraining(Perturbation):
-    r"""δ = w − w* of a network trained again, from w*, on targets with noise: what :class:`tpv.LabelNoise`
-    has in closed form.
+class Retraining(PerturbationSpec):
+    r"""δ = w − w* of a network trained again, from w*, on targets with noise, by gradient steps where
+    :class:`tpv.LabelNoise` uses the kernel.
 
     .. math:: \min_w \frac{1}{nK}\|z(w) - (z^* + \varepsilon)\|^2 + \frac{\gamma}{2}\|w - w^*\|^2,
         \qquad \varepsilon \sim N(0, \sigma^2 I)
 
     in evaluation mode and in the data's order, so that ε is all that differs between runs; it is the ε that
-    the same generator gives to the closed form. By default :func:`tpv.estimate` measures the finite TPV of
-    ``runs`` trained networks, and :func:`tpv.linearity` compares it with the first order of the same runs.
+    the same generator gives to :class:`tpv.LabelNoise`. By default :func:`tpv.estimate` measures the finite
+    TPV of ``runs`` trained networks, and :func:`tpv.linearity` compares it with the first-order TPV of the
+    same runs.
 
-    A run without noise, the control, comes with them. Fitting z* it does not move. Fitting other targets it
-    moves as far as w* had still to go, and most of what the runs measure is then this drift and not variance:
-    ``metadata["control"]`` has its value, and the TPV around it as ``"variance"``; a warning comes where the
-    drift is more than a tenth.
+    A run without noise, the control, is trained as well. When it fits z* it stays where it is. When it fits
+    other targets it moves as far as w* was from convergence, and most of what the runs measure is then this
+    drift and not variance: ``metadata["control"]`` has its value, and the TPV around it as ``"variance"``; a
+    warning reports a drift of more than a tenth.
 
-    Finished runs are kept with this object, for the next question about the same model and data.
+    Finished runs are shared within a call, and between calls if ``folder`` is given.
 
     Args:
-        noise: σ, the training data and the way to fit, which must be :class:`tpv.GradientDescent`.
+        noise: σ, the training data and the fit, which must be :class:`tpv.GradientDescent`.
         runs: networks that :func:`tpv.estimate` and :func:`tpv.stability` train, unless they are given an
             estimator;
             :func:`tpv.linearity` trains its ``draws``.
         optimizer: a function from parameters to a ``torch.optim.Optimizer``, instead of ``SGD(lr, momentum)``
-            of the fit, whose steps and gamma stay. Its weight decay is drift too.
+            of the fit, whose steps and gamma still apply. Its weight decay causes drift too.
         batch_size: examples in a step, consecutive and in order; None for all.
         targets: (n, ...), what to fit instead of the network's own outputs z*, of their shape and in the
             data's order.
-        folder: where finished runs are kept, so that an interrupted series goes on where it stopped.
-        adaptive: let through optimizers such as Adam, which move the weights about as far whatever σ is.
+        folder: where finished runs are saved, for other calls and so that an interrupted series continues.
+        adaptive: allow optimizers such as Adam, which move the weights about as far whatever σ is.
         on_step: called with (run, step, steps, mean squared error of the step's examples before it); run 0 is
             the control. ``tpv.training.ProgressBar()`` draws bars.
 
     Raises:
-        TPVError: for options outside these ranges; when it meets a model, for targets that do not fit its
-            outputs, an optimizer that is refused, a folder that cannot be written, data in a changing order,
-            or a run that diverges.
+        TPVError: for options outside these ranges; when it is bound to a model, for targets that do not fit
+            its outputs, an optimizer that is refused, a folder that cannot be written, data in a changing
+            order, or a run that diverges.
 
     Cost: for each run and the control, ``steps`` forward+backward passes over the examples of a step; nothing
-        for runs that are kept.
+        for runs that are in ``folder``.
 
     Source: D. Arpit, arXiv 2512.11089, with the control added.
 
     Example:
         >>> import torch, tpv
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+        >>> layers = torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers).double()
         >>> train, test = (torch.randn(n, 4, dtype=torch.float64) for n in (20, 30))
-        >>> law = tpv.LabelNoise(0.01, train, tpv.GradientDescent(lr=0.1, steps=5))
-        >>> result = tpv.estimate(model, test, tpv.Retraining(law, runs=2))
-        >>> result.metadata["estimator"], len(result.metadata["runs"]), result.metadata["control"]["value"] < 1e-20
-        ('MonteCarlo(draws=2)', 2, True)
+        >>> noise = tpv.LabelNoise(0.01, train, tpv.GradientDescent(lr=0.1, steps=5))
+        >>> result = tpv.estimate(model, test, tpv.Retraining(noise, runs=2))
+        >>> result.metadata["estimator"], len(result.metadata["runs"])
+        ('MonteCarlo(draws=2)', 2)
+        >>> result.metadata["control"]["value"] < 1e-20
+        True
     """
 
     noise: LabelNoise
@@ -84,7 +92,6 @@ class Retraining(Perturbation):
     folder: str | os.PathLike[str] | None = field(default=None, repr=False)
     adaptive: bool = False
     on_step: OnStep | None = field(default=None, repr=False)
-    _held: Held = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.noise, LabelNoise):
@@ -97,11 +104,12 @@ class Retraining(Perturbation):
         if self.noise.fit.lr is None and self.optimizer is None:
             raise TPVError(
                 "Retraining needs GradientDescent(lr=...) as a number: "
-                "tpv.estimate(model, data, noise).metadata['fit'] names the one that the closed form takes."
+                "tpv.estimate(model, data, noise).metadata['fit'] names the one that LabelNoise takes."
             )
-        require_int("Retraining", "runs", self.runs, 1)
+        int_field(self, "runs", 1)
         if self.batch_size is not None:
-            require_int("Retraining", "batch_size", self.batch_size, 1)
+            int_field(self, "batch_size", 1)
+        require_bool("Retraining", "adaptive", self.adaptive)
         if self.optimizer is not None and not callable(self.optimizer):
             raise TPVError(
                 f"Retraining(optimizer=...) is a {type(self.optimizer).__name__}: "
@@ -110,7 +118,6 @@ class Retraining(Perturbation):
         _check_targets(self.targets)
         if not isinstance(self.folder, str | os.PathLike | None):
             raise TPVError(f"Retraining(folder={self.folder!r}): folder must be a path.")
-        object.__setattr__(self, "_held", Held(Store(self.folder)))
 
     def __repr__(self) -> str:
         """As any perturbation's, and whether there are targets."""
@@ -128,9 +135,9 @@ class Retraining(Perturbation):
         return self.noise.output
 
     @property
-    def data(self) -> object:
+    def training_data(self) -> object:  # type: ignore[override]
         """The training inputs."""
-        return self.noise.data
+        return self.noise.training_data
 
     def subset(self, keep: Sequence[bool]) -> Retraining:
         """The same training on some of the training inputs, marked by their places."""
@@ -139,22 +146,25 @@ class Retraining(Perturbation):
         )
         return replace(self, noise=self.noise.subset(keep), targets=targets)
 
-    def sample(self, at: Weights, generator: torch.Generator) -> Displacements:
-        """δ of one run."""
-        return self._session(at).run(generator).delta
+    def bind(self, lin: Linearization) -> BoundRetraining:
+        """A trainer of this network, without any run yet.
 
-    def control(self, at: Weights) -> Displacements:
-        """δ of the run without noise."""
-        return self._session(at).control().delta
-
-    def metadata(self, at: Weights) -> dict[str, object]:
-        """σ in units of the outputs, and the mean squared errors and seconds of the runs."""
-        return self._session(at).metadata()
-
-    def _session(self, at: Weights) -> Session:
-        if self._held.session is None or not self._held.session.belongs(at):
-            self._held.session = Session(self, at, self._held.store)
-        return self._held.session
+        Raises:
+            TPVError: for targets of another shape than the outputs, an optimizer that is refused, or a folder
+                that cannot be written.
+        """
+        store, weights_before = Store(self.folder), weights_digest(lin.model)
+        store.prepare()
+        assert isinstance(self.noise.fit, GradientDescent)
+        train = TrainingSet(lin, self.noise.training_data, center=self.noise.center)
+        weights = selected(lin, self.params)
+        trainer = Trainer(
+            train, weights, self.noise.fit, self.optimizer, self.batch_size, self.adaptive, self.on_step
+        )
+        settings = (self.noise.std, self.noise.relative, weights_before)
+        return BoundRetraining(
+            self, trainer, self.noise.scale(train), self.targets, store, settings, self.runs
+        )
 
 
 def _check_targets(targets: object) -> None:

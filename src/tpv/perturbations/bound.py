@@ -1,0 +1,182 @@
+"""A perturbation at a model's trained weights: what ``bind`` makes, for the length of one call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tpv.common.errors import TPVError, did_you_mean
+from tpv.model.linearization import Linearization
+from tpv.model.weights import Patterns, Weights
+from tpv.perturbations.factor import Factor
+
+Displacements = Mapping[str, Tensor]
+"""Parameter name → δ, of the parameter's shape."""
+Variances = Mapping[str, Tensor]
+"""Parameter name → variances, broadcastable to the parameter's shape."""
+T = TypeVar("T")
+
+
+class Bound(ABC):
+    """A perturbation of one model at w*. It lives for one call and is dropped after it.
+
+    Estimators see nothing else of a perturbation; :class:`tpv.Auto` chooses by these attributes.
+
+    Attributes:
+        spec: the hyper-parameters that were bound, for messages.
+        deterministic: whether every draw is the same δ.
+        factor: C = AAᵀ as products with A, where δ comes from linear algebra; else None.
+        finite_draws: the number of networks to evaluate at w* + δ where δ is too expensive, or not small
+            enough, for anything else; else None.
+    """
+
+    spec: object
+    deterministic: bool = False
+    factor: Factor | None = None
+    finite_draws: int | None = None
+
+    @abstractmethod
+    def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """A draw of δ, on the weights' device and in their dtype.
+
+        Raises:
+            TPVError: for unknown names, wrong shapes or non-finite values.
+        """
+
+    def variance(self) -> dict[str, Tensor] | None:
+        """Diagonal of C, on the weights' device; None (the default) where the entries of δ are not
+        independent with mean zero.
+
+        Raises:
+            TPVError: for unknown names, shapes that do not broadcast, negative or non-finite values.
+        """
+        return None
+
+    def control(self) -> dict[str, Tensor] | None:
+        """δ of a draw without its randomness, where the mean of δ may not be zero; else None."""
+        return None
+
+    def metadata(self) -> dict[str, Any]:
+        """What a result's metadata should say of this perturbation of this model."""
+        return {}
+
+
+@dataclass(frozen=True)
+class BoundSample(Bound):
+    """A perturbation given by ``sample(weights, generator)`` and ``variance(weights)``, checked at each call.
+
+    Args:
+        spec: the perturbation.
+        weights: the parameters that its ``params`` selects.
+        draw: its ``sample``.
+        variances: its ``variance``.
+    """
+
+    spec: object
+    weights: Weights
+    draw: Callable[[Weights, torch.Generator], Displacements]
+    variances: Callable[[Weights], Variances | None]
+    deterministic: bool = False
+
+    def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """δ with its names, shapes and values checked, and 0 in the padding rows of embeddings."""
+        delta = dict(users_code(self.draw, self.weights, generator))
+        self._refuse_nothing(delta)
+        for name, value in delta.items():
+            w = self._known(name)
+            if value.shape != w.shape:
+                raise TPVError(
+                    f"{self.spec!r}.sample gave {name!r} the shape {tuple(value.shape)}; the parameter has "
+                    f"{tuple(w.shape)}."
+                )
+            if not value.isfinite().all():
+                raise TPVError(f"{self.spec!r} displaces {name!r} by NaN or infinity.")
+        at = self.weights
+        return {name: at.without_padding(name, value.to(at[name])) for name, value in delta.items()}
+
+    def variance(self) -> dict[str, Tensor] | None:
+        """The variances with their names, shapes and values checked."""
+        variances = users_code(self.variances, self.weights)
+        if variances is None:
+            return None
+        self._refuse_nothing(variances)
+        for name, value in variances.items():
+            if not _broadcasts(value, self._known(name)):
+                raise TPVError(
+                    f"{self.spec!r}.variance gave {name!r} the shape {tuple(value.shape)}, which does not "
+                    f"broadcast to {tuple(self.weights[name].shape)}."
+                )
+            if not (value.isfinite() & (value >= 0)).all():
+                raise TPVError(f"{self.spec!r} gives {name!r} a variance that is negative, NaN or infinite.")
+        at = self.weights
+        return {
+            name: at.without_padding(name, value.to(at[name].device)) for name, value in variances.items()
+        }
+
+    def _refuse_nothing(self, values: Mapping[str, Tensor]) -> None:
+        if not values:
+            raise TPVError(f"{self.spec!r} moves no parameter of this model.")
+
+    def _known(self, name: str) -> Tensor:
+        if name not in self.weights:
+            raise TPVError(
+                f"{self.spec!r} moves {name!r}, which is not a selected trainable "
+                f"parameter.{did_you_mean(name, self.weights)}"
+            )
+        return self.weights[name]
+
+
+@dataclass(frozen=True)
+class BoundSum(Bound):
+    """Independent zero-mean perturbations at once."""
+
+    spec: object
+    parts: tuple[Bound, ...]
+
+    def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Sum of one draw of each part."""
+        return _added(part.sample(generator) for part in self.parts)
+
+    def variance(self) -> dict[str, Tensor] | None:
+        """Sum of the parts' variances, None if one has none."""
+        variances = [part.variance() for part in self.parts]
+        return None if None in variances else _added(v for v in variances if v is not None)
+
+    def control(self) -> dict[str, Tensor] | None:
+        """Sum of the controls of the parts that have one."""
+        controls = [delta for part in self.parts if (delta := part.control()) is not None]
+        return _added(controls) if controls else None
+
+    def metadata(self) -> dict[str, Any]:
+        """What all parts say."""
+        return {key: value for part in self.parts for key, value in part.metadata().items()}
+
+
+def selected(lin: Linearization, params: Patterns) -> Weights:
+    """The weights that a perturbation's ``params`` selects."""
+    return users_code(lin.weights.select, params)
+
+
+def users_code(function: Callable[..., T], *arguments: object) -> T:
+    """Calls ``params=``, ``sample`` or ``variance``: the one place where a perturbation's own code runs."""
+    return function(*arguments)
+
+
+def _broadcasts(value: Tensor, w: Tensor) -> bool:
+    try:
+        return bool(torch.broadcast_shapes(value.shape, w.shape) == w.shape)
+    except RuntimeError:
+        return False
+
+
+def _added(terms: Iterable[Displacements]) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for term in terms:
+        for name, value in term.items():
+            total[name] = total[name] + value.to(total[name]) if name in total else value
+    return total
