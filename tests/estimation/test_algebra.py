@@ -92,7 +92,7 @@ def test_a_model_linear_in_its_weights_has_no_gap(seed: int) -> None:
     law = tpv.Quantization(bits=3, error="actual") if seed % 2 else tpv.Isotropic(1.0)
     result = tpv.linearity(model, x, law)
     assert result.value < 1e-20
-    assert result.quotient == pytest.approx(1, rel=1e-10)
+    assert result.ratio == pytest.approx(1, rel=1e-10)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

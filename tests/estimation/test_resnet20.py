@@ -72,7 +72,7 @@ def test_first_order_holds_at_eight_bits_and_is_flagged_at_four() -> None:
     assert eight.value < 0.12
     assert eight.holds
     assert four.value > 0.12
-    assert "first order wavers" in four.verdict
+    assert "first-order approximation borderline" in four.verdict
 
 
 @pytest.mark.data

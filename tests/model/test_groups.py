@@ -59,7 +59,7 @@ def test_groups_are_sums_of_modules(layers, expected, estimator) -> None:
 def test_stability_and_plots_take_groups() -> None:
     found = tpv.stability(network(), X, randn(4, 4, seed=1), LAW, layers=r"block\d|stem")
     assert set(found.layers) == {"stem", "block1", "block2"}
-    assert [text.get_text() for text in plot_layers(found.train).get_yticklabels()] == [
+    assert [text.get_text() for text in plot_layers(found.train.layers).get_yticklabels()] == [
         "stem",
         "block1",
         "block2",

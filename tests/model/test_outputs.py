@@ -90,7 +90,7 @@ def test_kl_of_a_small_displacement_is_the_finite_divergence(form: str) -> None:
     assert tpv.estimate(model, X, law, output="kl").value == pytest.approx(expected, rel=1e-3)
     line = tpv.linearity(model, X, law, output="kl")
     assert line.value < 1e-6
-    assert line.quotient == pytest.approx(1, rel=1e-3)
+    assert line.ratio == pytest.approx(1, rel=1e-3)
     assert "nats" in str(finite)
 
 

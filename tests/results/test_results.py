@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 
@@ -25,7 +26,7 @@ def test_the_table_is_the_text() -> None:
         metadata={"perturbation": "Quantization(bits=4)", "estimator": "Hutchinson(probes=1)", "seed": 0},
     )  # fmt: skip
     assert str(result) == (
-        "TPV 38.8 ± 0.5   (probes or draws alone: ± 0.2)\n"
+        "TPV 38.8 ± 0.5   (Monte-Carlo standard error 0.2)\n"
         "Quantization(bits=4)\n"
         "4000 examples, Hutchinson(probes=1), seed 0\n"
         "\n"
@@ -72,6 +73,9 @@ def test_other_results_round_trip() -> None:
         ("{}", "not a saved TPVResult"),
         ('{"type": "StabilityResult"}', "not a saved TPVResult but 'StabilityResult'"),
         ('{"type": "TPVResult", "colour": 1}', "no field 'colour'"),
+        ('{"type": "TPVResult"}', "not a whole saved TPVResult: .*missing .*'value'"),
+        ('{"type": "TPVResult", "spectrum": {"type": "Colour"}}', "knows no saved 'Colour'"),
+        ("nothing.json", "nothing.json cannot be read"),
     ],
 )
 def test_foreign_json_is_refused(text: str, sentence: str) -> None:
@@ -130,8 +134,8 @@ def test_stability_verdicts() -> None:
     def verdict(train: tuple[float, float], test: tuple[float, float]) -> str:
         return tpv.StabilityResult(result(*train), result(*test)).verdict
 
-    assert "within a factor of 1.5" in verdict((1.0, 0.01), (1.1, 0.01))
-    assert "mislead" in verdict((1.0, 0.01), (2.0, 0.01))
+    assert "is a good proxy for test TPV: within a factor of 1.5" in verdict((1.0, 0.01), (1.1, 0.01))
+    assert "is not a good proxy" in verdict((1.0, 0.01), (2.0, 0.01))
     assert "cannot tell" in verdict((1.0, 0.3), (1.0, 0.3))
     assert "cannot tell" in verdict((1.0, math.nan), (1.0, 0.3))
     pair = tpv.StabilityResult(result(1.0, 0.01), result(2.0, 0.01))
@@ -152,10 +156,10 @@ def test_stability_pairs_draws() -> None:
 @pytest.mark.parametrize(
     ("v", "stderr", "words"),
     [
-        (0.01, 0.001, "first order holds"),
-        (0.2, 0.01, "first order wavers: use MonteCarlo"),
-        (0.36, 0.01, "wavers or fails"),
-        (0.9, 0.01, "first order fails"),
+        (0.01, 0.001, "first-order approximation holds"),
+        (0.2, 0.01, "first-order approximation borderline: use MonteCarlo"),
+        (0.36, 0.01, "borderline or invalid"),
+        (0.9, 0.01, "first-order approximation invalid"),
         (0.119, 0.01, "cannot tell: V is within two standard errors of 0.12"),
         (math.nan, math.nan, "changes no output"),
     ],
@@ -175,4 +179,81 @@ def test_large_displacements_are_not_linear() -> None:
     result = tpv.linearity(network(), randn(20, 4), tpv.Isotropic(3.0), draws=20)
     assert result.value > 0.12
     assert not result.holds
-    assert result.first_order / result.finite == pytest.approx(result.quotient)
+    assert result.first_order / result.finite == pytest.approx(result.ratio)
+
+
+def a_pair() -> tpv.StabilityResult:
+    def result(value: float) -> tpv.TPVResult:
+        layers = {"block.0": tpv.Estimate(value, 0.1, math.nan)}
+        metadata = {"seed": 3, "perturbation": "Isotropic(std=1.0)", "versions": {"torch": "2"}, "unit": None}
+        return tpv.TPVResult(value, 0.1, math.nan, 100, layers, None, (1.0, 2.0), metadata, 0.5)
+
+    return tpv.StabilityResult(result(2.0), result(4.0))
+
+
+def test_flat_dictionaries_are_for_loggers() -> None:
+    pair = a_pair()
+    flat = pair.train.to_dict(flat=True)
+    assert math.isnan(flat.pop("tpv/mc_stderr"))
+    assert math.isnan(flat.pop("tpv/layers/block.0/mc_stderr"))
+    assert flat == {
+        "tpv/value": 2.0, "tpv/stderr": 0.1, "tpv/n_examples": 100, "tpv/draw_std": 0.5,
+        "tpv/layers/block.0/value": 2.0, "tpv/layers/block.0/stderr": 0.1,
+        "tpv/metadata/seed": 3, "tpv/metadata/perturbation": "Isotropic(std=1.0)", "tpv/metadata/versions/torch": "2",
+    }  # fmt: skip
+    both = pair.to_dict(flat=True)
+    assert (both["stability/ratio"], both["stability/train/value"], both["stability/test/layers/block.0/value"]) == (0.5, 2.0, 4.0)  # fmt: skip
+    assert both["stability/verdict"] == pair.verdict
+    assert not any(key.startswith("stability/cross_fitted") for key in both)
+    linearity = tpv.LinearityResult(0.1, 0.01, 0.0, 1.0, 0.1, 1.0, 0.1, 1.0, 0.1, 10)
+    assert linearity.to_dict(flat=True)["linearity/value"] == 0.1
+    for found in (flat, both, linearity.to_dict(flat=True)):
+        assert all(isinstance(key, str) and isinstance(v, int | float | str) for key, v in found.items())
+
+
+def test_intervals_are_normal() -> None:
+    pair = a_pair()
+    assert pair.train.interval() == pytest.approx((2.0 - 1.959964 * 0.1, 2.0 + 1.959964 * 0.1))
+    assert pair.train.interval(0.6827) == pytest.approx((1.9, 2.1), abs=1e-4)
+    ratio = tpv.StabilityResult(tpv.TPVResult(2.0, 0.1, 0.0, 9), tpv.TPVResult(4.0, 0.1, 0.0, 9))
+    assert ratio.interval(0.9) == pytest.approx(
+        (0.5 - 1.644854 * ratio.ratio_stderr, 0.5 + 1.644854 * ratio.ratio_stderr)
+    )
+    linearity = tpv.LinearityResult(0.1, 0.01, 0.0, 1.0, 0.1, 1.0, 0.1, 1.0, 0.1, 10)
+    assert (
+        linearity.interval(0.95)
+        == linearity.estimate.interval(0.95)
+        == pytest.approx((0.0804, 0.1196), abs=1e-4)
+    )
+    assert all(map(math.isnan, tpv.Estimate(1.0, math.nan, 0.0).interval()))
+    for level in (0, 1, 95, "0.95"):
+        with pytest.raises(tpv.TPVError, match=r"level must be a number in \(0, 1\)"):
+            pair.interval(level)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """Binomial: |z| < 4 over 400 samples of 50 examples."""
+    model, hits = nn.Linear(4, 2).double(), 0
+    truth = 0.01 * 2 * (4 + 1)  # σ² K (E‖x‖² + 1)
+    for seed in range(400):
+        hits += (lambda ends: ends[0] < truth < ends[1])(
+            tpv.estimate(model, randn(50, 4, seed=seed), tpv.Isotropic(0.1)).interval(0.9)
+        )
+    assert abs(hits / 400 - 0.9) < 4 * math.sqrt(0.9 * 0.1 / 400)
+
+
+def test_a_stopped_write_leaves_the_old_file(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "result.json"
+    a_pair().to_json(path)
+    before = path.read_text()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        a_pair().train.to_json(path)
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert tpv.__version__ == importlib.metadata.version("tpv")
+    with pytest.raises(AttributeError, match="no attribute 'colour'"):
+        tpv.colour  # noqa: B018

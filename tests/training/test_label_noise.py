@@ -751,7 +751,7 @@ def test_cross_fitting_pairs_the_draws_of_both_sides() -> None:
     assert len(result.cross_fitted.draws) == len(result.test_of_halves.draws) == 50
     assert torch.corrcoef(torch.tensor([result.cross_fitted.draws, result.test_of_halves.draws]))[0, 1] > 0.5
     assert math.isnan(result.leverage)
-    assert "follows a part of the noise" in str(result)
+    assert "reproduces a part of the noise" in str(result)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -822,7 +822,7 @@ def test_results_survive_json(tmp_path: Any) -> None:
 
 def test_the_text_of_an_estimate() -> None:
     assert str(tpv.estimate(mlp(), TEST, law())) == (
-        "TPV 0.0019 ± 0.0003 squared centred logits   (probes or draws alone: ± 0)\n"
+        "TPV 0.0019 ± 0.0003 squared centred logits   (Monte-Carlo standard error 0)\n"
         "one draw: ± 0.0013\n"
         "LabelNoise(std=0.1, fit=Ridge(gamma=0.5))\n"
         "8 examples, Exact(), through the kernel, seed 0\n"
@@ -848,11 +848,12 @@ def test_the_text_of_a_comparison() -> None:
         "train/test                            1.0 ± 0.2\n"
         "train/test, cross-fitted            0.92 ± 0.18\n"
         "\n"
-        "In sample the fit follows 19.1 % of the noise that it is read with (its leverage), and that is not what unseen inputs see;\n"
-        "cross-fitted, the noise of one half of the training inputs is read on the other, against the same noise on the test inputs\n"
-        "(half as many examples hold the network less, so both are larger than the value above).\n"
+        "In sample the fit reproduces 19.1 % of the noise that it is evaluated with (its leverage),\n"
+        "which unseen inputs do not see; cross-fitted, the noise of one half of the training inputs is\n"
+        "evaluated on the other half, against the same noise on the test inputs (half as many examples\n"
+        "constrain the network less, so both are larger than the value above).\n"
         "\n"
-        "Cross-fitted, cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
+        "Cross-fitted: cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
     )
 
 

@@ -21,9 +21,9 @@ def told(value: object) -> str:
     with a hash of their file.
 
     Example:
-        >>> from tpv.pruning import Magnitude
-        >>> told(("macs=0.5", Magnitude(p=1)))
-        "('macs=0.5', tpv.pruning.scores.baselines.Magnitude(p=1))"
+        >>> from tpv import Isotropic
+        >>> told(("macs=0.5", Isotropic(0.1)))
+        "('macs=0.5', tpv.perturbations.isotropic.Isotropic(std=0.1, params=None))"
     """
     return _told(value, ())
 

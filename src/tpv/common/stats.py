@@ -4,24 +4,48 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError
+from tpv.common.options import require_number
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A mean with its two uncertainties.
 
-    ``stderr`` covers the sampling of examples and of probes or draws; ``mc_stderr`` covers probes or
-    draws alone, with the data held fixed. Both are ``nan`` where a single sample cannot tell.
+    Attributes:
+        value: the mean.
+        stderr: its standard error from the sampling of examples and of probes or draws.
+        mc_stderr: its Monte-Carlo standard error, from probes or draws with the data fixed. Both errors are
+            nan where there is a single sample.
     """
 
     value: float
     stderr: float
     mc_stderr: float
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        r"""The normal interval :math:`\text{value} \pm z \cdot \text{stderr}`, z the quantile of the standard
+        normal distribution at (1 + level)/2; nan where the standard error is unknown.
+
+        Args:
+            level: how often such intervals contain the truth, in (0, 1), where the mean over examples is
+                about normal.
+
+        Raises:
+            TPVError: if ``level`` is not a number in (0, 1).
+
+        Example:
+            >>> [round(end, 3) for end in Estimate(10.0, 1.0, 0.0).interval(0.95)]
+            [8.04, 11.96]
+        """
+        level = require_number("interval", "level", level, 0, 1, open_low=True)
+        z = NormalDist().inv_cdf((1 + level) / 2)
+        return self.value - z * self.stderr, self.value + z * self.stderr
 
 
 class Moments:

@@ -55,6 +55,13 @@ class Entry:
         """On the test inputs where there are some, else on the training inputs."""
         return self.result.test if isinstance(self.result, StabilityResult) else self.result
 
+    @property
+    def sides(self) -> dict[str, TPVResult]:
+        """The results of label noise by what it was evaluated on: those that are to be compared follow each
+        other.
+        """
+        return self.stability.sides if self.stability else {"train, in sample": self.train}
+
     def parts(self) -> list[tuple[str, TPVResult | LinearityResult]]:
         """Everything computed, by what it was computed on or for."""
         found: list[tuple[str, TPVResult | LinearityResult]] = [("train", self.train)]

@@ -13,19 +13,13 @@ from markupsafe import Markup, escape
 
 from tpv.common.format import percent, plus_minus
 from tpv.common.stats import Estimate
-from tpv.plots.layers import Pair, plot_layers, plot_train_test, positive, svg
-from tpv.plots.spectrum import plot_sides, plot_spectrum, sides
+from tpv.plots.style import svg
+from tpv.plots.train_test import Pair, plot_bars, plot_train_test, positive
 from tpv.report.contents import Entry, Report
 from tpv.report.noise import CROSS_FITTED, IN_SAMPLE, WHAT, noise_unit, short
 from tpv.results import LinearityResult, TPVResult
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_TONES = {
-    "first order holds": "good",
-    "the training inputs tell": "good",
-    "cannot tell": "unsure",
-    "first order wavers": "unsure",
-}
 
 
 def page(report: Report) -> str:
@@ -40,12 +34,12 @@ def page(report: Report) -> str:
     found.filters |= {
         "pm": _pm,
         "number": number,
+        "sentence": _sentence,
         "percent": percent,
-        "tone": _tone,
         "trace": _trace,
         "breakable": _breakable,
     }
-    found.filters |= {"short": short, "sides": sides}
+    found.filters |= {"short": short}
     found.globals |= {
         "plus_minus": plus_minus,
         "noise_unit": noise_unit,
@@ -63,6 +57,10 @@ def number(text: str) -> str:
     return re.sub(r"\)e(-?\d+)$", lambda m: f") × 10{m[1].translate(_SUPERSCRIPTS)}", text)
 
 
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def _trace(text: str) -> Markup:
     return Markup(escape(text).replace("H_eff", Markup("H<sub>eff</sub>")))
 
@@ -76,10 +74,6 @@ def _pm(estimate: Estimate | TPVResult | LinearityResult) -> str:
     return number(plus_minus(estimate.value, estimate.stderr))
 
 
-def _tone(verdict: str) -> str:
-    return next((tone for start, tone in _TONES.items() if verdict.startswith(start)), "bad")
-
-
 def _plots(report: Report) -> dict[str, Any]:
     """The drawings that there are numbers for."""
     found: dict[str, Any] = dict.fromkeys(("totals", "by_layer", "layers"))
@@ -89,33 +83,37 @@ def _plots(report: Report) -> dict[str, Any]:
         ("by_layer", "layers", _layers(report.headline)),
     ):
         if shown := positive(shown):
-            label = f"Train against test on logarithmic axes: {len(shown)} {what} around the line y = x. The numbers are in the table."
+            label = (
+                f"Train against test on logarithmic axes: {len(shown)} {what} around the line y = x. "
+                "The numbers are in the table."
+            )
             found[name] = Markup(svg(functools.partial(plot_train_test, shown), label))
     layers = report.headline.shown.layers
     if layers:
         label = f"Bars of TPV for the {len(layers)} layers in the order of the model. The numbers are in the table."
-        draw = functools.partial(plot_layers, report.headline.shown)
-        found["layers"] = Markup(svg(draw, label, height=0.8 + 0.2 * len(layers)))
+        found["layers"] = Markup(svg(report.headline.shown.plot, label, height=0.8 + 0.2 * len(layers)))
     return found
 
 
 def _noise_plots(entry: Entry) -> list[tuple[Markup, str]]:
     """Drawings of label noise with their captions."""
-    found = []
+    drawings = []
     if entry.stability:
-        label = f"Bars of the TPV of {entry.perturbation} on training and test inputs. The numbers are in the table."
-        said = "Compare within each pair. Lines are standard errors."
-        found.append((Markup(svg(functools.partial(plot_sides, entry.stability), label, height=3.2)), said))
+        label = (
+            f"Bars of the TPV of {entry.perturbation} on training and test inputs. "
+            "The numbers are in the table."
+        )
+        draw = functools.partial(plot_bars, {name: side.estimate for name, side in entry.sides.items()})
+        caption = "Compare within each pair. Lines are standard errors."
+        drawings.append((Markup(svg(draw, label, height=3.2)), caption))
     spectrum = entry.shown.spectrum
     if spectrum and any(spectrum.eigenvalues):
-        label = f"Curves over the directions of the kernel for {entry.perturbation}: eigenvalue, followed part, cumulative share. {spectrum}."
-        found.append(
-            (
-                Markup(svg(functools.partial(plot_spectrum, spectrum), label, width=5.6, height=4.2)),
-                f"{spectrum}.",
-            )
+        label = (
+            f"Curves over the directions of the kernel for {entry.perturbation}: eigenvalue, share of the "
+            f"noise that the fit reproduces, cumulative share of TPV. {spectrum}."
         )
-    return found
+        drawings.append((Markup(svg(spectrum.plot, label, width=5.6, height=4.2)), f"{spectrum}."))
+    return drawings
 
 
 def _totals(entry: Entry) -> list[Pair]:

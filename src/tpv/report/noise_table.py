@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 
 from tpv.common.format import percent, plus_minus
-from tpv.plots.spectrum import sides
 from tpv.report.contents import Entry, Report
 from tpv.report.noise import CROSS_FITTED, IN_SAMPLE, WHAT, noise_unit, short
 from tpv.report.tables import plain_table
@@ -58,7 +57,7 @@ def _show(entry: Entry, to: Console) -> None:
 
 def _values(entry: Entry) -> Table:
     table = plain_table("", "TPV", "one draw", "examples")
-    for name, side in sides(entry.result):
+    for name, side in entry.sides.items():
         draw = f"± {side.draw_std:.2g}" if math.isfinite(side.draw_std) else ""
         table.add_row(name, plus_minus(side.value, side.stderr), draw, f"{side.n_examples:,}")
     if both := entry.stability:

@@ -21,8 +21,8 @@ class Spectrum(JSONResult):
 
     Attributes:
         eigenvalues: k of 𝒦 = JJᵀ.
-        filter: φ(k); k φ is the part of the noise that the fit follows.
-        value: each direction's part of TPV on the inputs that were read.
+        filter: φ(k); kφ is the share of the noise along the direction that the fit reproduces.
+        value: each direction's part of TPV on the inputs that it is evaluated on.
         in_sample: each direction's part of TPV on the training inputs, std² (kφ)² / n.
     """
 
@@ -34,11 +34,11 @@ class Spectrum(JSONResult):
     @property
     def degrees_of_freedom(self) -> float:
         """Σ kφ(k), the trace of the linear map from noise to fitted noise."""
-        return math.fsum(self.followed)
+        return math.fsum(self.fitted_share)
 
     @property
-    def followed(self) -> tuple[float, ...]:
-        """kφ(k), the part of the noise along each direction that the fit follows: 0 none, 1 all."""
+    def fitted_share(self) -> tuple[float, ...]:
+        """kφ(k), the share of the noise along each direction that the fit reproduces: 0 none, 1 all."""
         return tuple(k * f for k, f in zip(self.eigenvalues, self.filter, strict=True))
 
     @property
@@ -53,8 +53,8 @@ class Spectrum(JSONResult):
         return tuple(v / t if t > 0 else math.nan for v, t in zip(self.value, self.in_sample, strict=True))
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Eigenvalues, on a logarithmic axis, and on a second axis the part that is followed and the
-        cumulative share of the value.
+        """Eigenvalues, on a logarithmic axis, and on a second axis the share of the noise that the fit
+        reproduces and the cumulative share of the value.
 
         Needs ``pip install 'tpv[plot]'``.
 
@@ -66,7 +66,7 @@ class Spectrum(JSONResult):
         """
         from tpv.plots.spectrum import plot_spectrum
 
-        return plot_spectrum(self, ax)
+        return plot_spectrum(self.eigenvalues, self.fitted_share, self.cumulative, ax)
 
     def __str__(self) -> str:
         half = bisect.bisect_left(self.cumulative, 0.5) + 1

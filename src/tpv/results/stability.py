@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -11,22 +12,31 @@ from tpv.common.format import percent, plus_minus, table
 from tpv.common.stats import Estimate, independent_ratio
 from tpv.results.serialization import JSONResult
 from tpv.results.tpv import TPVResult
+from tpv.results.verdict import Grade
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FACTOR = 1.5
 
 
 @dataclass(frozen=True, repr=False)
 class StabilityResult(JSONResult):
     """What :func:`tpv.stability` returns.
 
-    For :class:`tpv.LabelNoise` ``train`` is in sample: the fit has followed the very noise that it is read
-    with, by its leverage, and ``train`` does not estimate ``test``. Whether training inputs can tell is seen
-    from ``cross_fitted``, the noise of one half of them read on the other: it estimates ``test_of_halves``,
-    the noise of the same halves read on the test inputs. Both are larger than ``test``, because half as many
-    examples hold the network less.
+    For :class:`tpv.LabelNoise` ``train`` is in sample: the fit has reproduced part of the very noise that it
+    is evaluated with, by its leverage, and ``train`` does not estimate ``test``. Whether train TPV is a good
+    proxy is seen from ``cross_fitted``, the noise of one half of the training inputs evaluated on the other
+    half: it estimates ``test_of_halves``, the noise of the same halves evaluated on the test inputs. Both are
+    larger than ``test``, because half as many examples constrain the network less.
 
     Attributes:
         train, test: the two results.
         cross_fitted, test_of_halves: for label noise, else None.
     """
+
+    prefix: ClassVar[str] = "stability"
+    derived: ClassVar[tuple[str, ...]] = ("ratio", "ratio_stderr", "verdict")
 
     train: TPVResult
     test: TPVResult
@@ -49,8 +59,8 @@ class StabilityResult(JSONResult):
 
     @property
     def leverage(self) -> float:
-        """For label noise, degrees of freedom over dimensions: the part of its own noise that the fit
-        follows; nan where not computed.
+        """For label noise, degrees of freedom over dimensions: the share of its own noise that the fit
+        reproduces; nan where not computed.
         """
         return self.train.leverage
 
@@ -85,18 +95,48 @@ class StabilityResult(JSONResult):
             if name in self.test.layers
         }
 
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Normal interval of ``ratio`` from ``ratio_stderr``."""
+        return self.ratio_estimate.interval(level)
+
     @property
     def verdict(self) -> str:
-        """In plain words, whether the training number can stand for unseen data."""
+        """In plain words, whether train TPV is a good proxy for test TPV."""
+        return self._judgement[1]
+
+    @property
+    def grade(self) -> Grade:
+        """The verdict in one word."""
+        return self._judgement[0]
+
+    @property
+    def _judgement(self) -> tuple[Grade, str]:
         ratio, error = self.ratio, self.ratio_stderr
         if not math.isfinite(error):
-            return "cannot tell: one draw has no standard error"
+            return "unclear", "cannot tell: a single draw has no standard error"
         low, high = ratio - 2 * error, ratio + 2 * error
-        if low >= 1 / 1.5 and high <= 1.5:
-            return "the training inputs tell the test value within a factor of 1.5"
-        if high < 1 / 1.5 or low > 1.5:
-            return "the training inputs mislead: they differ from the test value by more than a factor of 1.5"
-        return "cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
+        if low >= 1 / _FACTOR and high <= _FACTOR:
+            return "good", f"train TPV is a good proxy for test TPV: within a factor of {_FACTOR}"
+        if high < 1 / _FACTOR or low > _FACTOR:
+            return (
+                "bad",
+                f"train TPV is not a good proxy for test TPV: off by more than a factor of {_FACTOR}",
+            )
+        return "unclear", f"cannot tell: the interval of the ratio crosses the band of a factor of {_FACTOR}"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Train TPV against test TPV of every layer, on logarithmic axes around the line y = x; bars of the
+        totals where there is no split by layer, and for label noise. Needs ``pip install 'tpv[plot]'``.
+
+        Args:
+            ax: where to draw; by default a new figure.
+        """
+        from tpv.plots.train_test import plot_bars, plot_train_test, positive
+
+        pairs = positive([(n, self.train.layers[n], self.test.layers[n]) for n in self.layers])
+        if self.cross_fitted or not pairs:
+            return plot_bars({name: side.estimate for name, side in self.sides.items()}, ax)
+        return plot_train_test(pairs, ax)
 
     def __str__(self) -> str:
         rows = [
@@ -114,19 +154,18 @@ class StabilityResult(JSONResult):
                 [meta.get("perturbation"), meta.get("estimator"), meta.get("unit") and f"in {meta['unit']}"],
             )
         )
-        explained = [self._why(), f"Cross-fitted, {self.verdict}"] if self.cross_fitted else [self.verdict]
+        explained = [self._why(), f"Cross-fitted: {self.verdict}"] if self.cross_fitted else [self.verdict]
         return "\n\n".join([head, text, *explained])
 
     __repr__ = __str__
 
     def _why(self) -> str:
-        share = f"{percent(self.leverage)} of" if math.isfinite(self.leverage) else "a part of"
+        share = percent(self.leverage) if math.isfinite(self.leverage) else "a part"
         return (
-            f"In sample the fit follows {share} the noise that it is read with (its leverage), and that is "
-            "not what unseen inputs see;\n"
-            "cross-fitted, the noise of one half of the training inputs is read on the other, against the "
-            "same noise on the test inputs\n"
-            "(half as many examples hold the network less, so both are larger than the value above)."
+            f"In sample the fit reproduces {share} of the noise that it is evaluated with (its leverage),\n"
+            "which unseen inputs do not see; cross-fitted, the noise of one half of the training inputs is\n"
+            "evaluated on the other half, against the same noise on the test inputs (half as many examples\n"
+            "constrain the network less, so both are larger than the value above)."
         )
 
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from tpv.common.errors import TPVError
 from tpv.common.format import percent, plus_minus, table
 from tpv.common.stats import Estimate, Moments
 from tpv.results.serialization import JSONResult
 from tpv.results.spectrum import Spectrum
 
 if TYPE_CHECKING:
-    import matplotlib.axes
     import pandas
+    from matplotlib.axes import Axes
 
 _SHOWN = 10
 
@@ -29,22 +30,22 @@ class TPVResult(JSONResult):
         value: TPV, in squared units of the outputs (or in ``metadata["unit"]``): summed over outputs,
             averaged over examples.
         stderr: standard error of ``value`` from the sampling of examples and of probes or draws.
-        mc_stderr: from probes or draws alone, with the data fixed; 0 where nothing was sampled, nan
-            where one draw cannot tell.
+        mc_stderr: Monte-Carlo standard error, from probes or draws with the data fixed; 0 where nothing was
+            sampled, nan where there is a single draw.
         n_examples: number of examples.
         layers: module name → its part of ``value``. The parts sum to ``value``. Empty where there is no
-            such split: ``no_layers`` then says why.
+            such split: ``no_layers`` then gives the reason.
         no_layers: the reason for a missing split, else None.
         draws: per-draw averages over examples where all examples share the draws, else empty.
         draw_std: standard deviation of the TPV of a single draw about ``value``, with the data fixed; nan
-            where it was not found.
+            where it was not computed.
         spectrum: the directions of the kernel, for :class:`tpv.LabelNoise` by :class:`tpv.Exact`; else None.
         pointwise: (n_examples,) float64, the value of every example in the data's order, averaged over draws:
             its mean is ``value``. None unless ``pointwise=True`` was given. Saved in JSON as a list of
             numbers, and left out of comparisons by ``==``.
         metadata: perturbation, estimator, seed, output and its unit, numbers of outputs and parameters, chunk
-            size, device, seconds, versions; ``slow_routes`` (parameters without a closed form) and
-            ``unused_parameters`` where there were any.
+            size, device, seconds, versions; ``slow_routes`` (parameters without an analytic per-layer
+            formula) and ``unused_parameters`` where there were any.
 
     Example:
         >>> import torch, tpv
@@ -68,24 +69,22 @@ class TPVResult(JSONResult):
 
     @classmethod
     def from_moments(
-        cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any], **details: Any
+        cls, moments: Moments, no_layers: str | None, metadata: dict[str, Any], **extra_fields: Any
     ) -> TPVResult:
         """The result of sums whose first quantity is the total and whose others are layers."""
         means = moments.result()
         total, *layers = means.estimates().items()
         draws = tuple(means.draw_means[:, 0].tolist())
-        details.setdefault("draw_std", statistics.stdev(draws) if len(draws) > 1 else math.nan)
+        extra_fields.setdefault("draw_std", statistics.stdev(draws) if len(draws) > 1 else math.nan)
         value = total[1]
         return cls(
-            value.value,
-            value.stderr,
-            value.mc_stderr,
+            *(value.value, value.stderr, value.mc_stderr),
             means.count,
             dict(layers),
             no_layers,
             draws,
             metadata=metadata,
-            **details,
+            **extra_fields,
         )
 
     @property
@@ -93,10 +92,14 @@ class TPVResult(JSONResult):
         """The value with its errors, as one object."""
         return Estimate(self.value, self.stderr, self.mc_stderr)
 
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Normal interval of ``value`` from ``stderr``: for other examples and other probes or draws."""
+        return self.estimate.interval(level)
+
     @property
     def leverage(self) -> float:
-        """For label noise, degrees of freedom over dimensions of the noise: the part of it that the fit
-        follows; nan where not computed.
+        """For label noise, degrees of freedom over dimensions of the noise: the share of its own noise that
+        the fit reproduces; nan where not computed.
         """
         dimensions = self.metadata.get("noise_dimensions")
         return self.spectrum.degrees_of_freedom / dimensions if self.spectrum and dimensions else math.nan
@@ -112,40 +115,27 @@ class TPVResult(JSONResult):
     def __str__(self) -> str:
         meta, unit = self.metadata, self.metadata.get("unit")
         lines = [
-            f"TPV {plus_minus(self.value, self.stderr)}{f' {unit}' if unit else ''}   (probes or draws "
-            f"alone: ± {self.mc_stderr:.2g})",
-            f"{meta.get('perturbation', '')}",
+            f"TPV {plus_minus(self.value, self.stderr)}{f' {unit}' if unit else ''}   "
+            f"(Monte-Carlo standard error {self.mc_stderr:.2g})",
+            *([f"one draw: ± {self.draw_std:.2g}"] if math.isfinite(self.draw_std) else []),
+            str(meta.get("perturbation", "")),
             f"{self.n_examples} examples, {meta.get('estimator', '')}, seed {meta.get('seed', '')}",
             "",
+            *([str(self.spectrum), ""] if self.spectrum else []),
+            *([_control(meta["control"]), ""] if "control" in meta else []),
         ]
-        if math.isfinite(self.draw_std):
-            lines.insert(1, f"one draw: ± {self.draw_std:.2g}")
-        if self.spectrum:
-            lines += [str(self.spectrum), ""]
-        if control := meta.get("control"):
-            around = (
-                f"; around it the runs vary by {control['variance']:.3g}" if "variance" in control else ""
-            )
-            lines += [
-                f"without noise the predictions move by {control['value']:.3g} (control run){around}",
-                "",
-            ]
-        if not self.layers:
-            return "\n".join([*lines, f"no split by layer: {self.no_layers}"])
+        split = table(("layer", "TPV", "share"), self._rows()) if self.layers else None
+        return "\n".join([*lines, split or f"no split by layer: {self.no_layers}"])
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """Layers by falling value, the last ones in one row."""
         ranked = self.ranked()
-        rows = [
-            (name, plus_minus(e.value, e.stderr), percent(self.share(name))) for name, e in ranked[:_SHOWN]
-        ]
+        rows = [(n, plus_minus(e.value, e.stderr), percent(self.share(n))) for n, e in ranked[:_SHOWN]]
         if rest := ranked[_SHOWN:]:
             remaining = sum(e.value for _, e in rest)
-            rows.append(
-                (
-                    f"{len(rest)} more",
-                    f"{remaining:.3g}",
-                    percent(remaining / self.value if self.value else float("nan")),
-                )
-            )
-        return "\n".join([*lines, table(("layer", "TPV", "share"), rows)])
+            share = remaining / self.value if self.value else math.nan
+            rows.append((f"{len(rest)} more", f"{remaining:.3g}", percent(share)))
+        return rows
 
     __repr__ = __str__
 
@@ -164,10 +154,24 @@ class TPVResult(JSONResult):
         )
         return frame.rename_axis("layer")
 
-    def plot(self, ax: matplotlib.axes.Axes | None = None) -> matplotlib.axes.Axes:
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Bars of the layers with their standard errors, in the model's order. Needs
         ``pip install 'tpv[plot]'``.
+
+        Args:
+            ax: where to draw; by default a new figure.
+
+        Raises:
+            TPVError: if there is no split by layer, with the reason.
         """
         from tpv.plots.layers import plot_layers
 
-        return plot_layers(self, ax)
+        if not self.layers:
+            hint = " Plot result.spectrum instead." if self.spectrum else ""
+            raise TPVError(f"there are no layers to plot: {self.no_layers}.{hint}")
+        return plot_layers(self.layers, ax)
+
+
+def _control(control: dict[str, float]) -> str:
+    around = f"; the variance around it is {control['variance']:.3g}" if "variance" in control else ""
+    return f"without noise the predictions change by {control['value']:.3g} (control run){around}"

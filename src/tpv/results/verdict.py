@@ -1,0 +1,8 @@
+"""How a verdict is meant."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Grade = Literal["good", "unclear", "bad"]
+"""The number can be relied on; the data do not decide, or only just; it cannot be relied on."""
