@@ -93,12 +93,12 @@ class Linearization:
         """Meanwhile the predictions are the outputs themselves: the ways of parameters do not depend on what
         counts.
         """
-        chosen = self.output
-        self.output = replace(chosen, coordinates=as_output("logits").coordinates)
+        asked = self.output
+        self.output = replace(asked, coordinates=as_output("logits").coordinates)
         try:
             yield
         finally:
-            self.output = chosen
+            self.output = asked
 
     def _predictions(self, f: Tensor, batch: Any) -> Tensor:
         return masked(self.output.coordinates(f, f), batch)

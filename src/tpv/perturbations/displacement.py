@@ -21,7 +21,7 @@ class Displacement(Perturbation):
 
     Args:
         state_dict: the other checkpoint, with every parameter that moves. Buffers and frozen
-            parameters in it are not applied; a warning says so where they differ from the model's.
+            parameters in it are not applied; there is a warning where they differ from the model's.
         params: glob patterns of the parameters that move, or a function ``(name, weight) -> bool``.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpv.common.counters import independent_signs
 from tpv.common.format import table
 from tpv.jacobian import Sweep
 from tpv.jacobian.formulas.base import Variance
@@ -93,7 +94,7 @@ def check_model(
     plain autograd does.
 
     The model runs in float64, and each example alone through plain ``torch.autograd``: for every
-    output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints what it found.
+    output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints the result.
 
     Args:
         model: in evaluation mode.
@@ -125,9 +126,9 @@ def check_model(
         if forward is None:
             check_device(twin, batch)
         outputs = check_outputs(lin, batch)[0].numel()
-        found = _compared(lin, batch, outputs)
-    print(found)
-    return found
+        comparison = _compared(lin, batch, outputs)
+    print(comparison)
+    return comparison
 
 
 def _compared(lin: Linearization, batch: Any, outputs: int) -> ModelCheck:
@@ -165,8 +166,7 @@ def _cotangents(n: int, outputs: int) -> Tensor:
     """(n, R, K): the unit vectors, or a few random signs where they are too many."""
     if n * outputs <= _MOST_PASSES:
         return torch.eye(outputs, dtype=torch.float64).expand(n, -1, -1)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 2, (n, _RANDOM, outputs), generator=generator).double() * 2 - 1
+    return torch.stack(list(independent_signs(0, torch.arange(n), _RANDOM, outputs)), 1).double()
 
 
 def _reference(lin: Linearization, names: list[str], batch: Any, cotangents: Tensor) -> Tensor:
@@ -178,14 +178,14 @@ def _reference(lin: Linearization, names: list[str], batch: Any, cotangents: Ten
         with torch.enable_grad():
             z = lin.differentiable(narrow(batch, i, i + 1, n))[0]
         for v in cotangents[i].to(z):
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 z, parameters, v.reshape(z.shape), retain_graph=True, allow_unused=True
             )
             rows.append(
                 torch.stack(
                     [
                         torch.zeros((), dtype=torch.float64) if g is None else one.square(g[None])[0].cpu()
-                        for g in found
+                        for g in gradients
                     ]
                 )
             )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tpv.common.counters import signs
 from tpv.common.errors import TPVError
 from tpv.jacobian.formulas.base import tolerance
 from tpv.jacobian.routes.graph import Graph
@@ -132,5 +133,5 @@ class ExpansionProof:
 
 def random_signs(outputs: Tensor) -> Tensor:
     """±1 of the shape of the outputs, always the same."""
-    signs = torch.randint(0, 2, outputs.shape, generator=torch.Generator().manual_seed(0))
-    return signs.mul(2).sub(1).to(outputs)
+    rows = torch.arange(len(outputs), device=outputs.device)
+    return signs(0, rows, outputs[0].numel()).reshape(outputs.shape).to(outputs)

@@ -4,7 +4,6 @@ traced graph can be wrong.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,7 +19,7 @@ from tpv.model.linearization import Forward
 from tpv.model.outputs import outputs_tensor
 from tpv.pruning.channels.conversion import channel_group
 from tpv.pruning.channels.groups import ChannelGroup, Parameters
-from tpv.pruning.channels.surgery import masks, remove
+from tpv.pruning.channels.surgery import masks, own_copy, remove
 from tpv.pruning.channels.tracing import all_groups, trace
 
 WRONG = "computes something else"
@@ -39,11 +38,8 @@ class Candidates:
 def candidates(
     model: nn.Module, example: Any, ignore: Sequence[str], parameters: Parameters, forward: Forward | None
 ) -> Candidates:
-    """What may be removed from a model.
-
-    Args:
-        ignore: glob patterns of groups to leave alone.
-        parameters: whose scores are needed.
+    """What may be removed from a model: no groups that match a pattern in ``ignore``, and only those that can
+    be scored.
 
     Raises:
         TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is
@@ -146,7 +142,7 @@ def _problem(
         return "its channels are the model's outputs"
     if any(_is_mixed(model, group) for group in groups):
         return None
-    silenced = copy.deepcopy(model)
+    silenced = own_copy(model)
     for name, mask in masks(model, groups, removed).items():
         silenced.get_parameter(name).mul_(mask)
     expected = outputs_tensor(run(silenced, example))

@@ -59,7 +59,7 @@ def score(
 
     Raises:
         TPVError: for input that cannot give a meaningful number; for NaN; for a layer whose rows cannot be
-            told apart by example.
+            attributed to single examples.
 
     Cost per example: one forward pass and R backward passes to activations, about 1 forward+backward pass for
     R = 1.
@@ -209,7 +209,7 @@ class _Scoring(EstimatorRun):
                 gap = (term - together[site][i : i + 1] if site in together else term).abs().max()
                 if not gap <= tolerance(z.dtype) * max(10 * term.abs().max(), scales[site].max() / 10):
                     raise TPVError(
-                        f"the rows of {site[0]} cannot be told apart by example (positions are reordered or "
+                        f"the rows of {site[0]} cannot be attributed to examples (positions are reordered or "
                         "shared across the batch): score with chunk_size=1."
                     )
         self._verified = size > 1
