@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,11 @@ class Weights(Mapping[str, Tensor]):
                     f"params={called(patterns)} selects none of the {len(self)} trainable parameters."
                 )
             return Weights(self._model, selected_names)
+        if not isinstance(patterns, Iterable):
+            raise TPVError(
+                f"params={patterns!r}: give a glob pattern such as '*.weight', several, or a function "
+                "(name, weight) -> bool."
+            )
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
         for glob in globs:
             if not fnmatch.filter(self._tensors, glob):
