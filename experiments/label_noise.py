@@ -36,7 +36,7 @@ def subjects(smoke: bool, n: int) -> tuple[torch.nn.Module, torch.Tensor, torch.
     """The network, training and test images."""
     if smoke:
         torch.manual_seed(0)
-        return target.CifarResNet(8).eval(), *(torch.randn(16, 3, 16, 16) for _ in range(2))
+        return target.CifarResNet(8).eval(), *(torch.randn(16, 3, 8, 8) for _ in range(2))
     return target.model(), target.images("train")[:n], target.images("test")[:n]
 
 

@@ -1,13 +1,15 @@
-"""Small networks with their Jacobians by plain autograd, for the tests of kernels."""
+"""Small networks with their Jacobians by plain autograd, and label noise on them, for the tests of kernels."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from cases import settled
+from cases import filtered, randn, settled
 from torch import Tensor, nn
 
+import tpv
+from tpv import GradientDescent, Interpolation, Ridge
 from tpv.testing import dense_jacobian
 
 
@@ -58,3 +60,46 @@ class Tokens(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.head(torch.tanh(self.mix(self.embedding(input_ids))))
+
+
+TRAIN, TEST = randn(10, 4), randn(8, 4, seed=1)
+STD = 0.1
+FITS = [
+    Interpolation(),
+    Ridge(0.5),
+    Ridge(1e-3),
+    GradientDescent(lr=0.3, steps=1),
+    GradientDescent(lr=0.3, steps=40),
+    GradientDescent(lr=None, steps=10, gamma=0.2),
+    GradientDescent(lr=0.2, steps=25, momentum=0.9),
+    GradientDescent(lr=0.1, steps=20, momentum=0.5, gamma=0.2),
+]
+
+
+def label_noise(
+    fit: tpv.ntk.Fit = FITS[1], data: object = TRAIN, std: float = STD, **options: Any
+) -> tpv.LabelNoise:
+    return tpv.LabelNoise(std, data, fit, **options)
+
+
+def value(model: nn.Module, data: object, noise: tpv.Perturbation, **options: Any) -> float:
+    return tpv.estimate(model, data, noise, **options).value
+
+
+def output_changes(j_test: Tensor, j: Tensor, fit: tpv.ntk.Fit, outputs: int | None = None) -> Tensor:
+    """Of unit noise: K_te φ(K)."""
+    return j_test @ j.T @ filtered(j @ j.T, fit, outputs or len(j))
+
+
+def flat(delta: Any) -> Tensor:
+    return torch.cat([d.reshape(-1) for d in delta.values()])
+
+
+def z_score(found: tpv.TPVResult, expected: float) -> float:
+    assert found.mc_stderr > 0
+    return (found.value - expected) / found.mc_stderr
+
+
+def linear(inputs: int, outputs: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(inputs, outputs, bias=False).double()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tpv
 
-laws = settings(
+many_examples = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 seeds = st.integers(0, 2**31)
@@ -23,11 +23,13 @@ def network(seed: int, outputs: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
 
 
-def value(model: nn.Module, data: object, law: tpv.Perturbation, estimator: tpv.Estimator = EXACT) -> float:
-    return tpv.estimate(model, data, law, estimator=estimator).value
+def value(
+    model: nn.Module, data: object, perturbation: tpv.Perturbation, estimator: tpv.Estimator = EXACT
+) -> float:
+    return tpv.estimate(model, data, perturbation, estimator=estimator).value
 
 
-@laws
+@many_examples
 @given(seed=seeds, scale=st.floats(0.01, 100))
 def test_scaling_the_covariance_scales_tpv(seed: int, scale: float) -> None:
     model, x = network(seed), randn(4, 4, seed=seed)
@@ -36,7 +38,7 @@ def test_scaling_the_covariance_scales_tpv(seed: int, scale: float) -> None:
     )
 
 
-@laws
+@many_examples
 @given(seed=seeds)
 def test_independent_perturbations_add(seed: int) -> None:
     model, x = network(seed), randn(4, 4, seed=seed)
@@ -44,7 +46,7 @@ def test_independent_perturbations_add(seed: int) -> None:
     assert value(model, x, a + b) == pytest.approx(value(model, x, a) + value(model, x, b), rel=1e-12)
 
 
-@laws
+@many_examples
 @given(seed=seeds)
 def test_rotating_the_outputs_changes_nothing(seed: int) -> None:
     model, x = network(seed), randn(4, 4, seed=seed)
@@ -59,7 +61,7 @@ def test_rotating_the_outputs_changes_nothing(seed: int) -> None:
     ).value == pytest.approx(expected, rel=1e-12)
 
 
-@laws
+@many_examples
 @given(seed=seeds)
 def test_duplicating_data_changes_nothing_and_an_output_doubles(seed: int) -> None:
     model, x = network(seed), randn(4, 4, seed=seed)
@@ -71,7 +73,7 @@ def test_duplicating_data_changes_nothing_and_an_output_doubles(seed: int) -> No
     assert twice.value == pytest.approx(2 * expected, rel=1e-12)
 
 
-@laws
+@many_examples
 @given(seed=seeds, order=st.permutations(range(7)), sizes=st.sampled_from([[7], [1] * 7, [3, 4], [5, 2]]))
 def test_order_and_size_of_batches_do_not_matter(seed: int, order: list[int], sizes: list[int]) -> None:
     model, x = network(seed), randn(7, 4, seed=seed)
@@ -84,13 +86,13 @@ def test_order_and_size_of_batches_do_not_matter(seed: int, order: list[int], si
     assert other.n_examples == 7
 
 
-@laws
+@many_examples
 @given(seed=seeds)
 def test_a_model_linear_in_its_weights_has_no_gap(seed: int) -> None:
     torch.manual_seed(seed)
     model, x = nn.Linear(4, 3).double(), randn(5, 4, seed=seed)
-    law = tpv.Quantization(bits=3, error="actual") if seed % 2 else tpv.Isotropic(1.0)
-    result = tpv.linearity(model, x, law)
+    perturbation = tpv.Quantization(bits=3, error="actual") if seed % 2 else tpv.Isotropic(1.0)
+    result = tpv.linearity(model, x, perturbation)
     assert result.value < 1e-20
     assert result.ratio == pytest.approx(1, rel=1e-10)
 
@@ -118,7 +120,7 @@ def test_probes_do_not_depend_on_the_chunk_size() -> None:
         assert values == pytest.approx([values[0]] * 4, rel=1e-12)
 
 
-def test_a_users_law_goes_by_draws_and_agrees_with_its_covariance() -> None:
+def test_a_users_perturbation_goes_by_draws_and_agrees_with_its_covariance() -> None:
     model, x = network(0), randn(6, 4)
     ones = tpv.Displacement({name: p.detach() + 1 for name, p in model.named_parameters()})
     result = tpv.estimate(model, x, Correlated(), estimator=tpv.LinearizedMonteCarlo(draws=400))

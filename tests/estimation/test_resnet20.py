@@ -27,7 +27,7 @@ def images(split: str, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "law",
+    "perturbation",
     [
         tpv.Isotropic(1.0),
         tpv.Quantization(bits=4),
@@ -35,11 +35,11 @@ def images(split: str, count: int) -> torch.Tensor:
     ],
     ids=repr,
 )
-def test_every_layer_agrees_with_the_dense_jacobian(law: tpv.Perturbation) -> None:
+def test_every_layer_agrees_with_the_dense_jacobian(perturbation: tpv.Perturbation) -> None:
     torch.manual_seed(0)
     model, x = settled(target.CifarResNet(8)), randn(3, 3, 16, 16)
-    result = tpv.estimate(model, x, law, estimator=tpv.Exact())
-    reference = dense_tpv(model, x, law)
+    result = tpv.estimate(model, x, perturbation, estimator=tpv.Exact())
+    reference = dense_tpv(model, x, perturbation)
     assert result.value == pytest.approx(reference["total"], rel=1e-10)
     for name, layer in result.layers.items():
         assert layer.value == pytest.approx(reference[name], rel=1e-10), name
@@ -56,10 +56,10 @@ def test_the_trained_network_is_right_in_float32() -> None:
 
 @pytest.mark.data
 def test_estimators_agree_within_their_errors() -> None:
-    model, x, law = trained(), images("test", 128), tpv.Quantization(bits=8)
+    model, x, perturbation = trained(), images("test", 128), tpv.Quantization(bits=8)
     with assert_unchanged(model):
-        exact = tpv.estimate(model, x, law, estimator=tpv.Exact())
-        others = [tpv.estimate(model, x, law, estimator=e) for e in (tpv.Hutchinson(), tpv.Hutchinson(3), tpv.LinearizedMonteCarlo(6), tpv.MonteCarlo(12))]  # fmt: skip
+        exact = tpv.estimate(model, x, perturbation, estimator=tpv.Exact())
+        others = [tpv.estimate(model, x, perturbation, estimator=e) for e in (tpv.Hutchinson(), tpv.Hutchinson(3), tpv.LinearizedMonteCarlo(6), tpv.MonteCarlo(12))]  # fmt: skip
     for other in others:
         assert abs(other.value - exact.value) < 4 * other.mc_stderr, other
 

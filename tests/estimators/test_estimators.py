@@ -50,10 +50,11 @@ def test_probes_have_identity_covariance_and_are_orthogonal(probes: int, k: int)
 @pytest.mark.parametrize("probes", [1, 2, 4])
 @pytest.mark.parametrize("outputs", [5, 8])
 def test_hutchinson_is_unbiased_and_its_error_bar_is_calibrated(probes: int, outputs: int) -> None:
-    model, x, law = network(outputs), randn(40, 6), tpv.Isotropic(0.1)
-    exact = tpv.estimate(model, x, law, estimator=tpv.Exact())
+    model, x, perturbation = network(outputs), randn(40, 6), tpv.Isotropic(0.1)
+    exact = tpv.estimate(model, x, perturbation, estimator=tpv.Exact())
     runs = [
-        tpv.estimate(model, x, law, estimator=tpv.Hutchinson(probes), generator=seed) for seed in range(150)
+        tpv.estimate(model, x, perturbation, estimator=tpv.Hutchinson(probes), generator=seed)
+        for seed in range(150)
     ]
     values = torch.tensor([r.value for r in runs])
     spread = values.std().item()
@@ -66,9 +67,9 @@ def test_hutchinson_is_unbiased_and_its_error_bar_is_calibrated(probes: int, out
 
 @pytest.mark.parametrize("estimator", [tpv.LinearizedMonteCarlo(draws=6), tpv.MonteCarlo(draws=6)])
 def test_draws_are_unbiased_and_their_error_bar_is_calibrated(estimator: tpv.Estimator) -> None:
-    model, x, law = network(), randn(30, 6), tpv.Isotropic(0.001)
-    exact = tpv.estimate(model, x, law, estimator=tpv.Exact())
-    runs = [tpv.estimate(model, x, law, estimator=estimator, generator=seed) for seed in range(150)]
+    model, x, perturbation = network(), randn(30, 6), tpv.Isotropic(0.001)
+    exact = tpv.estimate(model, x, perturbation, estimator=tpv.Exact())
+    runs = [tpv.estimate(model, x, perturbation, estimator=estimator, generator=seed) for seed in range(150)]
     values = torch.tensor([r.value for r in runs])
     assert abs(values.mean().item() - exact.value) < 4 * values.std().item() / math.sqrt(len(runs))
     stated = math.sqrt(sum(r.mc_stderr**2 for r in runs) / len(runs))
@@ -76,10 +77,10 @@ def test_draws_are_unbiased_and_their_error_bar_is_calibrated(estimator: tpv.Est
 
 
 def test_standard_error_covers_the_sampling_of_examples() -> None:
-    model, law = network(), tpv.Isotropic(0.1)
-    population = tpv.estimate(model, randn(20000, 6, seed=9), law, estimator=tpv.Exact())
+    model, perturbation = network(), tpv.Isotropic(0.1)
+    population = tpv.estimate(model, randn(20000, 6, seed=9), perturbation, estimator=tpv.Exact())
     runs = [
-        tpv.estimate(model, randn(50, 6, seed=100 + seed), law, estimator=tpv.Hutchinson())
+        tpv.estimate(model, randn(50, 6, seed=100 + seed), perturbation, estimator=tpv.Hutchinson())
         for seed in range(150)
     ]
     z = torch.tensor([(r.value - population.value) / r.stderr for r in runs])
@@ -107,8 +108,8 @@ def test_draws_are_drawn_again_when_they_do_not_fit(monkeypatch: pytest.MonkeyPa
 def test_the_default_estimator_is_named_in_the_metadata() -> None:
     model, x = network(), randn(10, 6)
     chosen = [
-        tpv.estimate(model, x, law).metadata["estimator"]
-        for law in (tpv.Isotropic(1.0), tpv.Quantization(error="actual"))
+        tpv.estimate(model, x, perturbation).metadata["estimator"]
+        for perturbation in (tpv.Isotropic(1.0), tpv.Quantization(error="actual"))
     ]
     assert chosen == ["Exact()", "Exact(), one Jacobian-vector product"]
     many = tpv.estimate(model, randn(2000, 6), tpv.Isotropic(1.0))
@@ -159,7 +160,7 @@ def test_forward_mode_falls_back_to_double_backward() -> None:
 
     torch.manual_seed(0)
     model, x = Model().double(), randn(4, 6)
-    law = tpv.Quantization(bits=3, error="actual")
-    assert tpv.estimate(model, x, law).value == pytest.approx(
-        tpv.testing.dense_tpv(model, x, law)["total"], rel=1e-10
+    perturbation = tpv.Quantization(bits=3, error="actual")
+    assert tpv.estimate(model, x, perturbation).value == pytest.approx(
+        tpv.testing.dense_tpv(model, x, perturbation)["total"], rel=1e-10
     )

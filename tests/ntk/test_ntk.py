@@ -390,7 +390,8 @@ def test_shuffled_data_is_refused(dense: bool) -> None:
     model = mlp()
     loader = DataLoader(TensorDataset(randn(6, 4)), batch_size=2, shuffle=True, generator=seeded(0))
     with pytest.raises(
-        tpv.TPVError, match="comes in another order, or changed, at each reading: switch off shuffling"
+        tpv.TPVError,
+        match="comes in another order, or changed, from one pass to the next: switch off shuffling",
     ):
         NTK(model, loader, dense=dense) @ randn(18)
 

@@ -31,32 +31,33 @@ GROUPS = [
     for g in (4, 5, 1000)
     for s in (True, False)
 ]
-LAWS = [tpv.Isotropic(0.1), tpv.SGDNoise(lr=0.1, batch_size=8, momentum=0.9), *INT, *FLOAT, *GROUPS, tpv.Isotropic(0.1, params="4.*") + tpv.Quantization(bits=4)]  # fmt: skip
+PERTURBATIONS = [tpv.Isotropic(0.1), tpv.SGDNoise(lr=0.1, batch_size=8, momentum=0.9), *INT, *FLOAT, *GROUPS, tpv.Isotropic(0.1, params="4.*") + tpv.Quantization(bits=4)]  # fmt: skip
 
 
-@pytest.mark.parametrize("law", LAWS, ids=repr)
-def test_laws_keep_the_contract(law: tpv.Perturbation) -> None:
-    check_perturbation(law, network(), draws=150)
+@pytest.mark.parametrize("perturbation", PERTURBATIONS, ids=repr)
+def test_perturbations_keep_the_contract(perturbation: tpv.Perturbation) -> None:
+    check_perturbation(perturbation, network(), draws=150)
 
 
-@pytest.mark.parametrize("law", [*INT, *FLOAT, *GROUPS], ids=repr)
-def test_actual_errors_are_deterministic_and_at_most_half_a_step(law: tpv.Quantization) -> None:
+@pytest.mark.parametrize("perturbation", [*INT, *FLOAT, *GROUPS], ids=repr)
+def test_actual_errors_are_deterministic_and_at_most_half_a_step(perturbation: tpv.Quantization) -> None:
     import dataclasses
 
-    actual = dataclasses.replace(law, error="actual")
+    actual = dataclasses.replace(perturbation, error="actual")
     model = network()
     check_perturbation(actual, model)
     weights = tpv.Weights(model)
     delta = bound(actual, model).sample(torch.Generator())
     steps = {
-        name: (12 * c).sqrt().expand(weights[name].shape) for name, c in bound(law, model).variance().items()
+        name: (12 * c).sqrt().expand(weights[name].shape)
+        for name, c in bound(perturbation, model).variance().items()
     }
-    clipped = law.symmetric and law.range == "full" and law.dtype == "int"
-    slack = 0.51 if clipped or law.dtype != "int" else 1e-6
+    clipped = perturbation.symmetric and perturbation.range == "full" and perturbation.dtype == "int"
+    slack = 0.51 if clipped or perturbation.dtype != "int" else 1e-6
     for name, d in delta.items():
         assert (d.abs() <= (0.5 + slack) * steps[name]).all(), name
         if (
-            law.bits > 3 and d.numel() > 100 and law.group_size != 4
+            perturbation.bits > 3 and d.numel() > 100 and perturbation.group_size != 4
         ):  # of 4 weights, one is the largest: half a step off
             assert d.square().mean() == pytest.approx((steps[name] ** 2 / 12).mean().item(), rel=0.3)
 
@@ -118,8 +119,8 @@ def test_channels_are_axis_one_for_transposed_convolutions_and_groups_run_along_
 def test_constant_tensors_do_not_move() -> None:
     layer = nn.Linear(3, 2)
     nn.init.zeros_(layer.weight)
-    for law in (tpv.Quantization(bits=4, error="actual"), tpv.Quantization(bits=4, symmetric=False, error="actual"), tpv.Quantization(dtype="fp8_e4m3", error="actual")):  # fmt: skip
-        assert law.sample(tpv.Weights(layer), torch.Generator())["weight"].abs().max() == 0
+    for perturbation in (tpv.Quantization(bits=4, error="actual"), tpv.Quantization(bits=4, symmetric=False, error="actual"), tpv.Quantization(dtype="fp8_e4m3", error="actual")):  # fmt: skip
+        assert perturbation.sample(tpv.Weights(layer), torch.Generator())["weight"].abs().max() == 0
 
 
 def test_masking_removes_and_displacement_reaches_the_checkpoint() -> None:
@@ -130,11 +131,11 @@ def test_masking_removes_and_displacement_reaches_the_checkpoint() -> None:
     with torch.no_grad():
         pruned[0].weight[1] = 0
         expected = (pruned(x) - model(x)).square().sum(1).mean().item()
-    for law in (tpv.Masking({"0.weight": mask}), tpv.Displacement(pruned.state_dict())):
-        assert tpv.estimate(model, x, law, estimator=tpv.MonteCarlo()).value == pytest.approx(
+    for perturbation in (tpv.Masking({"0.weight": mask}), tpv.Displacement(pruned.state_dict())):
+        assert tpv.estimate(model, x, perturbation, estimator=tpv.MonteCarlo()).value == pytest.approx(
             expected, rel=1e-12
         )
-        check_perturbation(law, model)
+        check_perturbation(perturbation, model)
 
 
 def test_displacement_warns_about_buffers_that_it_does_not_move() -> None:
@@ -145,19 +146,22 @@ def test_displacement_warns_about_buffers_that_it_does_not_move() -> None:
 
 
 def test_sums_restrict_each_part_by_itself() -> None:
-    law = tpv.Isotropic(1.0, params="0.*") + tpv.Isotropic(2.0, params=["0.bias", "4.*"])
-    variance = bound(law, network()).variance()
+    perturbation = tpv.Isotropic(1.0, params="0.*") + tpv.Isotropic(2.0, params=["0.bias", "4.*"])
+    variance = bound(perturbation, network()).variance()
     assert {n: c.item() for n, c in variance.items()} == {
         "0.weight": 1.0,
         "0.bias": 5.0,
         "4.weight": 4.0,
         "4.bias": 4.0,
     }
-    assert repr(law) == "Isotropic(std=1.0, params='0.*') + Isotropic(std=2.0, params=['0.bias', '4.*'])"
+    assert (
+        repr(perturbation)
+        == "Isotropic(std=1.0, params='0.*') + Isotropic(std=2.0, params=['0.bias', '4.*'])"
+    )
     with pytest.raises(tpv.TPVError, match="only independent zero-mean"):
-        law + tpv.Quantization(error="actual")
+        perturbation + tpv.Quantization(error="actual")
     with pytest.raises(TypeError):
-        law + 1
+        perturbation + 1
 
 
 def test_padding_rows_never_move() -> None:
@@ -243,7 +247,7 @@ class Broken(tpv.Perturbation):
         ("negative", "negative, NaN or infinite"),
     ],
 )
-def test_broken_laws_are_refused(how: str, sentence: str) -> None:
+def test_broken_perturbations_are_refused(how: str, sentence: str) -> None:
     with pytest.raises(tpv.TPVError, match=sentence):
         tpv.estimate(network(), randn(2, 2, 4, 4), Broken(how))
 
@@ -255,7 +259,7 @@ def test_check_perturbation_finds_what_is_broken(how: str, sentence: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("law", "sentence"),
+    ("perturbation", "sentence"),
     [
         (tpv.Isotropic(1.0, params="layer1.*"), r"params='layer1\.\*' matches no trainable parameter"),
         (tpv.Isotropic(1.0, params=["0.*", "4.wieght"]), r"Did you mean '4\.weight'"),
@@ -267,6 +271,8 @@ def test_check_perturbation_finds_what_is_broken(how: str, sentence: str) -> Non
         (tpv.Quantization(params="1.*"), "moves no parameter"),
     ],
 )
-def test_laws_that_do_not_fit_the_model_are_refused(law: tpv.Perturbation, sentence: str) -> None:
+def test_perturbations_that_do_not_fit_the_model_are_refused(
+    perturbation: tpv.Perturbation, sentence: str
+) -> None:
     with pytest.raises(tpv.TPVError, match=sentence):
-        tpv.estimate(network(), randn(2, 2, 4, 4), law)
+        tpv.estimate(network(), randn(2, 2, 4, 4), perturbation)

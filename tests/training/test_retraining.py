@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def noisy(fit: Any = GD, std: float = 1e-3, data: object = TRAIN, **options: Any
     return tpv.LabelNoise(std, data, fit, **options)
 
 
-def law(fit: Any = GD, std: float = 1e-3, runs: int = 2, **options: Any) -> tpv.Retraining:
+def retraining(fit: Any = GD, std: float = 1e-3, runs: int = 2, **options: Any) -> tpv.Retraining:
     return tpv.Retraining(noisy(fit, std), runs=runs, **options)
 
 
@@ -119,7 +120,7 @@ def test_training_to_the_end_gives_ridge_and_without_a_penalty_interpolation(
 
 def test_the_progress_bar_follows_each_run(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar()
-    drawn(law(runs=1, on_step=bar), network())
+    drawn(retraining(runs=1, on_step=bar), network())
     assert capsys.readouterr().out == ""
     assert bar._running is None
     bar(1, 1, 2, 0.5)
@@ -186,7 +187,7 @@ def test_minibatches_cover_every_example_once(size: int | None, ends: list[int])
 
 
 def test_chunks_do_not_matter_and_running_out_of_memory_halves_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = drawn(law(), network())
+    expected = drawn(retraining(), network())
     original = Linearization.at
 
     def small(self: Linearization, replaced: Any, batch: Any) -> Tensor:
@@ -197,8 +198,8 @@ def test_chunks_do_not_matter_and_running_out_of_memory_halves_them(monkeypatch:
     monkeypatch.setattr(Linearization, "at", small)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = drawn(law(GradientDescent(lr=0.2, steps=7)), network())
-        at_once = drawn(law(GradientDescent(lr=0.2, steps=1)), network())
+        found = drawn(retraining(GradientDescent(lr=0.2, steps=7)), network())
+        at_once = drawn(retraining(GradientDescent(lr=0.2, steps=1)), network())
     assert [str(w.message).partition("with ")[2] for w in said] == [
         "6 examples at a time.",
         "3 examples at a time.",
@@ -208,7 +209,7 @@ def test_chunks_do_not_matter_and_running_out_of_memory_halves_them(monkeypatch:
 
 
 def test_the_first_estimate_is_finite_over_the_runs_and_equals_the_direct_difference() -> None:
-    model, spec = network(), law(std=0.1, runs=3)
+    model, spec = network(), retraining(std=0.1, runs=3)
     result = tpv.estimate(model, TEST, spec)
     assert result.metadata["estimator"] == "MonteCarlo(draws=3)"
     seeds = torch.randint(2**62, (3,), generator=seeded(0)).tolist()
@@ -253,7 +254,7 @@ def test_facts_name_the_noise_and_the_fit_of_each_run() -> None:
 
 
 def test_the_reported_errors_are_those_of_the_noisy_targets() -> None:
-    model, spec = network(), law(std=0.3, runs=1)
+    model, spec = network(), retraining(std=0.3, runs=1)
     metadata = tpv.estimate(model, TEST, spec).metadata
     (seed,) = torch.randint(2**62, (1,), generator=seeded(0)).tolist()
     z = centered(model(TRAIN), TRAIN)
@@ -268,7 +269,7 @@ def test_the_reported_errors_are_those_of_the_noisy_targets() -> None:
 
 def test_linearity_follows_estimate_without_training_again(tmp_path: Any) -> None:
     found: list[tuple[int, int]] = []
-    model, spec = network(), law(std=1e-4, runs=3, folder=tmp_path, on_step=counted(found))
+    model, spec = network(), retraining(std=1e-4, runs=3, folder=tmp_path, on_step=counted(found))
     finite = tpv.estimate(model, TEST, spec)
     assert len(found) == 4 * GD.steps
     assert [run for run, step in found if step == 1] == [0, 1, 2, 3]
@@ -282,7 +283,7 @@ def test_linearity_follows_estimate_without_training_again(tmp_path: Any) -> Non
 
 def test_both_sides_of_stability_share_their_runs() -> None:
     found: list[tuple[int, int]] = []
-    result = tpv.stability(network(), TRAIN, TEST, law(runs=3, on_step=counted(found)))
+    result = tpv.stability(network(), TRAIN, TEST, retraining(runs=3, on_step=counted(found)))
     assert (
         len(found) == 3 * 4 * GD.steps
     )  # all inputs and each half, three runs and the control, for two readings each
@@ -303,7 +304,7 @@ def test_single_examples_of_a_network_with_norms_add_up() -> None:
 
 def test_without_a_folder_every_call_trains_again() -> None:
     found: list[tuple[int, int]] = []
-    model, spec = network(), law(runs=1, on_step=counted(found))
+    model, spec = network(), retraining(runs=1, on_step=counted(found))
     first, again = (tpv.estimate(model, TEST, spec).value for _ in range(2))
     assert first == again
     assert len(found) == 4 * GD.steps
@@ -311,7 +312,7 @@ def test_without_a_folder_every_call_trains_again() -> None:
 
 def test_another_model_other_data_or_other_noise_is_trained_again(tmp_path: Any) -> None:
     found: list[tuple[int, int]] = []
-    spec = law(runs=1, folder=tmp_path, on_step=counted(found))
+    spec = retraining(runs=1, folder=tmp_path, on_step=counted(found))
     model = network()
     tpv.estimate(model, TEST, spec)
     tpv.estimate(model, TEST, spec, generator=1)
@@ -329,24 +330,24 @@ def test_another_model_other_data_or_other_noise_is_trained_again(tmp_path: Any)
 
 def test_own_outputs_do_not_drift_and_other_targets_do() -> None:
     model = network()
-    own = tpv.estimate(model, TEST, law(std=1e-2, runs=2))
+    own = tpv.estimate(model, TEST, retraining(std=1e-2, runs=2))
     assert own.metadata["control"]["value"] <= 1e-12 * own.value
     assert own.metadata["control"]["variance"] == pytest.approx(own.value, rel=1e-9)
     labels = nn.functional.one_hot(torch.arange(12) % 3).double()
     with pytest.warns(UserWarning, match="that part is drift"):
-        drifting = tpv.estimate(model, TEST, law(std=1e-2, runs=2, targets=labels))
+        drifting = tpv.estimate(model, TEST, retraining(std=1e-2, runs=2, targets=labels))
     control = drifting.metadata["control"]
     assert control["value"] > 0.9 * drifting.value
     assert control["variance"] < 0.05 * drifting.value
     assert drifting.metadata["control_mse_before"] > drifting.metadata["control_mse_after"]
     with pytest.warns(UserWarning, match="that part is drift"):
-        result = tpv.linearity(model, TEST, law(std=1e-2, targets=labels), draws=2)
+        result = tpv.linearity(model, TEST, retraining(std=1e-2, targets=labels), draws=2)
     assert result.metadata["control"] == pytest.approx(control)
 
 
 def test_the_variance_around_the_control_is_that_of_the_trained_networks() -> None:
     model = network()
-    spec = law(std=0.1, runs=2, targets=randn(12, 3, seed=8))
+    spec = retraining(std=0.1, runs=2, targets=randn(12, 3, seed=8))
     with pytest.warns(UserWarning, match="drift"):
         result = tpv.estimate(model, TEST, spec, output="logits", chunk_size=4)
     here = bound(spec, model)
@@ -365,7 +366,7 @@ def test_the_variance_around_the_control_is_that_of_the_trained_networks() -> No
 
 
 def test_first_order_draws_have_a_control_too() -> None:
-    model, spec = network(), law(std=1e-2, runs=2, targets=randn(12, 3, seed=8))
+    model, spec = network(), retraining(std=1e-2, runs=2, targets=randn(12, 3, seed=8))
     with pytest.warns(UserWarning, match="drift"):
         result = tpv.estimate(model, TEST, spec, output="logits", estimator=tpv.LinearizedMonteCarlo(2))
     assert set(result.metadata["control"]) == {"value"}
@@ -376,7 +377,7 @@ def test_first_order_draws_have_a_control_too() -> None:
 
 
 def test_a_sum_keeps_the_control_and_the_facts() -> None:
-    spec = law(std=1e-2, runs=2, targets=randn(12, 3, seed=8))
+    spec = retraining(std=1e-2, runs=2, targets=randn(12, 3, seed=8))
     with pytest.warns(UserWarning, match="drift"):
         alone = tpv.estimate(network(), TEST, spec, output="logits").metadata
     with pytest.warns(UserWarning, match="drift"):
@@ -386,7 +387,7 @@ def test_a_sum_keeps_the_control_and_the_facts() -> None:
 
 
 def test_weight_decay_is_drift() -> None:
-    spec = law(std=1e-4, optimizer=lambda params: torch.optim.SGD(params, lr=0.2, weight_decay=0.1))
+    spec = retraining(std=1e-4, optimizer=lambda params: torch.optim.SGD(params, lr=0.2, weight_decay=0.1))
     with pytest.warns(UserWarning, match="drift"), pytest.warns(UserWarning, match="did not fit"):
         result = tpv.estimate(network(), TEST, spec)
     assert result.metadata["control"]["value"] > 0.5 * result.value
@@ -395,10 +396,10 @@ def test_weight_decay_is_drift() -> None:
 def test_a_factory_of_the_same_optimizer_gives_the_same_run() -> None:
     fit = GradientDescent(lr=0.2, steps=6, momentum=0.9, gamma=0.3)
     model = network()
-    made = law(fit, optimizer=lambda params: torch.optim.SGD(params, lr=0.2, momentum=0.9))
-    assert torch.equal(drawn(law(fit), model), drawn(made, model))
-    slower = law(fit, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
-    assert not torch.allclose(drawn(law(fit), model), drawn(slower, model), rtol=0.1)
+    made = retraining(fit, optimizer=lambda params: torch.optim.SGD(params, lr=0.2, momentum=0.9))
+    assert torch.equal(drawn(retraining(fit), model), drawn(made, model))
+    slower = retraining(fit, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    assert not torch.allclose(drawn(retraining(fit), model), drawn(slower, model), rtol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -414,12 +415,12 @@ def test_a_factory_of_the_same_optimizer_gives_the_same_run() -> None:
 )
 def test_adaptive_optimizers_are_refused_unless_asked_for(make: Any) -> None:
     with pytest.raises(tpv.TPVError, match=rf"refuses {make.__name__}, because"):
-        tpv.estimate(network(), TEST, law(optimizer=lambda params: make(params, lr=1e-3)))
+        tpv.estimate(network(), TEST, retraining(optimizer=lambda params: make(params, lr=1e-3)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert (
             tpv.estimate(
-                network(), TEST, law(optimizer=lambda params: make(params, lr=1e-3), adaptive=True)
+                network(), TEST, retraining(optimizer=lambda params: make(params, lr=1e-3), adaptive=True)
             ).value
             > 0
         )
@@ -427,7 +428,10 @@ def test_adaptive_optimizers_are_refused_unless_asked_for(make: Any) -> None:
 
 def test_asgd_is_let_through() -> None:
     assert (
-        drawn(law(optimizer=lambda params: torch.optim.ASGD(params, lr=0.1, lambd=0)), network()).norm() > 0
+        drawn(
+            retraining(optimizer=lambda params: torch.optim.ASGD(params, lr=0.1, lambd=0)), network()
+        ).norm()
+        > 0
     )
 
 
@@ -445,7 +449,7 @@ def test_asgd_is_let_through() -> None:
 )
 def test_optimizers_that_cannot_serve_are_refused_before_any_step(make: Any, sentence: str) -> None:
     model, found = network(), []
-    spec = law(optimizer=make(model), on_step=counted(found), adaptive=True)
+    spec = retraining(optimizer=make(model), on_step=counted(found), adaptive=True)
     with assert_unchanged(model), pytest.raises(tpv.TPVError, match=sentence):
         tpv.estimate(model, TEST, spec)
     assert not found
@@ -455,7 +459,7 @@ def test_a_run_that_does_not_fit_is_named() -> None:
     with pytest.warns(
         UserWarning, match=r"retraining run 1 did not fit its noisy targets: .* from \S+ to \S+ in 3 steps"
     ):
-        drawn(law(GradientDescent(lr=5.0, steps=3), std=0.1), network())
+        drawn(retraining(GradientDescent(lr=5.0, steps=3), std=0.1), network())
 
 
 def test_divergence_tells_the_largest_lr() -> None:
@@ -518,24 +522,26 @@ def test_model_and_random_state_are_unchanged_also_when_interrupted(run: int) ->
     model = network()
     model[0].weight.grad = torch.ones_like(model[0].weight)
     with assert_unchanged(model):
-        tpv.estimate(model, TEST, law())
+        tpv.estimate(model, TEST, retraining())
     with assert_unchanged(model), pytest.raises(KeyboardInterrupt):
-        tpv.linearity(model, TEST, law(on_step=Interrupt(run, 3)), draws=2)
+        tpv.linearity(model, TEST, retraining(on_step=Interrupt(run, 3)), draws=2)
 
 
 def test_draws_leave_the_model_and_global_generators_alone() -> None:
     model = network()
     with assert_unchanged(model):
-        bound(law(), model).sample(seeded())
+        bound(retraining(), model).sample(seeded())
 
 
 def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Any) -> None:
-    whole = tpv.estimate(network(), TEST, law(std=0.1, runs=4))
+    whole = tpv.estimate(network(), TEST, retraining(std=0.1, runs=4))
     with pytest.raises(KeyboardInterrupt):
-        tpv.estimate(network(), TEST, law(std=0.1, runs=4, folder=tmp_path, on_step=Interrupt(3, 2)))
+        tpv.estimate(network(), TEST, retraining(std=0.1, runs=4, folder=tmp_path, on_step=Interrupt(3, 2)))
     assert len(list(tmp_path.iterdir())) == 3
     found: list[tuple[int, int]] = []
-    result = tpv.estimate(network(), TEST, law(std=0.1, runs=4, folder=str(tmp_path), on_step=counted(found)))
+    result = tpv.estimate(
+        network(), TEST, retraining(std=0.1, runs=4, folder=str(tmp_path), on_step=counted(found))
+    )
     assert found == [(run, step) for run in (3, 4) for step in range(1, GD.steps + 1)]
     assert (result.value, result.stderr, result.draws) == (whole.value, whole.stderr, whole.draws)
     assert result.metadata["control"] == whole.metadata["control"]
@@ -544,7 +550,7 @@ def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"not a file of torch", None])
 def test_broken_and_foreign_files_are_done_again(tmp_path: Any, content: bytes | None) -> None:
-    expected = tpv.estimate(network(), TEST, law(runs=1, folder=tmp_path))
+    expected = tpv.estimate(network(), TEST, retraining(runs=1, folder=tmp_path))
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2
     if content is None:
@@ -552,7 +558,8 @@ def test_broken_and_foreign_files_are_done_again(tmp_path: Any, content: bytes |
     for file in files if content is not None else []:
         file.write_bytes(content)
     found: list[tuple[int, int]] = []
-    result = tpv.estimate(network(), TEST, law(runs=1, folder=tmp_path, on_step=counted(found)))
+    with nullcontext() if content is None else pytest.warns(UserWarning, match="cannot be read"):
+        result = tpv.estimate(network(), TEST, retraining(runs=1, folder=tmp_path, on_step=counted(found)))
     assert len(found) == GD.steps * (1 if content is None else 2)
     assert result.value == expected.value
 
@@ -567,17 +574,17 @@ def test_broken_and_foreign_files_are_done_again(tmp_path: Any, content: bytes |
         lambda folder, seen: tpv.Retraining(noisy(data=TRAIN + 1e-9), runs=1, folder=folder, on_step=seen),
         lambda folder, seen: tpv.Retraining(noisy(center=False), runs=1, folder=folder, on_step=seen),
         lambda folder, seen: tpv.Retraining(noisy(params="2.*"), runs=1, folder=folder, on_step=seen),
-        lambda folder, seen: law(runs=1, folder=folder, on_step=seen, batch_size=6),
-        lambda folder, seen: law(
+        lambda folder, seen: retraining(runs=1, folder=folder, on_step=seen, batch_size=6),
+        lambda folder, seen: retraining(
             runs=1, folder=folder, on_step=seen, optimizer=lambda p: torch.optim.SGD(p, lr=0.21)
         ),
-        lambda folder, seen: law(
+        lambda folder, seen: retraining(
             runs=1, folder=folder, on_step=seen, targets=network()(TRAIN).detach() + 1e-9
         ),
     ],
 )
 def test_runs_of_anything_else_are_not_taken_from_the_folder(tmp_path: Any, other: Any) -> None:
-    tpv.estimate(network(), TEST, law(runs=1, folder=tmp_path))
+    tpv.estimate(network(), TEST, retraining(runs=1, folder=tmp_path))
     found: list[tuple[int, int]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -588,13 +595,13 @@ def test_runs_of_anything_else_are_not_taken_from_the_folder(tmp_path: Any, othe
 def test_what_does_not_fit_in_memory_goes_to_files_and_is_not_trained_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tpv.training.store._MEMORY_BYTES", 500)
+    monkeypatch.setattr("tpv.common.resume._MEMORY_BYTES", 500)
     monkeypatch.setattr("tpv.estimators.draws._CACHE_BYTES", 0)
     found: list[tuple[int, int]] = []
-    result = tpv.estimate(network(), TEST, law(std=0.1, runs=3, on_step=counted(found)), chunk_size=2)
+    result = tpv.estimate(network(), TEST, retraining(std=0.1, runs=3, on_step=counted(found)), chunk_size=2)
     assert len(found) == 4 * GD.steps
     monkeypatch.undo()
-    assert result.draws == tpv.estimate(network(), TEST, law(std=0.1, runs=3), chunk_size=2).draws
+    assert result.draws == tpv.estimate(network(), TEST, retraining(std=0.1, runs=3), chunk_size=2).draws
 
 
 @pytest.fixture
@@ -617,23 +624,26 @@ def test_data_in_a_changing_order_is_refused(shuffled: DataLoader) -> None:
             r"Retraining\(noise=Isotropic\(std=0\.1\)\): give a tpv\.LabelNoise",
         ),
         (
-            lambda: law(Ridge(0.1)),
+            lambda: retraining(Ridge(0.1)),
             r"cannot follow Ridge\(gamma=0\.1\), which has no steps: give LabelNoise a GradientDescent",
         ),
-        (lambda: law(Interpolation()), "which has no steps"),
-        (lambda: law(runs=0), r"Retraining\(runs=0\): runs must be an int of at least 1"),
-        (lambda: law(batch_size=0), r"Retraining\(batch_size=0\): batch_size must be an int of at least 1"),
+        (lambda: retraining(Interpolation()), "which has no steps"),
+        (lambda: retraining(runs=0), r"Retraining\(runs=0\): runs must be an int of at least 1"),
         (
-            lambda: law(optimizer="sgd"),
+            lambda: retraining(batch_size=0),
+            r"Retraining\(batch_size=0\): batch_size must be an int of at least 1",
+        ),
+        (
+            lambda: retraining(optimizer="sgd"),
             r"optimizer=\.\.\.\) is a str: give a function, such as lambda parameters",
         ),
         (
-            lambda: law(targets=torch.arange(12)),
+            lambda: retraining(targets=torch.arange(12)),
             r"targets=\.\.\.\) is torch\.int64: give a floating-point tensor",
         ),
-        (lambda: law(targets=[1.0]), "is list: give"),
-        (lambda: law(targets=torch.full((12, 3), math.nan)), "NaN or infinity"),
-        (lambda: law(folder=3), r"folder=3\): folder must be a path"),
+        (lambda: retraining(targets=[1.0]), "is list: give"),
+        (lambda: retraining(targets=torch.full((12, 3), math.nan)), "NaN or infinity"),
+        (lambda: retraining(folder=3), r"folder=3\): folder must be a path"),
     ],
 )
 def test_wrong_options_get_one_sentence(make: Any, sentence: str) -> None:
@@ -648,9 +658,9 @@ def test_targets_and_folders_that_do_not_fit_are_refused_before_any_step(tmp_pat
     with pytest.raises(
         tpv.TPVError, match=r"has the shape \(12, 2\); the outputs on the training data have \(12, 3\)"
     ):
-        tpv.estimate(network(), TEST, law(targets=randn(12, 2), on_step=counted(found)))
-    with pytest.raises(tpv.TPVError, match=r"nothing can be written there .* choose another folder"):
-        tpv.estimate(network(), TEST, law(folder=tmp_path / "file", on_step=counted(found)))
+        tpv.estimate(network(), TEST, retraining(targets=randn(12, 2), on_step=counted(found)))
+    with pytest.raises(tpv.TPVError, match=r"cannot write to .* choose another folder"):
+        tpv.estimate(network(), TEST, retraining(folder=tmp_path / "file", on_step=counted(found)))
     assert not found
 
 

@@ -89,7 +89,7 @@ class Run:
 
 
 def as_generator(seed: Seed) -> torch.Generator:
-    """A CPU generator of a seed, or the one given.
+    """A CPU generator from a seed, or the generator itself.
 
     Raises:
         TPVError: for anything else.

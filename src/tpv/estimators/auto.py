@@ -30,7 +30,7 @@ class Auto(Estimator):
 
     A result's ``metadata["estimator"]`` names the choice and ``metadata["auto"]`` the reason.
 
-    Cost: that of the chosen estimator.
+    Cost: that of the estimator it chooses.
 
     Example:
         >>> import torch, tpv
@@ -63,7 +63,7 @@ class Auto(Estimator):
 
 @dataclass(frozen=True)
 class _Choice(Estimator):
-    """An estimator with the reason why it was chosen."""
+    """Auto's choice, with its reason."""
 
     estimator: Estimator
     reason: str

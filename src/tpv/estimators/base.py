@@ -1,4 +1,4 @@
-"""What an estimator is: a procedure that turns a chunk of a batch into per-example contributions."""
+"""What an estimator is: it turns a chunk of a batch into per-example contributions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class EstimatorRun(ABC):
         method: the estimator as the metadata shall name it.
         reason: why :class:`tpv.Auto` chose it; None if the user did.
         backward: whether it keeps a graph for backward passes.
-        chunk_size: examples at a time, where the procedure bounds its memory by itself.
+        chunk_size: examples at a time, where it bounds its memory by itself.
     """
 
     names: list[str]

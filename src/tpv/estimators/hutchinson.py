@@ -144,8 +144,8 @@ def cotangents(n: int, probes: int, k: int, generator: torch.Generator) -> Tenso
     if probes == 1 or (k > _MANY_OUTPUTS and probes <= k // 64):
         return _signs((n, max(2, probes), k), generator)
     if k & (k - 1) == 0:
-        chosen = torch.rand(n, k, generator=generator).argsort(1)[:, :probes]
-        return _hadamard_rows(chosen, k) * _signs((n, 1, k), generator)
+        rows = torch.rand(n, k, generator=generator).argsort(1)[:, :probes]
+        return _hadamard_rows(rows, k) * _signs((n, 1, k), generator)
     gaussian = torch.randn(n, k, probes, generator=generator, dtype=torch.float64)
     frame: Tensor = torch.linalg.qr(gaussian).Q
     return frame.transpose(1, 2) * math.sqrt(k)

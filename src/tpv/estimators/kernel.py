@@ -59,7 +59,7 @@ class FactorRun(EstimatorRun):
 
 @dataclass(frozen=True)
 class HutchPlusPlus(Estimator):
-    r"""TPV of :class:`tpv.LabelNoise` by products with the kernel alone: large eigenvectors exactly, the rest
+    r"""TPV of :class:`tpv.LabelNoise` by products with the kernel only: large eigenvectors exactly, the rest
     by draws.
 
     For orthonormal u spanning about the ``rank`` largest eigenvectors of the kernel and noise ε
@@ -152,4 +152,4 @@ class _Deflated(EstimatorRun):
         return self._bound.metadata()
 
     def extra_fields(self) -> dict[str, Any]:
-        return {"draw_std": math.nan}  # these draws vary by the small eigenvectors alone
+        return {"draw_std": math.nan}  # these draws vary by the small eigenvectors only

@@ -43,7 +43,7 @@ def _saved_bytes(lin: Linearization, example: Any) -> int:
             found[storage.data_ptr()] = max(
                 found.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size()
             )
-        return tensor
+        return tensor.detach()  # the tensor itself would tie the graph to itself
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = lin(example)

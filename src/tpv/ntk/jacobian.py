@@ -53,11 +53,11 @@ class JacobianRows:
                     self.check(z, places)
                 here = out[places].view(n, -1, out.shape[1])
                 for k, v in enumerate(basis(z)):
-                    found = gradients(v, names)
+                    by_name = gradients(v, names)
                     at = 0
                     for name, start, stop in columns:
                         here[:, k, at : at + stop - start] = weights.without_padding(
-                            name, found[name]
+                            name, by_name[name]
                         ).reshape(n, -1)[:, start:stop]
                         at += stop - start
         return out

@@ -1,4 +1,4 @@
-"""φ(K) times a block of vectors, from products with K alone."""
+"""φ(K) times a block of vectors, from products with K only."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ class Krylov:
     r"""Orthonormal V whose span contains blocks B with their KB, K²B, …, and the products KV.
 
     Galerkin's approximation in it is :math:`\varphi(K)B \approx V \varphi(V^\top K V) V^\top B`, exact if the
-    span is invariant. All vectors ever asked for share the span, so that each profits from the directions
-    that the others have
-    found: the large eigenvectors are found together and deflate whatever comes later.
+    span is invariant. All blocks share one span, so that each profits from the directions of the others: the
+    large eigenvectors converge together and deflate whatever comes later.
 
     Args:
         multiply: V ↦ KV for V (rows, R).
@@ -40,7 +39,7 @@ class Krylov:
         """Add to the span what is new in a block; the products of K with it."""
         scale = torch.linalg.vector_norm(block, dim=0)
         block = block / scale.clamp(min=_TINY)
-        for _ in range(2):  # twice is enough
+        for _ in range(2):  # two passes make it orthogonal to rounding
             block = block - self.basis @ (self.basis.T @ block)
         q, s, _ = torch.linalg.svd(block, full_matrices=False)
         new = q[:, s > 1e-8]
@@ -80,9 +79,9 @@ class Krylov:
     ) -> Tensor:
         r"""φ(K)B for a block B (rows, R).
 
-        Stops when the predictions that the fit moves, KφB, change by less than ``tolerance`` of their size
+        Stops when the output changes of the fit, KφB, change by less than ``tolerance`` of their size
         from one step to the next, rather than when the residual is small: what still changes a residual
-        hardly moves any prediction.
+        hardly changes any prediction.
 
         Args:
             filter_: φ, of eigenvalues in float64.
@@ -104,9 +103,10 @@ class Krylov:
             spent += new
             k, s = self.ritz()
             weights = s @ (filter_(k).unsqueeze(1) * (s.T @ (self.basis.T @ block)))
-            moved = self.image @ weights
+            output_change = self.image @ weights
             change = (
-                torch.linalg.matrix_norm(moved - before) / torch.linalg.matrix_norm(moved).clamp(min=_TINY)
+                torch.linalg.matrix_norm(output_change - before)
+                / torch.linalg.matrix_norm(output_change).clamp(min=_TINY)
             ).item()
             _log.info("%d products with the kernel: predictions changed by %.1e of their size", spent, change)
             if change <= tolerance or not new:
@@ -118,11 +118,11 @@ class Krylov:
                     "use a stronger penalty, fewer steps, or fewer examples so that the kernel can be "
                     "written out."
                 )
-            before, following = moved, self._outside(moved)
+            before, following = output_change, self._outside(output_change)
 
-    def _outside(self, moved: Tensor) -> Tensor:
+    def _outside(self, block: Tensor) -> Tensor:
         """The main directions, at most 16, of what vectors have outside the span."""
-        gap = moved - self.basis @ (self.basis.T @ moved)
+        gap = block - self.basis @ (self.basis.T @ block)
         q, s, _ = torch.linalg.svd(gap, full_matrices=False)
         main: Tensor = q[:, s > 0.01 * s[0]]
         return main[:, :_WIDTH]

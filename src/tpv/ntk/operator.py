@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tpv.common.errors import TPVError
 from tpv.common.fingerprint import weights_digest
 from tpv.jacobian import Sweep
-from tpv.model.batches import batches, duplicated
+from tpv.model.batches import batches
 from tpv.model.checks import check_model
 from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward, Linearization
@@ -22,6 +22,7 @@ from tpv.model.memory import available_bytes
 from tpv.model.outputs import Output, OutputSpec, as_output
 from tpv.model.weights import Patterns
 from tpv.ntk.jacobian import GRAM_BYTES, JacobianRows, gram, widest
+from tpv.ntk.products import Tangents, pull, push
 from tpv.ntk.training_set import TrainingSet
 from tpv.perturbations.bound import selected
 
@@ -39,10 +40,6 @@ def dense_bytes(rows: int, itemsize: int, parameters: int) -> int:
 def scratch_bytes(rows: int, itemsize: int, parameters: int) -> int:
     """Memory for the columns of J that are written out at a time."""
     return min(2 * GRAM_BYTES, rows * parameters * itemsize)
-
-
-Tangents = Mapping[str, Tensor]
-"""R displacements of the weights: parameter name → (R, *shape)."""
 
 
 class NTK:
@@ -185,11 +182,11 @@ class NTK:
         return min(self.train.chunk_size, max(1, GRAM_BYTES // largest))
 
     def sweep(self, lin: Linearization) -> Sweep:
-        """Gradients by the kernel's parameters, of outputs as ``lin`` reads them."""
-        moved = {
+        """Gradients by the kernel's parameters, of outputs in the output space of ``lin``."""
+        selected_weights = {
             name: lin.weights.without_padding(name, torch.ones((), device=self.device)) for name in self.names
         }
-        return Sweep(lin, moved, passes=self.train.rows // self.train.examples)
+        return Sweep(lin, selected_weights, passes=self.train.rows // self.train.examples)
 
     @property
     def matrix(self) -> Tensor:
@@ -203,8 +200,8 @@ class NTK:
             _log.info("writing out %r: %.2f GiB", self, self.dense_bytes / 2**30)
             rows = self.rows
             with unchanged(self.lin.model):
-                found = gram(rows, rows, self.names)
-            self._matrix = (found + found.T).div_(2)
+                product = gram(rows, rows, self.names)
+            self._matrix = (product + product.T).div_(2)
         return self._matrix
 
     def _refuse_too_large(self, needed: int) -> None:
@@ -218,8 +215,8 @@ class NTK:
             )
 
     def eigh(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues, falling and at least 0, in float64, and eigenvectors (nK, nK) in columns, found so,
-        kept as the kernel is.
+        """Eigenvalues, falling and at least 0, in float64, and eigenvectors (nK, nK) in columns, in the
+        kernel's dtype; computed once.
         """
         if self._spectrum is None:
             k, u = torch.linalg.eigh(self.matrix.double())
@@ -243,44 +240,15 @@ class NTK:
 
     def pull(self, v: Tensor) -> dict[str, Tensor]:
         """Jᵀv for v (nK, R): parameter name → (R, *shape). Cost: one forward and R backward passes."""
-        lin, v = self.lin, self._vectors(v)
-        parameters = [lin.model.get_parameter(name) for name in self.names]
-        total = [p.new_zeros(v.shape[1], *p.shape, requires_grad=False) for p in parameters]
-        with unchanged(lin.model):
-            for batch, places in self.train.chunks():
-                with torch.enable_grad():
-                    z = lin(duplicated(batch))[:1] if lin.needs_padding(batch) else lin(batch)
-                self.train.check_order(z.detach(), places)
-                for r in range(v.shape[1]):
-                    cotangent = v[places, r].reshape(z.shape).to(z.dtype)
-                    found = torch.autograd.grad(
-                        z, parameters, cotangent, retain_graph=r + 1 < v.shape[1], allow_unused=True
-                    )
-                    for sum_, g in zip(total, found, strict=True):
-                        if g is not None:
-                            sum_[r] += g
-        return {
-            name: lin.weights.without_padding(name, sum_)
-            for name, sum_ in zip(self.names, total, strict=True)
-        }
+        with unchanged(self.lin.model):
+            return pull(self.train, self.names, self._vectors(v))
 
     def push(self, tangents: Tangents, data: object = None) -> Tensor:
         """Jδ for R displacements, (nK, R); at other inputs if ``data`` is given. Cost: R Jacobian-vector
         products.
         """
         with unchanged(self.lin.model):
-            count = len(next(iter(tangents.values())))
-            found = [
-                torch.stack(
-                    [
-                        self.lin.jvp(batch, {n: d[r] for n, d in tangents.items()})[1].reshape(-1)
-                        for r in range(count)
-                    ],
-                    1,
-                )
-                for batch in self._parts(data)
-            ]
-        return torch.cat(found)
+            return push(self.lin, tangents, self._parts(data))
 
     def _parts(self, data: object) -> Iterator[Any]:
         if data is None:

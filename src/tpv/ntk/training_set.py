@@ -110,13 +110,13 @@ class TrainingSet:
         """Refuse data that changed since they were first read.
 
         Raises:
-            TPVError: if outputs at w* are not those of the first reading.
+            TPVError: if outputs at w* are not those of the first pass.
         """
         expected = self.flat[places].view_as(z)
         scale = max(z.abs().max().item(), expected.abs().max().item(), math.ulp(0.0))
         if ((z - expected).abs().max() / scale).item() > repeatability(z.dtype):
             raise TPVError(
-                "the training data comes in another order, or changed, at each reading: "
+                "the training data comes in another order, or changed, from one pass to the next: "
                 "switch off shuffling and random augmentation in its DataLoader."
             )
 

@@ -39,7 +39,7 @@ class PerturbationSpec(ABC):
         output: the output space of the predictions unless the caller of :func:`tpv.estimate` gives another.
         training_data: the inputs that δ was fitted on, where there are such: :func:`tpv.stability` then
             cross-fits.
-        needs_training_data: whether it still has to be given inputs to be fitted on.
+        needs_training_data: whether it still lacks the inputs that δ is fitted on.
     """
 
     params: Patterns = None
@@ -138,7 +138,7 @@ class Perturbation(PerturbationSpec):
 
 
 class DiagonalPerturbation(Perturbation):
-    """A perturbation given by :meth:`variance` alone; draws are normal."""
+    """A perturbation defined by :meth:`variance`; draws are normal."""
 
     @abstractmethod
     def variance(self, weights: Weights) -> Variances:
@@ -188,8 +188,8 @@ class Sum(PerturbationSpec):
         """
         fitted = next((part for part in self.parts if part.training_data is not None), self)
         raise TPVError(
-            f"stability cannot cross-fit a sum: ask for its {type(fitted).__name__} alone, and for the other "
-            "parts alone."
+            f"stability cannot cross-fit a sum: ask for its {type(fitted).__name__} by itself, and for "
+            "the other parts by themselves."
         )
 
     @property

@@ -68,7 +68,7 @@ class Bound(ABC):
 
 @dataclass(frozen=True)
 class BoundSample(Bound):
-    """A perturbation given by ``sample(weights, generator)`` and ``variance(weights)``, checked at each call.
+    """A perturbation defined by ``sample`` and ``variance``, whose values are checked at each call.
 
     Args:
         spec: the perturbation.

@@ -1,4 +1,4 @@
-"""Covariances given by a factor, C = AAᵀ."""
+"""Covariances as a factor times its transpose, C = AAᵀ."""
 
 from __future__ import annotations
 

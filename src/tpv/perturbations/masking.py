@@ -16,7 +16,7 @@ from tpv.perturbations.bound import Displacements
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Masking(Perturbation):
-    """Pruning with given masks: δ = (mask − 1) ⊙ w, so that w* + δ is the pruned model.
+    """Pruning by masks: δ = (mask − 1) ⊙ w, so that w* + δ is the pruned model.
 
     Args:
         masks: parameter name → mask in the convention of ``torch.nn.utils.prune``: 1 or True keeps a

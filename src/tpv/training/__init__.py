@@ -1,4 +1,4 @@
-"""Displacements that come from training: fits in closed form, and real retraining."""
+"""Displacements that come from training: fits by the kernel, and retraining."""
 
 from tpv.training.fits import Fit, GradientDescent, Interpolation, Ridge
 from tpv.training.label_noise import LabelNoise

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
-from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError
-from tpv.common.fingerprint import digest
-from tpv.model.batches import batch_size, inputs, tensors
+from tpv.common.fingerprint import RunningFingerprint, fingerprint
+from tpv.common.resume import ResumableStore
+from tpv.model.batches import batch_size, inputs
 from tpv.model.linearization import masked
 from tpv.ntk.training_set import TrainingSet, flattened
 from tpv.perturbations.bound import Bound
 from tpv.training.loop import Trainer
-from tpv.training.store import Finished, Store
+
+Run = dict[str, Any]
+"""A finished run, as it is stored: ``"delta"`` = w − w* by name, ``"mse_before"`` and ``"mse_after"`` of its
+targets, and its ``"seconds"``."""
 
 
 class BoundRetraining(Bound):
@@ -29,12 +34,13 @@ class BoundRetraining(Bound):
         trainer: fits targets from w*.
         std: of the noise.
         targets: what to fit without noise; None for the network's own outputs.
-        store: finished runs.
+        folder: where finished runs are saved; None for memory.
         settings: whatever else a run depends on.
         runs: how many networks to train unless an estimator says otherwise.
 
     Raises:
-        TPVError: for targets of another shape than the outputs, or an optimizer that is refused.
+        TPVError: for targets of another shape than the outputs, an optimizer that is refused, or a folder
+            that cannot be written.
     """
 
     def __init__(
@@ -43,18 +49,20 @@ class BoundRetraining(Bound):
         trainer: Trainer,
         std: float,
         targets: Tensor | None,
-        store: Store,
+        folder: str | os.PathLike[str] | None,
         settings: tuple[object, ...],
         runs: int,
     ) -> None:
         self.spec, self.finite_draws = spec, runs
-        self._trainer, self._std, self._store = trainer, std, store
+        self._trainer, self._std = trainer, std
         self._train = trainer.train
         self._own = self._train.flat
         self._clean = self._own if targets is None else _as_trained(targets, self._train)
-        self._key = self._fingerprint(settings, () if targets is None else (targets,))
-        self._records: dict[str, Finished] = {}
-        self._control_record: Finished | None = None
+        self._identity = self._fingerprint(targets, *settings)
+        self._store = ResumableStore(None if folder is None else Path(folder), self._identity, name="run")
+        self._store.prepare()
+        self._records: dict[str, Run] = {}
+        self._control_record: Run | None = None
 
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
         """δ of one run."""
@@ -62,82 +70,78 @@ class BoundRetraining(Bound):
 
     def control(self) -> dict[str, Tensor]:
         """δ of the run without noise."""
-        finished = self._finished(digest(names=(self._key, "control")), 0, self._clean)
-        self._control_record = _without_weights(finished)
-        return self._on_device(finished)
+        run = self._finished("control", 0, self._clean)
+        self._control_record = _without_weights(run)
+        return self._on_device(run)
 
-    def run(self, generator: torch.Generator) -> Finished:
+    def run(self, generator: torch.Generator) -> Run:
         """The run with the noise that this generator gives, trained now unless it is in the store."""
-        key = digest(generator.get_state(), names=(self._key,))
+        key = fingerprint(generator)
         noise = self._std * flattened(self._train.noise(generator))
         number = [*self._records, key].index(key) + 1
-        finished = self._finished(key, number, self._clean + noise)
+        run = self._finished(key, number, self._clean + noise)
         if key not in self._records:
-            self._records[key] = _without_weights(finished)
-            self._warn_unless_fallen(number, finished)
-        return finished
+            self._records[key] = _without_weights(run)
+            self._warn_unless_fallen(number, run)
+        return run
 
     def metadata(self) -> dict[str, Any]:
         """The noise, and how well each run fitted its targets."""
-        record: dict[str, Any] = {
-            "noise_std": self._std,
-            "runs": [
-                {"mse_before": r.mse_before, "mse_after": r.mse_after, "seconds": r.seconds}
-                for r in self._records.values()
-            ],
-        }
-        if self._control_record is not None:
-            record |= {
-                "control_mse_before": self._control_record.mse_before,
-                "control_mse_after": self._control_record.mse_after,
-            }
-        return record
+        metadata: dict[str, Any] = {"noise_std": self._std, "runs": list(self._records.values())}
+        if (control := self._control_record) is not None:
+            metadata["control_mse_before"] = control["mse_before"]
+            metadata["control_mse_after"] = control["mse_after"]
+        return metadata
 
-    def _on_device(self, finished: Finished) -> dict[str, Tensor]:
+    def _on_device(self, run: Run) -> dict[str, Tensor]:
         weights = self._trainer.weights
-        return {
-            name: weights.without_padding(name, d.to(weights[name])) for name, d in finished.delta.items()
-        }
+        return {name: weights.without_padding(name, d.to(weights[name])) for name, d in run["delta"].items()}
 
-    def _finished(self, key: str, number: int, targets: Tensor) -> Finished:
-        if (stored := self._store.get(key)) is not None:
+    def _finished(self, key: str, number: int, targets: Tensor) -> Run:
+        stored: Run | None = self._store.get(key)
+        if stored is not None:
             return stored
         started = time.perf_counter()
         before = (targets - self._own).double().square().sum().item() / self._train.outputs
         delta, after = self._trainer.run(number, targets)
         seconds = round(time.perf_counter() - started, 3)
-        finished = Finished({name: d.cpu() for name, d in delta.items()}, before, after, seconds)
-        self._store.put(key, finished)
-        return finished
+        run = {
+            "delta": {name: d.cpu() for name, d in delta.items()},
+            "mse_before": before,
+            "mse_after": after,
+            "seconds": seconds,
+        }
+        self._store.put(key, run)
+        return run
 
-    def _warn_unless_fallen(self, number: int, finished: Finished) -> None:
-        if not finished.mse_after < finished.mse_before:
+    def _warn_unless_fallen(self, number: int, run: Run) -> None:
+        if not run["mse_after"] < run["mse_before"]:
             warnings.warn(
                 f"retraining run {number} did not fit its noisy targets: their mean squared error went from "
-                f"{finished.mse_before:.3g} to "
-                f"{finished.mse_after:.3g} in {self._trainer.fit.steps} steps; lower lr, or raise steps.",
+                f"{run['mse_before']:.3g} to "
+                f"{run['mse_after']:.3g} in {self._trainer.fit.steps} steps; lower lr, or raise steps.",
                 stacklevel=2,
             )
 
-    def _fingerprint(self, settings: Sequence[object], targets: tuple[Tensor, ...]) -> str:
+    def _fingerprint(self, *settings: object) -> str:
         """Of everything that a run depends on, its noise aside; outputs to four digits, for they vary with
         the size of chunks.
         """
         trainer, train = self._trainer, self._train
-        text = (
+        running = RunningFingerprint()
+        running.update(
             version("tpv"), torch.__version__, repr(train.lin.model), list(trainer.weights),
             self._own.device.type, *settings, train.center, trainer.fit, trainer.batch_size,
             repr(trainer.optimizer(trainer.leaves())),
             f"{train.magnitude:.4g}", f"{self._own.double().norm().item():.4g}",
         )  # fmt: skip
-        data = [
-            digest(*tensors(batch if train.lin.custom_forward else inputs(batch))) for batch in train.data
-        ]
-        return digest(*targets, names=(repr(text), *data))
+        for batch in train.data:
+            running.update(batch if train.lin.custom_forward else inputs(batch))
+        return running.hexdigest()
 
 
-def _without_weights(finished: Finished) -> Finished:
-    return Finished({}, finished.mse_before, finished.mse_after, finished.seconds)
+def _without_weights(run: Run) -> Run:
+    return {key: value for key, value in run.items() if key != "delta"}
 
 
 def _as_trained(targets: Tensor, train: TrainingSet) -> Tensor:

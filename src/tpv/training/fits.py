@@ -1,8 +1,8 @@
-r"""Ways to fit noisy targets, as spectral filters of the kernel.
+r"""Fits of noisy targets, as spectral filters of the kernel.
 
 Fitting z* + ε from w* with the loss ``mse_loss`` (mean over n examples and K outputs) + (γ/2)‖w − w*‖² gives,
 for a network linear in its weights, :math:`\delta = J^\top \varphi(\mathcal K)\,\varepsilon` with the kernel
-:math:`\mathcal K = JJ^\top` of the training inputs; φ is what the way of fitting decides.
+:math:`\mathcal K = JJ^\top` of the training inputs; φ is the filter of the fit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tpv.common.options import int_field, number_field
 
 
 class Fit(ABC):
-    """A way to fit noisy targets: :class:`Interpolation`, :class:`Ridge` or :class:`GradientDescent`."""
+    """How noisy targets are fitted: :class:`Interpolation`, :class:`Ridge` or :class:`GradientDescent`."""
 
     def __repr__(self) -> str:
         """The options that differ from their defaults, and the first one always."""
@@ -88,9 +88,9 @@ class Interpolation(Fit):
 
     def filter(self, eigenvalues: Tensor, outputs: int, largest: float) -> Tensor:
         """1/k, and 0 below the threshold."""
-        kept = eigenvalues > (self.rcond or 1e-10) * largest
+        fitted = eigenvalues > (self.rcond or 1e-10) * largest
         return torch.where(
-            kept, 1 / eigenvalues.where(kept, torch.ones_like(eigenvalues)), torch.zeros_like(eigenvalues)
+            fitted, 1 / eigenvalues.where(fitted, torch.ones_like(eigenvalues)), torch.zeros_like(eigenvalues)
         )
 
 

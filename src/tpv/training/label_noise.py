@@ -63,7 +63,7 @@ class LabelNoise(PerturbationSpec):
             ``params``. Without it each call makes its own and drops it.
 
     Raises:
-        TPVError: if ``std`` is not a positive number or ``fit`` not a way to fit; when it is bound to a
+        TPVError: if ``std`` is not a positive number or ``fit`` not a :class:`tpv.Fit`; when it is bound to a
             model, if the fit diverges, the kernel is zero, (with ``relative``) the outputs are, or ``kernel``
             is of other weights than the model's.
 
@@ -126,7 +126,7 @@ class LabelNoise(PerturbationSpec):
 
     @property
     def needs_training_data(self) -> bool:  # type: ignore[override]
-        """True until ``data`` or ``kernel`` is given."""
+        """Whether both ``data`` and ``kernel`` are missing."""
         return self.training_data is None
 
     def subset(self, keep: Sequence[bool]) -> LabelNoise:
@@ -144,7 +144,7 @@ class LabelNoise(PerturbationSpec):
         return replace(self, data=None, kernel=kernel)
 
     def bind(self, lin: Linearization) -> BoundLabelNoise:
-        """The fit on this network, with the kernel that was given or a new one.
+        """The fit on this network, with the kernel of this spec or a new one.
 
         Raises:
             TPVError: without training inputs; for a kernel of other weights or parameters.

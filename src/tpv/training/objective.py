@@ -111,8 +111,10 @@ class Objective:
             if initial:
                 self._train.check_order(z.detach(), rows)
             squares = self._squares(z, rows)
-            found = torch.autograd.grad(squares, leaves, allow_unused=True)
-        gradient = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+            gradients = torch.autograd.grad(squares, leaves, allow_unused=True)
+        gradient = [
+            torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients, strict=True)
+        ]
         return squares.item(), int(masked(torch.ones_like(z), part).sum().item()), gradient
 
     def _squares(self, z: Tensor, rows: slice) -> Tensor:
@@ -120,7 +122,7 @@ class Objective:
 
 
 def minibatches(train: TrainingSet, size: int | None) -> Iterator[tuple[Chunk, bool]]:
-    """One reading of the data in its order: chunks, and whether a minibatch ends there."""
+    """One pass over the data in its order: chunks, and whether a minibatch ends there."""
     size, done = size or train.examples, 0
     for chunk in train.chunks():
         n, start = batch_size(chunk[0]), 0

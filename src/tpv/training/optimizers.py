@@ -1,4 +1,4 @@
-"""Which optimizers take part: those whose steps are linear in the gradient."""
+"""Which optimizers retraining accepts: those whose steps are linear in the gradient."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def built(
             f"Retraining(optimizer=...) gave a {type(optimizer).__name__}: give a function from parameters "
             "to an optimizer."
         )
-    given = {id(leaf) for leaf in leaves}
-    if any(id(p) not in given for group in optimizer.param_groups for p in group["params"]):
+    trained = {id(leaf) for leaf in leaves}
+    if any(id(p) not in trained for group in optimizer.param_groups for p in group["params"]):
         raise TPVError(
-            "Retraining(optimizer=...) moves other tensors than the parameters it was given: build it from "
-            "those alone."
+            "Retraining(optimizer=...) moves other tensors than the parameters that it gets: build it "
+            "from those only."
         )
     _refuse_unusual(optimizer, adaptive)
     return optimizer
@@ -59,5 +59,5 @@ def _refuse_unusual(optimizer: Optimizer, adaptive: bool) -> None:
         raise TPVError(
             f"Retraining refuses {name}, because steps that are not linear in the gradient move the weights "
             "about as far "
-            "whatever the noise: use torch.optim.SGD, or say adaptive=True to measure it all the same."
+            "whatever the noise: use torch.optim.SGD, or pass adaptive=True to measure it all the same."
         )

@@ -23,7 +23,6 @@ from tpv.training.fits import GradientDescent
 from tpv.training.label_noise import LabelNoise
 from tpv.training.loop import OnStep, Trainer
 from tpv.training.optimizers import OptimizerFactory
-from tpv.training.store import Store
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,8 +47,8 @@ class Retraining(PerturbationSpec):
 
     Args:
         noise: σ, the training data and the fit, which must be :class:`tpv.GradientDescent`.
-        runs: networks that :func:`tpv.estimate` and :func:`tpv.stability` train, unless they are given an
-            estimator;
+        runs: networks that :func:`tpv.estimate` and :func:`tpv.stability` train, unless another
+            estimator is asked for;
             :func:`tpv.linearity` trains its ``draws``.
         optimizer: a function from parameters to a ``torch.optim.Optimizer``, instead of ``SGD(lr, momentum)``
             of the fit, whose steps and gamma still apply. Its weight decay causes drift too.
@@ -153,8 +152,7 @@ class Retraining(PerturbationSpec):
             TPVError: for targets of another shape than the outputs, an optimizer that is refused, or a folder
                 that cannot be written.
         """
-        store, weights_before = Store(self.folder), weights_digest(lin.model)
-        store.prepare()
+        weights_before = weights_digest(lin.model)
         assert isinstance(self.noise.fit, GradientDescent)
         train = TrainingSet(lin, self.noise.training_data, center=self.noise.center)
         weights = selected(lin, self.params)
@@ -163,7 +161,7 @@ class Retraining(PerturbationSpec):
         )
         settings = (self.noise.std, self.noise.relative, weights_before)
         return BoundRetraining(
-            self, trainer, self.noise.scale(train), self.targets, store, settings, self.runs
+            self, trainer, self.noise.scale(train), self.targets, self.folder, settings, self.runs
         )
 
 
