@@ -57,7 +57,7 @@ def test_cross_fitting_pairs_the_draws_of_both_sides() -> None:
     assert len(result.cross_fitted.draws) == len(result.test_of_halves.draws) == 50
     assert torch.corrcoef(torch.tensor([result.cross_fitted.draws, result.test_of_halves.draws]))[0, 1] > 0.5
     assert math.isnan(result.leverage)
-    assert "follows a part of the noise" in str(result)
+    assert "reproduces a part of the noise" in str(result)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -231,10 +231,11 @@ def test_small_batches_are_read_together() -> None:
         mlp(),
         [mapping(x) for x in TEST.split(1)],
         label_noise(),
-        progress=lambda done, total: seen.append(done),
+        progress=lambda event: seen.append(event.done) if event.stage == "measuring" else None,
     )
     assert result.value == pytest.approx(value(mlp(), TEST, label_noise()), rel=1e-12)
-    assert seen == [8]
+    assert seen[-1] == 8
+    assert set(seen) == {0, 8}
 
 
 def test_layers_are_refused_with_a_reason() -> None:
@@ -360,7 +361,7 @@ def test_results_survive_json(tmp_path: Any) -> None:
 
 def test_the_text_of_an_estimate() -> None:
     assert str(tpv.estimate(mlp(), TEST, label_noise())) == (
-        "TPV 0.0019 ± 0.0003 squared centred logits   (probes or draws alone: ± 0)\n"
+        "TPV 0.0019 ± 0.0003 squared centred logits   (Monte-Carlo standard error 0)\n"
         "one draw: ± 0.0013\n"
         "LabelNoise(std=0.1, fit=Ridge(gamma=0.5))\n"
         "8 examples, Exact(), through the kernel, seed 0\n"
@@ -386,11 +387,12 @@ def test_the_text_of_a_comparison() -> None:
         "train/test                            1.0 ± 0.2\n"
         "train/test, cross-fitted            0.92 ± 0.18\n"
         "\n"
-        "In sample the fit follows 19.1 % of the noise that it is read with (its leverage), and that is not what unseen inputs see;\n"
-        "cross-fitted, the noise of one half of the training inputs is read on the other, against the same noise on the test inputs\n"
-        "(half as many examples hold the network less, so both are larger than the value above).\n"
+        "In sample the fit reproduces 19.1 % of the noise that it is evaluated with (its leverage),\n"
+        "which unseen inputs do not see; cross-fitted, the noise of one half of the training inputs is\n"
+        "evaluated on the other half, against the same noise on the test inputs (half as many examples\n"
+        "constrain the network less, so both are larger than the value above).\n"
         "\n"
-        "Cross-fitted, cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
+        "Cross-fitted: cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
     )
 
 

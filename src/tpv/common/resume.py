@@ -34,6 +34,7 @@ class ResumableStore:
         identity: the fingerprint of everything that the entries depend on; those of others are not seen.
         name: what file names start with.
         advice: what to do if nothing can be written in the folder.
+        remedy: what to do about files that cannot be read.
 
     Example:
         >>> store = ResumableStore(None, fingerprint("settings"))
@@ -49,9 +50,11 @@ class ResumableStore:
         *,
         name: str = "unfinished",
         advice: str = "choose another folder",
+        remedy: str = "delete the file if this happens again",
     ) -> None:
         self._folder = None if folder is None else Path(folder)
         self._identity, self._prefix, self._advice = identity, f"{name}-{identity[:12]}", advice
+        self._remedy = remedy
         self._entries: dict[str, Any] = {}
         self._bytes = 0
 
@@ -143,8 +146,7 @@ class ResumableStore:
         ) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             warnings.warn(
-                f"{path} cannot be read ({reason}), so its part is computed again; delete the file if this "
-                "happens again.",
+                f"{path} cannot be read ({reason}), so its part is computed again: {self._remedy}.",
                 stacklevel=3,
             )
             return None
