@@ -24,7 +24,7 @@ from tpv.common.format import table
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Names = StrEnum("Names", list(NETWORKS))
-Chosen = Annotated[Names, typer.Option("--network", help="Which network.")]
+NetworkOption = Annotated[Names, typer.Option("--network", help="Which network.")]
 Seeds = Annotated[int, typer.Option(help="How many sets of calibration images.")]
 Images = Annotated[int, typer.Option(help="Calibration images in each.")]
 Test = Annotated[int | None, typer.Option(help="Only the first so many test images.")]
@@ -40,7 +40,7 @@ def _network(name: str, quick: bool) -> Network:
 
 @app.command()
 def ranks(
-    network: Chosen = Names.resnet20, seeds: Seeds = 3, images: Images = 512, smoke: Smoke = False
+    network: NetworkOption = Names.resnet20, seeds: Seeds = 3, images: Images = 512, smoke: Smoke = False
 ) -> None:
     """Spearman's correlation of scores with the true damage of deleting each channel."""
     print(
@@ -55,7 +55,7 @@ def ranks(
 
 
 @app.command()
-def sizes(network: Chosen = Names.resnet20, seeds: Seeds = 3, smoke: Smoke = False) -> None:
+def sizes(network: NetworkOption = Names.resnet20, seeds: Seeds = 3, smoke: Smoke = False) -> None:
     """The same for our criterion by number of calibration images."""
     rows = []
     for images in (16, 32, 64, 128, 256, 512, 1024, 2048) if not smoke else (4, 8):
@@ -79,7 +79,7 @@ def sizes(network: Chosen = Names.resnet20, seeds: Seeds = 3, smoke: Smoke = Fal
 
 
 @app.command()
-def cost(network: Chosen = Names.resnet20, images: Images = 512, smoke: Smoke = False) -> None:
+def cost(network: NetworkOption = Names.resnet20, images: Images = 512, smoke: Smoke = False) -> None:
     """What a scoring pass costs, in forward+backward passes."""
     print(f"{network}, {images} images, {torch.get_num_threads()} threads\n")
     print(cost_table(_network(network, smoke), images, 1 if smoke else 3))
@@ -87,7 +87,7 @@ def cost(network: Chosen = Names.resnet20, images: Images = 512, smoke: Smoke = 
 
 @app.command()
 def accuracy(
-    network: Chosen = Names.resnet20,
+    network: NetworkOption = Names.resnet20,
     keep: float = 0.5,
     steps: int = 9,
     seeds: Seeds = 3,
@@ -102,16 +102,16 @@ def accuracy(
     """Accuracy against MACs and parameters under one ranking of all channels, nothing trained or
     re-fitted.
     """
-    chosen = _network(network, smoke)
-    found = trajectories(chosen, keep, steps, seeds, images, test, tuple(criterion or COMPARED))
-    print(f"{network}, {steps} steps, {images} calibration images, {seeds} sets\n\n{accuracy_table(found)}")
+    trained = _network(network, smoke)
+    runs = trajectories(trained, keep, steps, seeds, images, test, tuple(criterion or COMPARED))
+    print(f"{network}, {steps} steps, {images} calibration images, {seeds} sets\n\n{accuracy_table(runs)}")
     if out is not None:
-        plot(found, _accuracy(chosen, test), out)
+        plot(runs, _accuracy(trained, test), out)
 
 
 @app.command()
 def restore(
-    network: Chosen = Names.resnet20,
+    network: NetworkOption = Names.resnet20,
     keep: Annotated[list[float] | None, typer.Option(help="Shares of the MACs; repeatable.")] = None,
     seeds: Seeds = 3,
     images: Images = 512,
@@ -120,12 +120,12 @@ def restore(
     smoke: Smoke = False,
 ) -> None:
     """What recalibration, re-fitting and measured curves give back."""
-    chosen = _network(network, smoke)
+    trained = _network(network, smoke)
     print(
-        f"{network}, {images} calibration images, {seeds} sets; unpruned {100 * _accuracy(chosen, test):.1f} "
+        f"{network}, {images} calibration images, {seeds} sets; unpruned {100 * _accuracy(trained, test):.1f} "
         "%\n"
     )
-    print(restored_table(chosen, tuple(keep or (0.5, 0.4)), seeds, images, test, tuple(variant or VARIANTS)))
+    print(restored_table(trained, tuple(keep or (0.5, 0.4)), seeds, images, test, tuple(variant or VARIANTS)))
 
 
 @torch.no_grad()

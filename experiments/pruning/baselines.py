@@ -25,7 +25,7 @@ CRITERIA: dict[str, Callable[[nn.Module, Calibration], Criterion]] = {
     "Taylor": lambda model, data: Shipped(tp.importance.GroupTaylorImportance(**SUM), mean_gradient, data),
     "Taylor with BN": lambda model, data: FirstOrder(data.images, data.labels, absolute_mean),
     "Hessian": lambda model, data: Shipped(tp.importance.GroupHessianImportance(**SUM), last_square, data),
-    "Hessian mended": lambda model, data: Shipped(
+    "Hessian corrected": lambda model, data: Shipped(
         tp.importance.GroupHessianImportance(**SUM), mean_square, data
     ),
     "JC": lambda model, data: FirstOrder(data.images, data.labels, squares_of_means),
@@ -34,4 +34,4 @@ CRITERIA: dict[str, Callable[[nn.Module, Calibration], Criterion]] = {
 """Name → the criterion for the unpruned model; the model and the data are held where they are needed."""
 
 WITHOUT_DATA = ("L1 magnitude", "L2 magnitude", "BN scale", "FPGM", "WHC")
-USE_LABELS = ("Taylor", "Taylor with BN", "Hessian", "Hessian mended", "JC")
+USE_LABELS = ("Taylor", "Taylor with BN", "Hessian", "Hessian corrected", "JC")

@@ -1,4 +1,4 @@
-"""Our criteria, in the form that the published ones have."""
+"""Our criteria, as the published ones are called."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.pruning.baselines import CRITERIA
 from experiments.pruning.calibration import BATCH, Calibration, Criterion
-from tpv.integrations.torch_pruning import JBR, JC, TPVImportance
+from tpv.integrations.torch_pruning import JBRImportance, JCImportance, TPVGroupImportance
 
 
 @dataclass
 class Ours:
     """An importance, which follows the model by itself."""
 
-    importance: TPVImportance | JBR | JC
+    importance: TPVGroupImportance | JBRImportance | JCImportance
 
     def refresh(self, model: nn.Module) -> None:
         pass
@@ -32,20 +32,17 @@ def _labelled(data: Calibration) -> DataLoader[tuple[Tensor, ...]]:
 
 
 OURS: dict[str, Callable[[nn.Module, Calibration], Criterion]] = {
-    "JC by example": lambda model, data: Ours(JC(_labelled(data))),
-    "JBR by example": lambda model, data: Ours(JBR(data.images)),
-    "TPV": lambda model, data: Ours(TPVImportance(data.images, generator=data.seed)),
+    "JC by example": lambda model, data: Ours(JCImportance(_labelled(data))),
+    "JBR by example": lambda model, data: Ours(JBRImportance(data.images)),
+    "TPV": lambda model, data: Ours(TPVGroupImportance(data.images, generator=data.seed)),
     "TPV, jointly": lambda model, data: Ours(
-        TPVImportance(data.images, interactions=True, generator=data.seed)
+        TPVGroupImportance(data.images, interactions=True, generator=data.seed)
     ),
-    "TPV, exact": lambda model, data: Ours(TPVImportance(data.images, probes=10, generator=data.seed)),
-    "TPV, all members": lambda model, data: Ours(
-        TPVImportance(data.images, members="all", generator=data.seed)
+    "TPV, exact": lambda model, data: Ours(TPVGroupImportance(data.images, probes=10, generator=data.seed)),
+    "TPV, all parameters": lambda model, data: Ours(
+        TPVGroupImportance(data.images, parameters="all", generator=data.seed)
     ),
-    "TPV, producers": lambda model, data: Ours(
-        TPVImportance(data.images, members="producers", generator=data.seed)
-    ),
-    "TPV in KL": lambda model, data: Ours(TPVImportance(data.images, output="kl", generator=data.seed)),
+    "TPV in KL": lambda model, data: Ours(TPVGroupImportance(data.images, output="kl", generator=data.seed)),
 }
 """Name → criterion, as in :data:`CRITERIA`."""
 

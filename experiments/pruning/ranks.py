@@ -60,7 +60,7 @@ class Row:
 
     def __str__(self) -> str:
         spread = f"{self.lowest:5.3f} … {self.highest:.3f}" if len(self.ranks) > 1 else ""
-        return f"{self.name:16} {self.mean:5.3f}   {spread:15} [{self.ranks[0].low:.3f}, {self.ranks[0].high:.3f}]"
+        return f"{self.name:19} {self.mean:5.3f}   {spread:15} [{self.ranks[0].low:.3f}, {self.ranks[0].high:.3f}]"
 
 
 def calibration(network: Network, seed: int, n: int = 512) -> Calibration:

@@ -42,12 +42,12 @@ def restored_table(
     for name in variants:
         cells: list[list[Estimate]] = [[] for _ in keeps]
         for seed in range(seeds):
-            curves = None
+            curves: dict[str, dict[int, float]] = {}
             for keep, cell in zip(keeps, cells, strict=True):
                 result = run(
                     network, name, seed, f"macs={keep}", images, test, curves=curves, **VARIANTS[name]
                 )
-                curves, last = result.curves or None, result.steps[-1]
+                curves, last = result.curves, result.steps[-1]
                 print(
                     network.name,
                     name,

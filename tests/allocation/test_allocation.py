@@ -63,8 +63,8 @@ def test_whole_costs_give_exactly_the_least_damage(problem, pick, off) -> None:
         return
     found = allocate(damages, costs, budget, resolution=10**6)
     assert found.damage == pytest.approx(expected, abs=1e-12)
-    assert found.damage == math.fsum(d[w] for d, w in zip(damages, found.widths, strict=True))
-    assert found.cost == total(costs, found.widths) <= budget
+    assert found.damage == math.fsum(d[w] for d, w in zip(damages, found.sizes, strict=True))
+    assert found.cost == total(costs, found.sizes) <= budget
     assert found.slack == 0
 
 
@@ -76,7 +76,7 @@ def test_coarse_costs_hold_the_budget_and_waste_no_more_than_they_say(problem, p
     if budget < attainable[0]:
         budget = math.nextafter(budget, math.inf)
     found = allocate(damages, costs, budget, resolution=resolution)
-    assert total(costs, found.widths) <= budget
+    assert total(costs, found.sizes) <= budget
     assert found.damage >= least_damage(damages, costs, budget) - 1e-12
     assert found.slack <= float(len(damages) * (Fraction(budget) - attainable[0]) / resolution) * (1 + 1e-9)
     with_less = least_damage(damages, costs, Fraction(budget) - Fraction(found.slack) * Fraction(1 + 1e-9))
@@ -117,14 +117,14 @@ def test_a_budget_between_steps_of_the_common_divisor() -> None:
 
 def test_a_budget_for_everything_takes_the_least_damages() -> None:
     damages = [{4: 1.0, 8: -1.0, 16: 0.0}, {2: 0.0, 3: 0.5}]
-    assert allocate(damages, [Cost((0, 1), 0.1)], math.inf).widths == (8, 2)
-    assert allocate(damages, [], 0).widths == (8, 2)
-    assert allocate([], [Cost((), 3)], 3).widths == ()
+    assert allocate(damages, [Cost((0, 1), 0.1)], math.inf).sizes == (8, 2)
+    assert allocate(damages, [], 0).sizes == (8, 2)
+    assert allocate([], [Cost((), 3)], 3).sizes == ()
 
 
 def test_the_cheaper_of_equal_damages_is_taken() -> None:
     damages = [{1: 5.0, 3: 1.0, 2: 1.0, 20: 0.0}, {2: 1.0, 1: 1.0, 9: 0.0}]
-    assert allocate(damages, [Cost((0,), 1), Cost((1,), 1)], 9).widths == (2, 1)
+    assert allocate(damages, [Cost((0,), 1), Cost((1,), 1)], 9).sizes == (2, 1)
 
 
 def test_latencies_that_are_not_monotone() -> None:
@@ -132,15 +132,15 @@ def test_latencies_that_are_not_monotone() -> None:
     damages = [{7: 2.0, 8: 1.0, 9: 0.0}, {7: 2.0, 8: 1.0}]
     latency = {(a, b): 1.0 + 0.5 * (a != 8) + 0.25 * (b != 8) for a in damages[0] for b in damages[1]}
     found = allocate(damages, [Cost((0, 1), latency)], 1.2)
-    assert (found.widths, found.cost) == ((8, 8), 1.0)
+    assert (found.sizes, found.cost) == ((8, 8), 1.0)
 
 
 def test_decimal_costs_never_pass_the_budget_by_rounding() -> None:
     damages = [{w: -w for w in range(10)} for _ in range(3)]
     costs = [Cost((g,), 0.1) for g in range(3)]
     found = allocate(damages, costs, 0.3)
-    assert total(costs, found.widths) <= 0.3  # 3 × 0.1 is above 0.3 in binary
-    assert sum(found.widths) == 2
+    assert total(costs, found.sizes) <= 0.3  # 3 × 0.1 is above 0.3 in binary
+    assert sum(found.sizes) == 2
 
 
 def test_fewer_steps_where_tables_would_be_large(monkeypatch) -> None:
@@ -172,18 +172,18 @@ def test_a_deep_network_in_moments() -> None:
     [
         (
             ([{4: 1.0}], [Cost((0,), 3)], 11),
-            r"budget=11: no widths cost so little; the least attainable cost is 12\.",
+            r"budget=11: no sizes cost so little; the least attainable cost is 12\.",
         ),
         (([{4: 1.0}], [Cost((0,), 0.1)], 0.3), r"least attainable cost is 0\.4"),
         (([{4: 1.0}], [], math.nan), "budget must be a number"),
-        (([{4: 1.0}, {}], [], 1), "group 1 has no widths"),
-        (([{4.5: 1.0}], [], 1), "width must be an int of at least 0"),
+        (([{4: 1.0}, {}], [], 1), "group 1 has no sizes"),
+        (([{4.5: 1.0}], [], 1), "size must be an int of at least 0"),
         (([{4: math.inf}], [], 1), r"damages\[0\]\[4\] is inf"),
         (([{4: 1.0}], [Cost((0, 1), 3)], 11), "depends on group 1, but there are damages for 1 groups"),
-        (([{4: 1.0, 8: 0.0}], [Cost((0,), {(8,): 1.0})], 0.5), r"no entry for the widths \(4,\)"),
+        (([{4: 1.0, 8: 0.0}], [Cost((0,), {(8,): 1.0})], 0.5), r"no entry for the sizes \(4,\)"),
         (
             ([dict.fromkeys(range(12), 0.0)] * 9, [Cost((a, b), 1) for a in range(9) for b in range(a)], -1),
-            "give these groups fewer widths",
+            "give these groups fewer sizes",
         ),
     ],
 )

@@ -1,23 +1,21 @@
-"""``tpv prune``: files, tables, exit codes, resuming."""
+"""``tpv prune``: files, tables, exit codes."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch_pruning as tp
 from commands import working_folder
+from prunings import prune
 from typer.testing import CliRunner
 
 import tpv.pruning
 from tpv import TPVError, demo
 from tpv.cli.app import app
 from tpv.cli.spec import parse_criterion
-from tpv.pruning import JBR, Magnitude, PruningStep, Random, TPVImportance
+from tpv.pruning import JBR, PruningStep, TPVImportance
 
 TARGET = """
 import torch
@@ -72,7 +70,6 @@ def test_files_and_tables():
         "pruning.json",
         "log.json",
         "pruning.svg",
-        "steps",
     }
     steps, metadata = log()
     assert len(steps) == 2
@@ -91,8 +88,11 @@ def test_files_and_tables():
 
 OPTIONS = {
     "criterion": (["--criterion", "JBR(confidence=0.1)"], {"criterion": JBR(0.1)}),
-    "short": (["--criterion", "l1"], {"criterion": Magnitude(1)}),
-    "seeds": (["--seed", 3, "--criterion", "random"], {"generator": 3, "criterion": Random(3)}),
+    "short": (["--criterion", "l1"], {"criterion": tp.importance.MagnitudeImportance(p=1)}),
+    "seeds": (
+        ["--seed", 3, "--criterion", "random"],
+        {"generator": 3, "criterion": tp.importance.RandomImportance()},
+    ),
     "uniform": (["--allocation", "uniform"], {"allocation": "uniform"}),
     "curves": (["--allocation", "curves"], {"allocation": "curves"}),
     "compensate": (["--compensate"], {"compensate": True}),
@@ -112,11 +112,11 @@ def test_numbers_are_those_of_the_library(name):
     assert found.exit_code == 0, found.output
     space = target()
     asked = {"data": space["train_data"], "test": space["test_data"], "steps": 2} | options
-    expected = tpv.prune(space["model"](), target="params=0.5", **asked)
+    expected = prune(space["model"](), target="params=0.5", **asked)
     steps, metadata = log("a folder #1")
     assert metadata == json.loads(expected.to_json())["metadata"]
-    assert [(step.removed, step.moved, step.moved_test, step.accuracy) for step in steps] == [
-        (step.removed, step.moved, step.moved_test, step.accuracy) for step in expected.steps
+    assert [(step.removed, step.output_change, step.output_change_test, step.accuracy) for step in steps] == [
+        (step.removed, step.output_change, step.output_change_test, step.accuracy) for step in expected.steps
     ]
     loaded = tpv.pruning.load(space["model"](), "a folder #1")
     assert torch.equal(loaded(space["inputs"]), expected.model(space["inputs"]))
@@ -128,7 +128,7 @@ def test_recalibrating_reaches_the_library():
     run("normed.py", *QUICK, "--recalibrate")
     steps, metadata = log()
     assert metadata["recalibrate"] is True
-    assert steps[0].cut != steps[0].moved
+    assert steps[0].output_change_before_repair != steps[0].output_change
 
 
 def test_json_alone_on_stdout():
@@ -169,10 +169,7 @@ def test_a_forward_of_the_targets_own(folder):
     Path("odd.py").write_text(changed)
     found = run("odd.py", *QUICK)
     assert found.exit_code == 0, found.output
-    assert "Resumed: 2 of 2 steps" in run("odd.py", *QUICK).stderr
-    assert isinstance(
-        tpv.pruning.load(target()["model"](), "tpv-pruned", forward=lambda m, b: m(b["odd"])), torch.nn.Module
-    )
+    assert isinstance(tpv.pruning.load(target()["model"](), "tpv-pruned"), torch.nn.Module)
 
 
 BAD = {
@@ -221,29 +218,6 @@ def test_an_error_in_the_model_names_debug():
     assert isinstance(run("t.py", "--debug").exception, RuntimeError)
 
 
-def test_random_scores_are_those_of_their_seed():
-    from tpv.integrations.torch_pruning import trace
-
-    space = target()
-    graph = trace(space["model"](), space["inputs"][:2])
-    first, second = list(graph.get_all_groups())[:2]
-    assert torch.equal(Random(1)(first), Random(1)(first))
-    assert not torch.equal(Random(1)(first), Random(2)(first))
-    assert not torch.equal(Random(1)(first)[:3], Random(1)(second)[:3])
-
-
-def test_magnitude_is_that_of_torch_pruning():
-    tp = pytest.importorskip("torch_pruning")
-    from tpv.integrations.torch_pruning import trace
-
-    space = target()
-    (first, *_) = trace(space["model"](), space["inputs"][:2]).get_all_groups()
-    for p in (1, 2):
-        assert torch.equal(Magnitude(p)(first), tp.importance.MagnitudeImportance(p=p)(first))
-    with pytest.raises(TPVError, match=r"Magnitude.*p must be an int in \[1, 2\]"):
-        Magnitude(3)
-
-
 def test_criteria_as_text():
     assert parse_criterion("TPVImportance(probes=4)") == TPVImportance(probes=4)
     assert parse_criterion("tpv.pruning:JBR") == JBR()
@@ -251,40 +225,15 @@ def test_criteria_as_text():
         parse_criterion("TPVImportance(probes=print(1))")
 
 
-def test_an_interrupted_run_resumes(monkeypatch):
-    real, calls = tpv.pruning.run.run.remove, []
-
-    def remove(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == stop_at:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(tpv.pruning.run.run, "remove", remove)
-    stop_at = 2
-    assert (
-        refused("target.py", *QUICK, code=130)
-        == "tpv: interrupted: 1 of 2 steps are finished; the same command resumes."
-    )
-    assert not Path("tpv-pruned/model.safetensors").exists()
-    stop_at = None
-    found = run("target.py", *QUICK)
-    assert found.stderr == "Resumed: 1 of 2 steps were finished before; --fresh starts afresh.\n"
-    resumed, metadata = log()
-    state = tpv.pruning.load(target()["model"](), "tpv-pruned").state_dict()
-    assert len(calls) == 3
-    assert run("target.py", *QUICK, "--fresh").stderr == ""
-    assert len(calls) == 5
-    anew, metadata_anew = log()
-    assert [(s.removed, s.moved, s.predicted) for s in resumed] == [
-        (s.removed, s.moved, s.predicted) for s in anew
-    ]
-    assert metadata == metadata_anew
-    assert all(
-        torch.equal(t, state[n])
-        for n, t in tpv.pruning.load(target()["model"](), "tpv-pruned").state_dict().items()
-    )
-    assert "Resumed" not in run("target.py", *QUICK, "--seed", 1).stderr
+def test_the_same_folder_again_and_a_folder_of_others():
+    assert run("target.py", *QUICK).exit_code == 0
+    assert run("target.py", *QUICK, "--seed", 1).exit_code == 0
+    Path("tpv-pruned/pruning.svg").write_text("mine")
+    sentence = "tpv-pruned has pruning.svg that tpv did not write: "
+    assert refused("target.py", *QUICK).startswith(f"tpv: {sentence}")
+    assert Path("tpv-pruned/pruning.svg").read_text() == "mine"
+    assert run("target.py", *QUICK, "--overwrite").exit_code == 0
+    assert Path("tpv-pruned/pruning.svg").read_text() != "mine"
 
 
 def test_prune_the_demo(monkeypatch):
@@ -299,20 +248,3 @@ def test_prune_the_demo(monkeypatch):
     assert steps[-1].macs_share <= 0.5
     assert steps[-1].accuracy is not None
     assert max(map(len, found.stdout.splitlines())) <= 80
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_real_interrupt_and_then_the_rest():
-    stop = "def forward(model, batch):\n    import os, signal, pathlib\n"
-    stop += "    if list(pathlib.Path().glob('tpv-pruned/unf*/01/pruning.json')) and not pathlib.Path('stopped').exists():\n"
-    stop += f"        pathlib.Path('stopped').touch()\n        signal.signal(signal.SIGINT, signal.default_int_handler)\n        os.kill(os.getpid(), {int(signal.SIGINT)})\n"
-    stop += "    return model(batch[0] if isinstance(batch, tuple) else batch)\n"
-    Path("t.py").write_text(TARGET + stop)
-    command = [sys.executable, "-m", "tpv", "prune", "t.py", *map(str, QUICK)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
-    assert (found.returncode, found.stdout) == (130, ""), found.stderr
-    assert found.stderr == "tpv: interrupted: 1 of 2 steps are finished; the same command resumes.\n"
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
-    assert found.returncode == 0, found.stderr
-    assert found.stderr.startswith("Resumed: 1 of 2 steps")

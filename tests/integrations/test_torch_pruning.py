@@ -15,7 +15,7 @@ from zoo import hugging
 
 import tpv.pruning
 from tpv import TPVError
-from tpv.integrations.torch_pruning import JBR, JC, TPVImportance, channel_groups
+from tpv.integrations.torch_pruning import JBRImportance, JCImportance, TPVGroupImportance, channel_groups
 from tpv.pruning import replace_padding_shortcuts
 from tpv.testing import assert_unchanged
 
@@ -84,10 +84,10 @@ def pruner(model: nn.Module, importance: object, **options: object) -> tp.pruner
 @pytest.mark.parametrize(
     "importance",
     [
-        lambda: TPVImportance(X),
-        lambda: JBR(X),
-        lambda: JC([(X, Y)]),
-        lambda: TPVImportance(X, members="producers", probes=3, squares="layers"),
+        lambda: TPVGroupImportance(X),
+        lambda: JBRImportance(X),
+        lambda: JCImportance([(X, Y)]),
+        lambda: TPVGroupImportance(X, parameters="all", probes=3),
     ],
 )
 def test_importances_are_the_scores(importance) -> None:
@@ -104,7 +104,7 @@ def test_importances_are_the_scores(importance) -> None:
 
 
 def test_a_part_of_a_layer_called_directly_and_any_root_of_a_group() -> None:
-    model, imp = small(), TPVImportance(X)
+    model, imp = small(), TPVGroupImportance(X)
     graph = tp.DependencyGraph().build_dependency(model, X[:1])
     stream = imp(graph.get_pruning_group(model.conv1, tp.prune_conv_out_channels, list(range(WIDTH))))
     inner = imp(graph.get_pruning_group(model.conv2, tp.prune_conv_out_channels, list(range(WIDTH))))
@@ -131,7 +131,7 @@ def test_a_reader_of_a_concatenation_knows_the_channels_of_all() -> None:
             return self.head(torch.cat([self.left(x), self.right(x)], 1).tanh())
 
     torch.manual_seed(0)
-    model, imp = Joined().eval(), TPVImportance(torch.randn(9, 3))
+    model, imp = Joined().eval(), TPVGroupImportance(torch.randn(9, 3))
     graph = tp.DependencyGraph().build_dependency(model, torch.randn(2, 3))
     both = imp(graph.get_pruning_group(model.head, tp.prune_linear_in_channels, list(range(6))))
     parts = [
@@ -139,7 +139,7 @@ def test_a_reader_of_a_concatenation_knows_the_channels_of_all() -> None:
         for m in (model.left, model.right)
     ]
     assert torch.equal(both, torch.cat(parts))
-    alone = TPVImportance(imp.data)
+    alone = TPVGroupImportance(imp.data)
     assert torch.allclose(
         alone(graph.get_pruning_group(model.right, tp.prune_linear_out_channels, [1])),
         parts[1][1:],
@@ -153,13 +153,13 @@ def test_exactly_the_requested_number_goes_although_scores_are_equal(norm: str, 
     with torch.no_grad():
         for layer in (model.conv2, model.conv3, model.linear):
             layer.weight[:, 2:10] = 0
-    pruner(model, TPVImportance(X), pruning_ratio=ratio, global_pruning=True).step()
+    pruner(model, TPVGroupImportance(X), pruning_ratio=ratio, global_pruning=True).step()
     assert WIDTH - model.conv1.out_channels + WIDTH - model.conv2.out_channels == 2 * WIDTH * ratio
     assert model(X).shape == (16, 3)
 
 
 def test_scores_follow_the_weights() -> None:
-    model, imp = small(), TPVImportance(X)
+    model, imp = small(), TPVGroupImportance(X)
     graph = tp.DependencyGraph().build_dependency(model, X[:1])
 
     def ask() -> Tensor:
@@ -189,7 +189,7 @@ def test_scores_follow_the_weights() -> None:
 
 
 def test_pseudo_labels_are_frozen_for_each_model() -> None:
-    model, imp = small(), JBR(X)
+    model, imp = small(), JBRImportance(X)
     graph = tp.DependencyGraph().build_dependency(model, X[:1])
     labels = model(X).argmax(1)
     imp(graph.get_pruning_group(model.conv2, tp.prune_conv_out_channels, [0]))
@@ -215,19 +215,19 @@ def test_labels_of_a_shuffling_loader_stay_with_their_inputs() -> None:
     model, loader = small(), DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True)
     graph = tp.DependencyGraph().build_dependency(model, X[:1])
     group = graph.get_pruning_group(model.conv2, tp.prune_conv_out_channels, list(range(WIDTH)))
-    assert torch.allclose(JC(loader)(group), JC([(X, Y)])(group), rtol=1e-4)
+    assert torch.allclose(JCImportance(loader)(group), JCImportance([(X, Y)])(group), rtol=1e-4)
     with pytest.raises(TPVError, match="this loader shuffles"):
-        JBR(loader)(group)
+        JBRImportance(loader)(group)
 
 
 def test_a_model_in_training_mode_stays_in_it() -> None:
-    model, imp = small(), TPVImportance(X)
+    model, imp = small(), TPVGroupImportance(X)
     graph = tp.DependencyGraph().build_dependency(model, X[:1])
     group = graph.get_pruning_group(model.conv2, tp.prune_conv_out_channels, list(range(WIDTH)))
     expected = imp(group)
     model.train()
     with assert_unchanged(model), torch.no_grad():
-        assert torch.equal(TPVImportance(X)(group), expected)
+        assert torch.equal(TPVGroupImportance(X)(group), expected)
     assert model.training
 
 
@@ -245,7 +245,7 @@ def test_a_model_in_training_mode_stays_in_it() -> None:
 def test_options_of_the_pruners(kind: str, options: dict[str, object]) -> None:
     model = small()
     run = getattr(tp.pruner, kind)(
-        model, X[:1], importance=TPVImportance(X), ignored_layers=[model.linear], **options
+        model, X[:1], importance=TPVGroupImportance(X), ignored_layers=[model.linear], **options
     )
     before = widths(model)
     for _ in range(options.get("iterative_steps", 1)):
@@ -259,7 +259,7 @@ def test_options_of_the_pruners(kind: str, options: dict[str, object]) -> None:
 
 def test_ratios_of_single_layers() -> None:
     model = small()
-    pruner(model, TPVImportance(X), pruning_ratio=0.0, pruning_ratio_dict={model.conv2: 0.75}).step()
+    pruner(model, TPVGroupImportance(X), pruning_ratio=0.0, pruning_ratio_dict={model.conv2: 0.75}).step()
     assert widths(model) == {"conv1": WIDTH, "conv2": 3, "conv3": WIDTH}
 
 
@@ -270,7 +270,7 @@ def test_a_depthwise_convolution_goes_with_its_channels() -> None:
         model.project[0].weight[:, ::2] = 0
         model.expand[1].bias.fill_(0.5)
         model.depthwise[1].bias.fill_(0.5)
-    pruner(model, TPVImportance(X), pruning_ratio_dict={model.expand[0]: 0.5}, pruning_ratio=0.0).step()
+    pruner(model, TPVGroupImportance(X), pruning_ratio_dict={model.expand[0]: 0.5}, pruning_ratio=0.0).step()
     assert (model.expand[0].out_channels, model.depthwise[0].groups, model.project[0].in_channels) == (
         6,
         6,
@@ -288,7 +288,7 @@ def test_a_depthwise_convolution_goes_with_its_channels() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
-@pytest.mark.parametrize("importance", [TPVImportance, JBR])
+@pytest.mark.parametrize("importance", [TPVGroupImportance, JBRImportance])
 def test_hidden_channels_of_transformers(
     kind: str, settings: dict[str, int], batch: dict[str, Tensor], importance
 ) -> None:
@@ -334,17 +334,17 @@ def test_positions_shared_by_a_batch_are_scored_one_example_at_a_time() -> None:
         model.bert.encoder.layer[0].output.dense, tp.prune_linear_out_channels, list(range(8))
     )
     with pytest.raises(TPVError, match="score with chunk_size=1"):
-        JBR([batch])(stream)
-    assert (JBR([batch], chunk_size=1)(stream) > 0).all()
+        JBRImportance([batch])(stream)
+    assert (JBRImportance([batch], chunk_size=1)(stream) > 0).all()
 
 
 def test_a_group_that_cannot_be_scored_is_named() -> None:
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
     imp, graph = (
-        TPVImportance(torch.randn(5, 2)),
+        TPVGroupImportance(torch.randn(5, 2)),
         tp.DependencyGraph().build_dependency(model, torch.randn(2, 2)),
     )
-    with pytest.raises(TPVError, match="no convolution or linear layer reads the channels of 2"):
+    with pytest.raises(TPVError, match="no convolution or linear layer takes the channels of 2"):
         imp(graph.get_pruning_group(model[2], tp.prune_linear_out_channels, [0]))
     assert imp(graph.get_pruning_group(model[0], tp.prune_linear_out_channels, [0])).shape == (1,)
     with torch.no_grad():
@@ -362,7 +362,7 @@ def test_resnet20_in_steps() -> None:
     channels = sum(
         widths(model)[name] for name in widths(model) if name.endswith("conv1") or "shortcut" in name
     )
-    importance = JBR(x)
+    importance = JBRImportance(x)
     run = tp.pruner.BasePruner(
         model,
         x[:1],
@@ -393,13 +393,18 @@ def test_padding_shortcuts_are_traced_wrongly_and_that_is_told() -> None:
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
     run = tp.pruner.BasePruner(
-        model, x[:1], TPVImportance(x), global_pruning=True, pruning_ratio=0.3, ignored_layers=[model.linear]
+        model,
+        x[:1],
+        TPVGroupImportance(x),
+        global_pruning=True,
+        pruning_ratio=0.3,
+        ignored_layers=[model.linear],
     )
     with pytest.raises(
         TPVError, match=r"the traced graph is wrong at conv1.*replace_padding_shortcuts.*ignored_layers"
     ):
         run.step()
-    unchecked = TPVImportance(x)
+    unchecked = TPVGroupImportance(x)
     unchecked.verify = False
     tp.pruner.BasePruner(
         model, x[:1], unchecked, global_pruning=True, pruning_ratio=0.3, ignored_layers=[model.linear]

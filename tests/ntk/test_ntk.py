@@ -274,8 +274,12 @@ def test_gradients_by_large_parameters_are_written_out_for_fewer_examples(
     model, x = mlp(), randn(9, 4)
     expected, seen = NTK(model, x).matrix, []
     monkeypatch.setattr("tpv.ntk.operator.GRAM_BYTES", 2 * model[0].weight.nbytes)
-    model.register_forward_hook(lambda module, args, output: seen.append(len(output)))
-    ntk = NTK(model, x)
+
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        seen.append(len(batch))
+        return model(batch)
+
+    ntk = NTK(model, x, forward=forward)
     assert ntk.chunk_size == 2
     seen.clear()
     assert_close(ntk.matrix, expected)

@@ -155,7 +155,7 @@ def test_whc_of_a_group_is_that_of_filters_and_channels(model, data):
     assert torch.allclose(score("WHC", model, data, "conv2"), flattened)
 
 
-def test_the_mended_hessian_averages_every_example(model, data):
+def test_the_corrected_hessian_averages_every_example(model, data):
     weights = (model.conv1.weight, model.bn.weight, model.conv2.weight)
     expected = torch.zeros(4, dtype=torch.float64)
     for i in range(10):
@@ -165,7 +165,7 @@ def test_the_mended_hessian_averages_every_example(model, data):
             for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True)
         )
         expected += out.flatten(1).sum(1) + scale + into.sum((0, 2, 3))
-    assert torch.allclose(score("Hessian mended", model, data).double(), expected, rtol=1e-5)
+    assert torch.allclose(score("Hessian corrected", model, data).double(), expected, rtol=1e-5)
 
 
 def group_of(model, data, root):

@@ -16,24 +16,23 @@ from torch.nn import functional as F
 
 import tpv
 from tpv.model.outputs import as_output
+from tpv.pruning.channels.conversion import channel_group
 from tpv.pruning.channels.groups import ChannelGroup
 from tpv.pruning.channels.surgery import kept_outputs, remove
-from tpv.pruning.channels.tracing import all_groups, channel_group, trace
+from tpv.pruning.channels.tracing import all_groups, trace
 from tpv.pruning.repair import least_squares
-from tpv.pruning.repair.compensation import _bias_of, _correction, _Seen, compensate
+from tpv.pruning.repair.compensation import _bias_setter, _correction, _Observed, compensate
+from tpv.pruning.repair.curves import measure_curve, widths_of
 from tpv.pruning.repair.joins import joins
 from tpv.pruning.repair.least_squares import (
-    Moments,
-    Sums,
-    best_ridge,
+    RowMoments,
+    SplitMoments,
     error,
     fit,
     fittable,
     input_rows,
     output_rows,
 )
-from tpv.pruning.widths import curves
-from tpv.pruning.widths.curves import measure_curve, widths_of
 
 LAYERS = [
     (lambda: nn.Conv2d(4, 6, 3), (4, 7, 6)),
@@ -87,10 +86,10 @@ def test_many_positions_are_sampled_over_the_whole_image() -> None:
 def test_fit_is_the_ridge_regression_of_numpy(build, shape, intercept) -> None:
     layer, x = build().double(), randn(64, *shape)
     y = torch.tanh(layer(x)).detach() + 0.3
-    sums = Sums(layer)
+    sums = SplitMoments.zero(layer)
     for part in (slice(0, 30), slice(30, 64)):
-        sums.add(x[part], output_rows(layer, y[part]), len(x[part]))
-    moments = sums.fitted + sums.held_out
+        sums.update(x[part], output_rows(layer, y[part]), len(x[part]))
+    moments = sums.all
     moments = moments if intercept else moments.uncentered()
     ridge = 0.1
     w, b = fit(moments, weights(layer), ridge)
@@ -116,20 +115,20 @@ def test_held_out_examples_choose_the_ridge() -> None:
     layer = nn.Linear(30, 2).double()
     for noise, expected in ((0.0, 1e-4), (30.0, 1.0)):
         x = randn(80, 30)
-        sums = Sums(layer)
-        sums.add(x, layer(x).detach() + noise * randn(80, 2, seed=5) + 0.5 * x[:, :2], 80)
+        sums = SplitMoments.zero(layer)
+        sums.update(x, layer(x).detach() + noise * randn(80, 2, seed=5) + 0.5 * x[:, :2], 80)
         assert (sums.fitted.rows, sums.held_out.rows) == (60, 20)
-        assert best_ridge(sums.fitted, sums.held_out, weights(layer)) == expected
-    assert best_ridge(Moments.zero(layer), sums.fitted, weights(layer)) == 1.0
+        assert sums.best_ridge(weights(layer)) == expected
+    assert SplitMoments(layer, RowMoments.zero(layer), sums.fitted).best_ridge(weights(layer)) == 1.0
 
 
 def test_constant_and_offset_inputs() -> None:
     """A dead channel, one of constant 1e6, and an offset a thousand times the spread."""
     layer = nn.Linear(3, 1).double()
     x = torch.stack([torch.zeros(50), torch.full((50,), 1e6), 1000 + torch.randn(50)], 1).double()
-    sums = Sums(layer)
+    sums = SplitMoments.zero(layer)
     y = layer(x).detach() + x[:, 2:]
-    sums.add(x, y, 50)
+    sums.update(x, y, 50)
     for moments in (sums.fitted, sums.fitted.uncentered()):
         w, b = fit(moments, weights(layer), 1e-4)
         assert w.isfinite().all()
@@ -256,7 +255,7 @@ def without(
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     groups = list(groups_of(model, x).values())
     name = next(g.name for g in groups if any((m.module, m.role) == (name, "producer") for m in g.members))
-    return remove(model, x[:2], groups, {name: channels}).model, kept_outputs(groups, {name: channels})
+    return remove(model, x[:2], groups, {name: channels}), kept_outputs(groups, {name: channels})
 
 
 def moved(a: nn.Module, b: nn.Module, x: Tensor) -> float:
@@ -330,14 +329,14 @@ def test_the_error_in_the_stream_is_corrected(monkeypatch) -> None:
     pruned, kept = without(model, x, "a", [0, 1, 2, 3])
     plain = copy.deepcopy(pruned)
     seen: dict[str, Tensor] = {}
-    original = Sums.add
+    original = SplitMoments.update
 
-    def spied(self: Sums, inputs: Tensor, y: Tensor, *rest: Any) -> None:
+    def spied(self: SplitMoments, inputs: Tensor, y: Tensor, *rest: Any) -> None:
         seen[next(n for n, m in pruned.named_modules() if m is self.layer)] = y
         original(self, inputs, y, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sums, "add", spied)
+        patch.setattr(SplitMoments, "update", spied)
         compensate(pruned, model, [x], kept)
     with monkeypatch.context() as patch:
         patch.setattr("tpv.pruning.repair.compensation._correction", lambda target, now: 0)
@@ -357,10 +356,10 @@ def test_the_error_in_the_stream_is_corrected(monkeypatch) -> None:
 
 def test_correction_leaves_closed_channels_alone() -> None:
     one = torch.ones(5, 3)
-    target = _Seen(one, 4 * one, torch.tensor([2.0, -0.5, 1e-9]))
-    assert _correction(target, _Seen(one, 2 * one)).tolist() == [[1, -4, 0]] * 5
-    assert _correction(_Seen(one), _Seen(one, one)) == 0
-    assert _correction(target, _Seen(one, torch.ones(2, 3))) == 0
+    target = _Observed(one, 4 * one, torch.tensor([2.0, -0.5, 1e-9]))
+    assert _correction(target, _Observed(one, 2 * one)).tolist() == [[1, -4, 0]] * 5
+    assert _correction(_Observed(one), _Observed(one, one)) == 0
+    assert _correction(target, _Observed(one, torch.ones(2, 3))) == 0
 
 
 class Written(nn.Module):
@@ -406,7 +405,7 @@ class Reads(nn.Module):
 )
 def test_where_the_bias_goes(how, where) -> None:
     model, x = settled(Reads(how)), randn(4, 3, 5, 5)
-    put = _bias_of(model, "conv", x, None)
+    put = _bias_setter(model, "conv", x, None)
     assert (put is None) == (where is None)
     if put is not None:
         before, b = model(x).detach(), randn(4, seed=3)
@@ -470,7 +469,7 @@ class Special(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x).relu()
-        x = self.duplicated(self.duplicated(self.plain(x)).relu()).relu()
+        x = self.twice(self.twice(self.plain(x)).relu()).relu()
         x = self.hooked(self.frozen(x).relu()).relu()
         return self.head(self.also(self.tied(x).relu()))
 
@@ -508,10 +507,10 @@ def test_batches_that_skip_a_layer_do_not_count_for_it() -> None:
     removed = {groups[0].name: [1, 2]}
     alone, both = (remove(model, long[:2], groups, removed) for _ in range(2))
     kept = kept_outputs(groups, removed)
-    compensate(alone.model, model, [long], kept)
-    assert [line.layer for line in compensate(both.model, model, [long, short], kept)] == ["extra", "down"]
-    assert torch.equal(both.model.extra.weight, alone.model.extra.weight)
-    assert not torch.equal(both.model.down.weight, alone.model.down.weight)
+    compensate(alone, model, [long], kept)
+    assert [line.layer for line in compensate(both, model, [long, short], kept)] == ["extra", "down"]
+    assert torch.equal(both.extra.weight, alone.extra.weight)
+    assert not torch.equal(both.down.weight, alone.down.weight)
 
 
 def test_padded_positions_do_not_count() -> None:
@@ -530,7 +529,7 @@ def test_padded_positions_do_not_count() -> None:
     for padding in (0.0, 100.0):
         batch = {"x": torch.where(mask.unsqueeze(2) > 0, x, padding), "attention_mask": mask}
         groups = [channel_group(g) for g in all_groups(trace(model, batch))]
-        pruned = remove(model, batch, groups, {"a": [0]}).model
+        pruned = remove(model, batch, groups, {"a": [0]})
         compensate(pruned, model, [batch], kept_outputs(groups, {"a": [0]}))
         curve = measure_curve(model, groups[0], torch.arange(6), [batch], output=as_output("logits"))
         refitted.append((pruned.b.weight.detach(), torch.tensor(list(curve.values()))))
@@ -555,9 +554,9 @@ def test_many_layers_are_watched_in_chunks(monkeypatch) -> None:
     for chunk in (1, 2, 8):
         monkeypatch.setattr("tpv.pruning.repair.compensation._LAYERS_AT_ONCE", chunk)
         pruned, kept = without(model, IMAGES, "stem", [0, 2])
-        told: list[tuple[int, int]] = []
-        compensate(pruned, model, IMAGES, kept, progress=lambda *at, told=told: told.append(at))
-        assert told == [(i, 4) for i in range(1, 5)]
+        events: list[tpv.ProgressEvent] = []
+        compensate(pruned, model, IMAGES, kept, progress=events.append)
+        assert [(e.stage, e.done, e.total) for e in events] == [("re-fitting", i, 4) for i in range(5)]
         found.append(list(pruned.state_dict().values()))
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
@@ -574,7 +573,6 @@ def test_widths() -> None:
 
 @pytest.mark.parametrize("refit", [True, False])
 def test_a_curve_is_what_local_refits_give(refit, monkeypatch) -> None:
-    monkeypatch.setattr(curves, "best_ridge", lambda *_: 1e-3)
     monkeypatch.setattr(least_squares, "RIDGES", (1e-3,))
     torch.manual_seed(0)
     model = conv_bn()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tpv.common.errors import TPVError
-from tpv.pruning.widths.costs import module_macs, parameters
+from tpv.model.costs import module_macs, parameters
 from tpv.testing import assert_unchanged
 
 

@@ -19,6 +19,7 @@ from tpv.integrations.torch_pruning import channel_groups
 from tpv.model.linearization import Linearization
 from tpv.model.outputs import as_output, class_axis
 from tpv.pruning import JBR, JC, ChannelGroup, Frozen, Member, TPVImportance, freeze, score
+from tpv.pruning.scores.channel_scores import ScoreSums
 from tpv.pruning.scores.criteria import Criterion
 from tpv.testing import assert_unchanged, dense_jacobian
 
@@ -85,17 +86,11 @@ def dense(
     columns = []
     for group in groups:
         for channel in range(group.width):
-            moved = [
-                sum(jacobian[name] @ w.flatten() for name, w in weights_of(model, member, channel).items())
-                + torch.zeros(len(f), f[0].numel())
-                for member in group.chosen(criterion.members)
-            ]
-            parts = [sum(moved)] if criterion.squares == "joint" else moved
-            columns.append(
-                sum(
-                    (part if m is None else (part * m).sum(1, keepdim=True)).square().sum(1) for part in parts
-                )
-            )
+            change = torch.zeros(len(f), f[0].numel())
+            for member in group.scored_members(criterion.parameters):
+                for name, w in weights_of(model, member, channel).items():
+                    change = change + jacobian[name] @ w.flatten()
+            columns.append((change if m is None else (change * m).sum(1, keepdim=True)).square().sum(1))
     return torch.stack(columns, 1)
 
 
@@ -150,9 +145,7 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
-        x = x + self.down(
-            torch.tanh(self.duplicated(torch.tanh(self.duplicated(torch.tanh(self.up(self.norm(x)))))))
-        )
+        x = x + self.down(torch.tanh(self.twice(torch.tanh(self.twice(torch.tanh(self.up(self.norm(x))))))))
         return self.head(x)
 
 
@@ -247,11 +240,9 @@ def prepared(name: str) -> tuple[nn.Module, Tensor, list[ChannelGroup]]:
 
 CRITERIA = [
     TPVImportance(probes=99),
-    TPVImportance(probes=99, members="all", squares="layers"),
-    JBR(members="consumers"),
+    TPVImportance(probes=99, parameters="all"),
+    JBR(parameters="consumers"),
     JBR(),
-    JBR(squares="layers"),
-    JBR(members="producers"),
 ]
 
 
@@ -262,7 +253,7 @@ def test_scores_are_the_formula(net: Net) -> None:
     assert groups
     assert max(group.tied for group in groups) == net.tied
     for criterion in CRITERIA:
-        if net.overlapping and criterion.members == "all" and criterion.squares == "joint":
+        if net.overlapping and criterion.parameters == "all":
             continue
         expected = dense(model, x, groups, criterion)
         for chunk in (1, 2, len(x)):
@@ -416,9 +407,9 @@ def test_a_confidence_leaves_examples_out() -> None:
 def test_tokens_have_labels_of_their_own() -> None:
     model, tokens, groups = prepared("tokens")
     labels = torch.tensor([[0, 1, -100], [2, 2, 0], [-100, -100, -100]])
-    expected = dense(model, tokens, groups, JC(members="consumers"), labels)
+    expected = dense(model, tokens, groups, JC(parameters="consumers"), labels)
     found = score(
-        model, [{"tokens": tokens, "labels": labels}], groups, JC(members="consumers"), chunk_size=2
+        model, [{"tokens": tokens, "labels": labels}], groups, JC(parameters="consumers"), chunk_size=2
     )
     assert_equal(flat(found), expected.sum(0) / 2)
 
@@ -503,12 +494,7 @@ def test_terms_that_cancel_raise_no_false_alarm() -> None:
 
     torch.manual_seed(0)
     group = ChannelGroup("layer", 6, HIDDEN.members[:1])
-    assert (
-        score(Normed().eval(), 1000 * torch.randn(6, 50, 16), [group], JBR(members="producers")).metadata[
-            "examples"
-        ]
-        == 6
-    )
+    assert score(Normed().eval(), 1000 * torch.randn(6, 50, 16), [group], JBR()).metadata["examples"] == 6
 
 
 class ByHand(nn.Module):
@@ -655,7 +641,7 @@ def test_faults_leave_the_model_unchanged(error: type[BaseException]) -> None:
         "tpv.pruning.scores.taps.Tap.term",
         "tpv.pruning.scores.scoring._Scoring._by_channel",
         "tpv.pruning.scores.scoring.narrow",
-        "tpv.pruning.scores.channel_scores.Sums.add",
+        "tpv.pruning.scores.channel_scores.ScoreSums.update",
     ],
 )
 def test_faults_inside_leave_the_model_unchanged(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -680,3 +666,15 @@ def test_reliability_is_of_two_halves_whatever_the_batches() -> None:
     assert 0.5 < whole.reliability <= 1
     assert single.reliability == pytest.approx(whole.reliability, abs=1e-9)
     assert score(model, x[:1], groups, JBR()).reliability != score(model, x[:1], groups, JBR()).reliability
+
+
+def test_sums_of_shards_add_up() -> None:
+    """Where the first shard has an even number of examples, so that halves stay halves."""
+    scores, counted = randn(20, 3).square(), torch.arange(20) % 5 > 0
+    whole, first, second = (ScoreSums.zero(3) for _ in range(3))
+    whole.update(scores, counted)
+    first.update(scores[:8], counted[:8])
+    second.update(scores[8:], counted[8:])
+    first.merge(second)
+    for name, value in vars(whole).items():
+        assert torch.allclose(torch.as_tensor(getattr(first, name)), torch.as_tensor(value)), name

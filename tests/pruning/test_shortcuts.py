@@ -13,7 +13,7 @@ from cases import randn, settled
 from torch import Tensor, nn
 
 import tpv
-from tpv.pruning.channels.shortcuts import replace_padding_shortcuts
+from tpv.model.shortcuts import replace_padding_shortcuts
 from tpv.testing import assert_unchanged
 
 

@@ -1,30 +1,27 @@
-"""Pruned networks on disk: the same numbers afterwards, every mismatch told, nothing of another run taken for this one's."""
+"""Pruned networks on disk: the same numbers afterwards, every mismatch refused, nobody else's files replaced."""
 
-import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
 import re
-import shutil
+import subprocess
 import sys
-import types
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import randn, seeded
+from prunings import prune
 from torch import nn
 
 import tpv.pruning
 from tpv import Estimate, TPVError
-from tpv.common.describe import told
 from tpv.integrations.torch_pruning import channel_groups
 from tpv.pruning import PruningStep
 from tpv.pruning.channels.surgery import remove
-from tpv.pruning.run import run as steps
-from tpv.pruning.run.resume import PruningStore
+from tpv.pruning.files import checkpoint
 
 
 class Padded(nn.Module):
@@ -109,18 +106,18 @@ def outputs(model, example):
 def test_a_loaded_model_has_the_same_outputs_bit_for_bit(name, tmp_path):
     model, example, cut = pruned(name)
     folder = tmp_path / "a folder's #1 (50 %) ünï"
-    tpv.pruning.save(cut.model, folder, cut.history, example, unpruned=model)
+    tpv.pruning.save(cut, folder, unpruned=model)
     assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "pruning.json"]
     fresh = built(CASES[name][0], seed=1).float().train()
     before = {key: value.clone() for key, value in fresh.state_dict().items()}
     loaded = tpv.pruning.load(fresh, str(folder))
-    assert torch.equal(outputs(loaded, example), outputs(cut.model, example))
-    assert outputs(loaded, example).dtype == outputs(cut.model, example).dtype
+    assert torch.equal(outputs(loaded, example), outputs(cut, example))
+    assert outputs(loaded, example).dtype == outputs(cut, example).dtype
     assert not any(m.training for m in loaded.modules())
     assert fresh.training
     assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
     assert {n: p.shape for n, p in loaded.named_parameters()} == {
-        n: p.shape for n, p in cut.model.named_parameters()
+        n: p.shape for n, p in cut.named_parameters()
     }
 
 
@@ -130,7 +127,7 @@ def test_frozen_parameters_stay_frozen(tmp_path):
     model[0].bias.requires_grad_(False)
     x = randn(2, 5).float()
     cut = remove(model, x, channel_groups(model, x), {"0": [1], "2": [2]})
-    tpv.pruning.save(cut.model, tmp_path, cut.history, x, unpruned=model)
+    tpv.pruning.save(cut, tmp_path, unpruned=model)
     loaded = tpv.pruning.load(built(chain), tmp_path)
     assert [n for n, p in loaded.named_parameters() if not p.requires_grad] == ["0.bias", "2.weight"]
 
@@ -139,10 +136,9 @@ def test_a_bias_that_the_unpruned_network_lacks(tmp_path):
     model, x = built(chain), randn(64, 5).float()
     groups, removed = channel_groups(model, x[:2]), {"0": [0, 1, 2], "2": [4]}
     cut = remove(model, x[:2], groups, removed)
-    cut.model[2].bias = nn.Parameter(torch.randn(5))
-    tpv.pruning.save(cut.model, tmp_path, cut.history, x[:2], unpruned=model)
-    assert json.loads((tmp_path / "pruning.json").read_text())["added_biases"] == ["2"]
-    assert torch.equal(tpv.pruning.load(built(chain, 1), tmp_path)(x), cut.model(x))
+    cut[2].bias = nn.Parameter(torch.randn(5))
+    tpv.pruning.save(cut, tmp_path, unpruned=model)
+    assert torch.equal(tpv.pruning.load(built(chain, 1), tmp_path)(x), cut(x))
 
 
 @pytest.mark.parametrize("kept_with", ["replaced", "as it was"])
@@ -150,21 +146,19 @@ def test_a_bias_that_the_unpruned_network_lacks(tmp_path):
 def test_padding_shortcuts_are_replaced_where_they_were(kept_with, loaded_with, tmp_path):
     model, x = built(Residual), randn(4, 3, 8, 8).float()
     original = built(Residual)
-    assert tpv.pruning.channels.shortcuts.replace_padding_shortcuts(model, x) == ["shortcut"]
+    assert tpv.model.shortcuts.replace_padding_shortcuts(model, x) == ["shortcut"]
     cut = remove(model, x, channel_groups(model, x), {"inner": [1, 5], "stem": [0], "outer": [0, 7]})
-    tpv.pruning.save(
-        cut.model, tmp_path, cut.history, x, unpruned=model if kept_with == "replaced" else original
-    )
+    tpv.pruning.save(cut, tmp_path, unpruned=model if kept_with == "replaced" else original)
     fresh = built(Residual, 1)
     if loaded_with == "replaced":
-        tpv.pruning.channels.shortcuts.replace_padding_shortcuts(fresh, x)
+        tpv.model.shortcuts.replace_padding_shortcuts(fresh, x)
     loaded = tpv.pruning.load(fresh, tmp_path)
-    assert torch.equal(loaded(x), cut.model(x))
+    assert torch.equal(loaded(x), cut(x))
     assert not loaded.shortcut.weight.requires_grad
     assert isinstance(fresh.shortcut, Padded) == (loaded_with == "as it was")
 
 
-def test_a_batch_of_another_kind_needs_an_example(tmp_path):
+def test_batches_of_any_kind_are_not_needed_to_load(tmp_path):
     class Text:
         ids = torch.ones(2, 4, dtype=torch.long)
 
@@ -173,13 +167,10 @@ def test_a_batch_of_another_kind_needs_an_example(tmp_path):
 
     model = built(Tied)
     cut = remove(model, Text(), channel_groups(model, Text(), forward=forward), {"mix": [2]}, forward)
-    tpv.pruning.save(cut.model, tmp_path, cut.history, Text(), unpruned=model)
-    with pytest.raises(TPVError, match=r"was not kept: give example=, such a batch\.$"):
-        tpv.pruning.load(built(Tied), tmp_path, forward=forward)
-    assert torch.equal(
-        tpv.pruning.load(built(Tied, 1), tmp_path, example=Text(), forward=forward)(Text.ids),
-        cut.model(Text.ids),
-    )
+    tpv.pruning.save(cut, tmp_path, unpruned=model)
+    loaded = tpv.pruning.load(built(Tied, 1), tmp_path)
+    assert torch.equal(loaded(Text.ids), cut(Text.ids))
+    assert loaded.head.weight is loaded.embed.weight
 
 
 def rewritten(folder, **changes):
@@ -198,8 +189,8 @@ DAMAGE = {
     r"pruning.json is broken, it is not JSON: .*utf-8": lambda f: as_bytes(f, "pruning.json", b"\xff\xfe"),
     r"its format is not 'tpv-pruned-model'": lambda f: rewritten(f, format="other"),
     r"its format is not 'tpv-pruned-model'\.$": lambda f: as_bytes(f, "pruning.json", b"[1]"),
-    r"has version 99, and this tpv reads version 1": lambda f: rewritten(f, version=99),
-    r"do not belong together: save the model again": lambda f: rewritten(f, history=[]),
+    r"has version 99, and this tpv reads version 2": lambda f: rewritten(f, version=99),
+    r"do not belong together: save the model again": lambda f: rewritten(f, frozen=["2.weight"]),
     r"model\.safetensors is broken: ": lambda f: as_bytes(
         f, "model.safetensors", b"\x08\0\0\0\0\0\0\0not json"
     ),
@@ -212,8 +203,8 @@ DAMAGE = {
 
 @pytest.mark.parametrize("sentence", DAMAGE)
 def test_damaged_files(sentence, tmp_path):
-    model, example, cut = pruned()
-    tpv.pruning.save(cut.model, tmp_path, cut.history, example, unpruned=model)
+    model, _example, cut = pruned()
+    tpv.pruning.save(cut, tmp_path, unpruned=model)
     DAMAGE[sentence](tmp_path)
     with pytest.raises(TPVError, match=sentence) as refused:
         tpv.pruning.load(built(chain), tmp_path)
@@ -222,9 +213,9 @@ def test_damaged_files(sentence, tmp_path):
 
 def test_layout_of_the_description_does_not_matter(tmp_path):
     model, example, cut = pruned()
-    tpv.pruning.save(cut.model, tmp_path, cut.history, example, unpruned=model)
+    tpv.pruning.save(cut, tmp_path, unpruned=model)
     rewritten(tmp_path)
-    assert torch.equal(tpv.pruning.load(built(chain), tmp_path)(example), cut.model(example))
+    assert torch.equal(tpv.pruning.load(built(chain), tmp_path)(example), cut(example))
 
 
 OTHERS = {
@@ -241,59 +232,132 @@ OTHERS = {
 
 @pytest.mark.parametrize("sentence", OTHERS)
 def test_another_architecture(sentence, tmp_path):
-    model, example, cut = pruned()
-    tpv.pruning.save(cut.model, tmp_path, cut.history, example, unpruned=model)
+    model, _example, cut = pruned()
+    tpv.pruning.save(cut, tmp_path, unpruned=model)
     with pytest.raises(TPVError, match=sentence + r".*[^\n]*$"):
         tpv.pruning.load(OTHERS[sentence](), tmp_path)
 
 
 def test_a_model_that_is_pruned_already_is_refused(tmp_path):
-    model, example, cut = pruned()
-    tpv.pruning.save(cut.model, tmp_path, cut.history, example, unpruned=model)
+    model, _example, cut = pruned()
+    tpv.pruning.save(cut, tmp_path, unpruned=model)
     with pytest.raises(
         TPVError, match=r"0\.weight of the model is of shape \(5, 5\).*give an unpruned instance"
     ):
-        tpv.pruning.load(cut.model, tmp_path)
+        tpv.pruning.load(cut, tmp_path)
 
 
-def test_a_history_of_another_model(tmp_path):
-    model, example, cut = pruned()
-    for history in ([["nowhere", True, [0]]], [["0", True, [99]]], [["1", True, [0]]], [["0", True, [6]]]):
-        tpv.pruning.save(cut.model, tmp_path, history, example, unpruned=model)
-        with pytest.raises(
-            TPVError, match=r"cannot be removed from this model|do not fit what is left"
-        ) as refused:
-            tpv.pruning.load(built(chain), tmp_path)
-        assert "\n" not in str(refused.value)
+BROKEN = {
+    "sizes": {"nowhere": {"in_features": 3}},
+    "unknown size": {"0": {"in_feature": 3}},
+    "not an int": {"0": {"in_features": "3"}},
+    "a flag": {"0": {"training": 1}},
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_description_of_another_model(name, tmp_path, monkeypatch):
+    """Attributes come from a file: only sizes that the model has may be changed by it."""
+    model, _, cut = pruned()
+    real = checkpoint.describe
+    monkeypatch.setattr(checkpoint, "describe", lambda *a: real(*a) | {"sizes": BROKEN[name]})
+    tpv.pruning.save(cut, tmp_path, unpruned=model)
+    with pytest.raises(TPVError, match=r"which the saved one has|pruning\.json is broken") as refused:
+        tpv.pruning.load(built(chain), tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_nowhere_to_write(tmp_path):
-    model, example, cut = pruned()
+    model, _example, cut = pruned()
     (tmp_path / "file").touch()
     with pytest.raises(
         TPVError, match=r"cannot write to .*file/x \(Not a directory\): choose another folder\.$"
     ):
-        tpv.pruning.save(cut.model, tmp_path / "file/x", cut.history, example, unpruned=model)
+        tpv.pruning.save(cut, tmp_path / "file/x", unpruned=model)
 
 
-def test_saving_leaves_the_old_files_or_the_new_ones(tmp_path, monkeypatch):
-    model, example, cut = pruned()
-    tpv.pruning.save(cut.model, tmp_path, cut.history, example, unpruned=model)
-    before = (tmp_path / "model.safetensors").read_bytes()
+def networks():
+    """Two different networks from one."""
+    model, x = built(chain), randn(2, 5).float()
+    groups = channel_groups(model, x)
+    return model, x, *(remove(model, x, groups, {"0": gone}) for gone in ([1], [1, 2, 3]))
 
-    def stopped(draft, target):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr("os.replace", stopped)
-    cut.model[0].weight.data.zero_()
-    with pytest.raises(KeyboardInterrupt):
-        tpv.pruning.save(cut.model, tmp_path, cut.history, example, unpruned=model)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "pruning.json"]
+KILLED = """
+import os, sys
+from pathlib import Path
+import torch
+from test_store import networks
+import tpv.pruning
+model, x, _, new = networks()
+count, real = int(sys.argv[2]), os.replace
+def replace(*args):
+    global count
+    if count == 0:
+        os.kill(os.getpid(), 9)
+    count -= 1
+    real(*args)
+os.replace = replace
+tpv.pruning.save(new, sys.argv[1], unpruned=model)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_kill_between_two_files_loses_nothing(at, tmp_path):
+    model, x, old, new = networks()
+    tpv.pruning.save(old, tmp_path, unpruned=model)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    code = subprocess.run([sys.executable, "-c", KILLED, tmp_path, str(at)], env=environment, check=False)
+    assert (code.returncode == 0) == (at == 3)
+    loaded = tpv.pruning.load(built(chain, 1), tmp_path)(x)
+    assert torch.equal(loaded, old(x) if at < 2 else new(x))
+    tpv.pruning.save(old, tmp_path, unpruned=model)
+    assert torch.equal(tpv.pruning.load(built(chain, 1), tmp_path)(x), old(x))
+    assert at != 2 or sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "pruning.json"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pruning.json", "log.json"])
+@pytest.mark.parametrize("how", ["save", "result", "prune"])
+def test_files_of_others_are_not_replaced(how, name, tmp_path):
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "thesis.tex").write_text("three years of work")
+    (tmp_path / name).write_text('{"mine": 1}')
+    model, _, cut = pruned()
+    result = prune(**arguments(steps=1, compensate=False))
+
+    def write(**options):
+        if how == "save":
+            tpv.pruning.save(cut, tmp_path, unpruned=model, **options)
+        elif how == "result":
+            result.save(tmp_path, **options)
+        else:
+            prune(**arguments(steps=1, compensate=False), out=tmp_path, **options)
+
+    if (how, name) == ("save", "log.json"):
+        write()
+        return
+    with pytest.raises(TPVError, match=f"has {name} that tpv did not write: .*overwrite=True"):
+        write()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "steps"])
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+    write(overwrite=True)
+    write()
+    assert (tmp_path / "steps" / "thesis.tex").read_text() == "three years of work"
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    model, _, cut = pruned()
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere.json"
+    folder.mkdir()
+    elsewhere.write_text("mine")
+    (folder / "pruning.json").symlink_to(elsewhere)
+    tpv.pruning.save(cut, folder, unpruned=model, overwrite=True)
+    assert elsewhere.read_text() == "mine"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What an interrupted run has finished
+# Results
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -311,99 +375,22 @@ def a_step(share, **changes):
         "cost_share": share,
         "linearity": math.nan,
     }
-    return PruningStep(**values | {name: estimate(share) for name in ("predicted", "cut", "moved")} | changes)
+    return PruningStep(
+        **values
+        | {name: estimate(share) for name in ("predicted", "output_change_before_repair", "output_change")}
+        | changes
+    )
 
 
 def test_a_step_survives_json_unchanged():
     for step in (
         a_step(0.5),
-        a_step(0.5, moved_test=estimate(3.0), accuracy=Estimate(0.9, math.nan, 0.0), seconds=1.5),
+        a_step(0.5, output_change_test=estimate(3.0), accuracy=Estimate(0.9, math.nan, 0.0), seconds=1.5),
     ):
         back = PruningStep.from_json(step.to_json())
         assert repr(back) == repr(step)  # nan is not equal to itself
         assert back.removed == {"0": (1, 4), "2": ()}
     assert PruningStep.from_json(a_step(0.5, linearity=1.0).to_json()) == a_step(0.5, linearity=1.0)
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_store_gives_back_what_it_was_given(in_memory, tmp_path):
-    model, x, cut = pruned()
-    folder = None if in_memory else tmp_path / "out"
-    store = PruningStore(folder, "one", fresh=False)
-    assert (store.steps, store.curve("0")) == ([], None)
-    store.add(a_step(0.5), cut, x, model)
-    store.keep_curve("0", {1: 2.0, 10: math.nan, 7: 0.0})
-    if not in_memory:
-        store = PruningStore(folder, "one", fresh=False)
-    (step,) = store.steps
-    assert repr(step) == repr(a_step(0.5))
-    found = store.model(built(chain, 1), 0)
-    assert torch.equal(found.model(x), cut.model(x))
-    assert found.history == cut.history
-    assert list(store.curve("0")) == [1, 10, 7]
-    assert store.curve("0")[1] == 2.0
-    assert math.isnan(store.curve("0")[10])
-
-
-def test_another_fingerprint_starts_afresh_and_loses_nothing(tmp_path):
-    model, x, cut = pruned()
-    PruningStore(tmp_path, "one", fresh=False).add(a_step(0.5), cut, x, model)
-    other = PruningStore(tmp_path, "other", fresh=False)
-    assert other.steps == []
-    other.add(a_step(0.25), cut, x, model)
-    assert [len(PruningStore(tmp_path, name, fresh=False).steps) for name in ("one", "other")] == [1, 1]
-    assert PruningStore(tmp_path, "one", fresh=False).steps[0].macs_share == 0.5
-    assert PruningStore(tmp_path, "one", fresh=True).steps == []
-    assert [len(PruningStore(tmp_path, name, fresh=False).steps) for name in ("one", "other")] == [0, 1]
-
-
-LOST = {
-    "log": lambda run: (run / "log.json").write_text('{"fingerprint": 3'),
-    "list": lambda run: (run / "log.json").write_text("[]"),
-    "steps": lambda run: (run / "log.json").write_text(
-        (run / "log.json").read_text().replace('"macs"', '"mac"')
-    ),
-    "weights": lambda run: (run / "01/model.safetensors").write_bytes(b"x"),
-    "description": lambda run: (run / "01/pruning.json").unlink(),
-}
-
-
-@pytest.mark.parametrize("what", LOST)
-def test_broken_files_count_as_missing(what, tmp_path):
-    model, x, cut = pruned()
-    store = PruningStore(tmp_path, "one", fresh=False)
-    for share in (0.5, 0.4):
-        store.add(a_step(share), cut, x, model)
-    (run,) = tmp_path.iterdir()
-    LOST[what](run)
-    again = PruningStore(tmp_path, "one", fresh=False)
-    assert again.steps == []
-    again.add(a_step(0.5), cut, x, model)
-    assert len(PruningStore(tmp_path, "one", fresh=False).steps) == 1
-
-
-def test_steps_up_to_a_broken_one_are_kept(tmp_path):
-    model, x, cut = pruned()
-    store = PruningStore(tmp_path, "one", fresh=False)
-    for share in (0.5, 0.4, 0.3):
-        store.add(a_step(share), cut, x, model)
-    (run,) = tmp_path.iterdir()
-    (run / "02/model.safetensors").unlink()
-    assert [step.macs_share for step in PruningStore(tmp_path, "one", fresh=False).steps] == [0.5]
-
-
-def test_a_step_counts_only_once_its_network_is_there(tmp_path, monkeypatch):
-    model, x, cut = pruned()
-    store = PruningStore(tmp_path, "one", fresh=False)
-
-    def stopped(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tpv.pruning.files.checkpoint.put", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        store.add(a_step(0.5), cut, x, model)
-    monkeypatch.undo()
-    assert PruningStore(tmp_path, "one", fresh=False).steps == []
 
 
 def a_network():
@@ -419,203 +406,8 @@ def arguments(**changes):
     return {"model": a_network(), "data": [x[:40], x[40:]]} | asked | changes
 
 
-class Stops:
-    """Progress that is interrupted before step ``at`` ends."""
-
-    def __init__(self, at, what="pruning"):
-        self.at, self.what, self.seen = at, what, []
-
-    def __call__(self, what, done, of):
-        self.seen.append((what, done))
-        if (what, done) == (self.what, self.at):
-            raise KeyboardInterrupt
-
-
-def same(a, b):
-    assert [repr(dataclasses.replace(s, seconds=0)) for s in a.steps] == [
-        repr(dataclasses.replace(s, seconds=0)) for s in b.steps
-    ]
-    assert (a.history, a.curves, a.excluded, a.metadata) == (b.history, b.curves, b.excluded, b.metadata)
-    state = b.model.state_dict()
-    assert list(a.model.state_dict()) == list(state)
-    assert all(torch.equal(value, state[name]) for name, value in a.model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"allocation": "curves", "steps": 2}, {"criterion": tpv.pruning.JBR(), "compensate": False}],
-    ids=str,
-)
-def test_an_interrupted_run_resumes_bit_for_bit(options, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        tpv.prune(**arguments(**options), out=tmp_path, progress=Stops(1))
-    rest = Stops(99)
-    resumed = tpv.prune(**arguments(**options), out=tmp_path, progress=rest)
-    assert ("pruning", 0) not in rest.seen
-    same(resumed, tpv.prune(**arguments(**options)))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "log.json",
-        "model.safetensors",
-        "pruning.json",
-        "steps",
-    ]
-    x = arguments()["data"][0]
-    assert torch.equal(tpv.pruning.load(a_network(), tmp_path)(x), resumed.model(x))
-    assert len(list((tmp_path / "steps").glob("0*"))) == len(resumed.steps)
-    first = tpv.pruning.load(a_network(), tmp_path / "steps/01")
-    assert sum(p.numel() for p in first.parameters()) > sum(p.numel() for p in resumed.model.parameters())
-    log = json.loads((tmp_path / "log.json").read_text())
-    assert [PruningStep.from_dict(step).params for step in log["steps"]] == [
-        step.params for step in resumed.steps
-    ]
-    assert log["metadata"]["unpruned"]["widths"] == {"0": 12, "2": 10}
-
-
-def test_an_interrupted_measurement_of_curves_resumes(tmp_path, monkeypatch):
-    asked = {"allocation": "curves", "steps": 1}
-    measured, real = [], steps.measure_curve
-    monkeypatch.setattr(
-        steps,
-        "measure_curve",
-        lambda model, group, *a, **k: measured.append(group.name) or real(model, group, *a, **k),
-    )
-    with pytest.raises(KeyboardInterrupt):
-        tpv.prune(**arguments(**asked), out=tmp_path, progress=Stops(1, "measuring curves"))
-    resumed = tpv.prune(**arguments(**asked), out=tmp_path)
-    assert sorted(measured) == ["0", "2"]
-    same(resumed, tpv.prune(**arguments(**asked)))
-
-
-def test_a_finished_run_is_not_done_again(tmp_path):
-    first = tpv.prune(**arguments(), out=tmp_path)
-    seen = Stops(99)
-    again = tpv.prune(**arguments(), out=tmp_path, progress=seen)
-    same(first, again)
-    assert ("pruning", 2) not in seen.seen
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "log.json",
-        "model.safetensors",
-        "pruning.json",
-        "steps",
-    ]
-    seen = Stops(99)
-    tpv.prune(**arguments(), out=tmp_path, progress=seen, fresh=True)
-    assert ("pruning", 0) in seen.seen
-
-
-@pytest.mark.parametrize(("module", "name"), [(os, "replace"), (shutil, "copyfile"), (shutil, "rmtree")])
-def test_an_interrupt_between_any_two_files_loses_nothing(module, name, tmp_path, monkeypatch):
-    asked, real = arguments(steps=2, compensate=False), getattr(module, name)
-    whole = tpv.prune(**asked)
-    for k in range(100):
-        left = list(range(k))
-
-        def stops(*args, left=left, **kwargs):
-            if not left:
-                raise KeyboardInterrupt
-            left.pop()
-            return real(*args, **kwargs)
-
-        folder = tmp_path / str(k)
-        tpv.prune(**asked | {"generator": 1}, out=folder)
-        with monkeypatch.context() as patched:
-            patched.setattr(module, name, stops)
-            with contextlib.suppress(KeyboardInterrupt):
-                tpv.prune(**asked, out=folder)
-                assert k > 0
-                break
-        same(tpv.prune(**asked, out=folder), whole)
-        assert sorted(p.name for p in folder.iterdir()) == [
-            "log.json",
-            "model.safetensors",
-            "pruning.json",
-            "steps",
-        ]
-
-
-STRIDED = a_network()
-STRIDED[0].lengths = (1, 2)  # as a convolution's stride, in no weight
-
-
-CHANGES = {
-    "settings": {"model": STRIDED},
-    "seed": {"generator": 1},
-    "target": {"target": "params=0.3"},
-    "costs": {"target": tpv.pruning.Target("params", 0.4, costs=[tpv.pruning.Cost((0, 1), 1.0)])},
-    "criterion": {"criterion": tpv.pruning.TPVImportance(probes=2)},
-    "data": {"data": list(randn(60, 6, seed=1).float().split(40))},
-    "batches": {"data": [randn(60, 6).float()]},
-    "test": {"test": None},
-    "forward": {"forward": lambda model, batch: model(batch[0] if isinstance(batch, tuple) else batch)},
-    "weights": {
-        "model": nn.Sequential(
-            nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10, bias=False), nn.ReLU(), nn.Linear(10, 3)
-        ).eval()
-    },
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_would_change_a_number_does_not_resume(change, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        tpv.prune(**arguments(), out=tmp_path, progress=Stops(2))
-    seen = Stops(99)
-    tpv.prune(**arguments(**CHANGES[change]), out=tmp_path, progress=seen)
-    assert ("pruning", 0) in seen.seen
-    assert len(list(tmp_path.glob("unfinished-*"))) == 1, "the other run is lost"
-
-
-def scaled(by):
-    return lambda out: out * by
-
-
-def test_functions_that_no_file_defines(monkeypatch):
-    names = {"__name__": "typed"}
-    exec("f = lambda out: out\ng = lambda out: -out", names)
-    module = types.ModuleType("typed")
-    module.__file__ = "<stdin>"
-    monkeypatch.setitem(sys.modules, "typed", module)
-    assert told(names["f"]) == told(names["f"]) != told(names["g"])
-
-
-def test_arguments_as_text_are_the_same_in_every_process():
-    tp = pytest.importorskip("torch_pruning")
-    for make in (
-        lambda: tp.importance.MagnitudeImportance(p=1),
-        lambda: tpv.pruning.JBR(),
-        lambda: {"a": [randn(3), (None, 1.5)]},
-    ):
-        assert told(make()) == told(make())
-        assert " at 0x" not in told(make())
-    assert told(tp.importance.MagnitudeImportance(p=1)) != told(tp.importance.MagnitudeImportance(p=2))
-    assert told(scaled(1)) == told(scaled(1)) != told(scaled(2))
-    assert (
-        len(
-            {
-                told(f)
-                for f in (
-                    lambda out: out[0],
-                    lambda out: out[1],
-                    lambda out, i=1: out[i],
-                    lambda out, i=2: out[i],
-                )
-            }
-        )
-        == 4
-    )
-    assert told(functools.partial(pow, 2)) != told(functools.partial(pow, 3))
-    loop = [1]
-    loop.append(loop)
-    assert told(loop) == "(1, …)"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def test_a_result_saves_itself(tmp_path):
-    result = tpv.prune(**arguments(allocation="curves", steps=1))
+    result = prune(**arguments(allocation="curves", steps=1))
     result.save(tmp_path / "kept")
     assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == [
         "log.json",
@@ -629,12 +421,12 @@ def test_a_result_saves_itself(tmp_path):
     assert log["curves"]["0"]["12"] == 0.0
     assert PruningStep.from_dict(log["steps"][0]) == result.steps[0]
     with pytest.raises(TPVError, match=r"does not know the unpruned network: use tpv\.pruning\.save"):
-        dataclasses.replace(result, origin=None).save(tmp_path)
+        dataclasses.replace(result, unpruned=None).save(tmp_path)
 
 
 def made_by_hand(*steps, **metadata):
     return tpv.pruning.PruningResult(
-        chain(), steps, [], {}, {"stem": "ignored", "norm": "ignored", "x": "has a single channel"}, metadata
+        chain(), steps, {}, {"stem": "ignored", "norm": "ignored", "x": "has a single channel"}, metadata
     )
 
 
@@ -642,7 +434,10 @@ UNPRUNED = {"accuracy": {"value": 0.95, "stderr": 0.01, "mc_stderr": 0.0}, "widt
 
 
 def test_a_result_as_text():
-    steps = [a_step(share, moved_test=estimate(2 * share), accuracy=estimate(share)) for share in (0.8, 0.5)]
+    steps = [
+        a_step(share, output_change_test=estimate(2 * share), accuracy=estimate(share))
+        for share in (0.8, 0.5)
+    ]
     text = str(
         made_by_hand(
             *steps,
@@ -669,15 +464,15 @@ def test_a_result_as_text_without_test_inputs_and_with_long_numbers():
     assert "accuracy" not in text
     assert "Widths: 0 −2, 2 −0" in text
     long = Estimate(1.2345e-9, 1.234e-12, 0.0)
-    changes = dict.fromkeys(("predicted", "cut", "moved", "moved_test", "accuracy"), long)
+    changes = dict.fromkeys(
+        ("predicted", "output_change_before_repair", "output_change", "output_change_test", "accuracy"), long
+    )
     names = {f"layer{i}.of.a.long.name": "of a reason that takes many words, " * 4 for i in range(9)}
     result = dataclasses.replace(made_by_hand(a_step(0.5, **changes), unpruned=UNPRUNED), excluded=names)
     assert "1.23e-09" in str(result)
     assert max(map(len, str(result).splitlines())) <= 80
-    spelt_out = (
-        "TPVImportance(probes=1, members='consumers', squares='joint', output='logits', interactions=True)"
-    )
-    assert spelt_out.split() == str(made_by_hand(criterion=spelt_out)).split()[:5], "broken inside a word"
+    spelt_out = "TPVImportance(probes=1, parameters='consumers', output='logits', interactions=True)"
+    assert spelt_out.split() == str(made_by_hand(criterion=spelt_out)).split()[:4], "broken inside a word"
 
 
 def test_a_result_as_a_table():
@@ -685,7 +480,7 @@ def test_a_result_as_a_table():
     frame = made_by_hand(a_step(0.8, accuracy=estimate(0.9)), a_step(0.5)).to_pandas()
     assert list(frame.index) == [1, 2]
     assert frame.index.name == "step"
-    assert frame.loc[2, "moved"] == 0.5
+    assert frame.loc[2, "output_change"] == 0.5
     assert frame.loc[1, "accuracy_stderr"] == pytest.approx(0.09)
     assert math.isnan(frame.loc[2, "accuracy"])
 
@@ -703,7 +498,9 @@ def test_a_result_as_a_plot():
     assert left.get_ylim() == right.get_ylim()
     assert left.get_yscale() == "linear"
     matplotlib.pyplot.close("all")
-    left, _ = made_by_hand(*(a_step(share, moved_test=estimate(1 - share)) for share in (1.0, 0.5))).plot()
+    left, _ = made_by_hand(
+        *(a_step(share, output_change_test=estimate(1 - share)) for share in (1.0, 0.5))
+    ).plot()
     assert left.get_yscale() == "log"
     assert [c.get_label() for c in left.containers] == ["test inputs", "calibration inputs", "first order"]
     assert left.containers[0][0].get_xdata().tolist() == [0.5], "0 has no place on a logarithmic axis"

@@ -1,1 +1,1 @@
-"""The exact allocator: the best sizes of parts under a budget, where damages depend on neighbours."""
+"""The exact allocator: the sizes of groups that do least damage within a budget of shared costs."""

@@ -1,5 +1,4 @@
-"""In which order groups of channels are decided, so that few of them are open at any time (bucket
-elimination).
+"""The order in which groups are decided, so that few of them are open at any time (bucket elimination).
 
 Costs tie groups together. Deciding a group leaves open the groups that it shares a cost with, together with
 those left open before: the frontier. A chain of layers has one group in it, stages of residual blocks one or
@@ -28,7 +27,7 @@ class Step:
     Args:
         group: the decided group.
         sources: (rows, options): the row of the step before that a row and an option of the group continue.
-        extras: (rows, options): how much more such a way costs than the cheapest way into its row.
+        extras: (rows, options): how much more that costs than the cheapest path to the row.
     """
 
     group: int
@@ -37,11 +36,11 @@ class Step:
 
 
 def plan(options: Sequence[int], terms: Terms) -> tuple[list[Step], int]:
-    """The steps that decide every group once, and the least total cost; extras along any way sum to its cost
+    """The steps that decide every group once, and the least total cost; extras along any path sum to its cost
     above that.
 
     Args:
-        options: how many widths each group can have.
+        options: how many sizes each group can have.
         terms: the costs.
 
     Raises:
@@ -64,8 +63,8 @@ def _refuse_entangled(options: Sequence[int], order: list[tuple[int, tuple[int, 
         group, frontier = order[sizes.index(max(sizes))]
         raise TPVError(
             f"the groups {sorted((group, *frontier))} share costs in such a way that {max(sizes):,} "
-            "combinations of their widths "
-            f"must be compared, and {_MAX_COMBINATIONS:,} in all are allowed: give these groups fewer widths."
+            "combinations of their sizes "
+            f"must be compared, and {_MAX_COMBINATIONS:,} in all are allowed: give these groups fewer sizes."
         )
 
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from tpv.common.errors import TPVError
 from tpv.model.checks import check_model
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec, as_output
+from tpv.model.twin import twin_of
 from tpv.perturbations import PerturbationSpec
 
 
@@ -30,5 +30,5 @@ def fixed_point(
         )
     check_model(model)
     output_space = as_output(perturbation.output if output is None else output)
-    with unchanged(model):
-        yield Linearization(model, forward, output_space)
+    with twin_of(model, forward) as (twin, remapped):
+        yield Linearization(twin, remapped, output_space)

@@ -1,5 +1,5 @@
 """Importances for Torch-Pruning:
-``tp.pruner.BasePruner(model, example, importance=TPVImportance(data), ...)``.
+``tp.pruner.BasePruner(model, example, importance=TPVGroupImportance(data), ...)``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from tpv.model.batches import batch_size, batches, ends
 from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward
 from tpv.model.outputs import OutputSpec
-from tpv.pruning.channels.groups import ChannelGroup, Members
-from tpv.pruning.channels.tracing import all_groups, channel_group, trace
-from tpv.pruning.channels.verification import WRONG, problems, wrongly_traced
-from tpv.pruning.scores import criteria
+from tpv.pruning.channels.candidates import WRONG, problems, wrongly_traced
+from tpv.pruning.channels.conversion import channel_group, scorable
+from tpv.pruning.channels.groups import ChannelGroup, Parameters
+from tpv.pruning.channels.tracing import all_groups, trace
 from tpv.pruning.scores.channel_scores import ChannelScores
 from tpv.pruning.scores.cotangents import Frozen, freeze
-from tpv.pruning.scores.criteria import Criterion, Squares
+from tpv.pruning.scores.criteria import JBR, JC, Criterion, TPVImportance
 from tpv.pruning.scores.greedy import Elimination
 from tpv.pruning.scores.scoring import score
 from tpv.pruning.scores.taps import Site
 
-__all__ = ["JBR", "JC", "TPVImportance", "channel_groups"]
+__all__ = ["JBRImportance", "JCImportance", "TPVGroupImportance", "channel_groups"]
 
 
 def channel_groups(model: nn.Module, example: Any, *, forward: Forward | None = None) -> list[ChannelGroup]:
@@ -52,23 +52,20 @@ def channel_groups(model: nn.Module, example: Any, *, forward: Forward | None = 
         [ChannelGroup(name='0', width=4, tied=1)]
     """
     with unchanged(model):
-        return [channel_group(graph_group) for graph_group in all_groups(trace(model, example, forward))]
+        return [channel_group(group) for group in all_groups(trace(model, example, forward))]
 
 
-class Importance:
-    """A callable ``imp(group)`` for Torch-Pruning's pruners: scores of the group's root channels on the model
-    as it is now.
+class _Scores:
+    """Scores of a criterion on a model as it is now, in the form that Torch-Pruning's pruners call:
+    ``importance(group)``.
 
     All groups are scored together when the first is asked for after the weights have changed. Equal scores
-    are told apart by 1e-13 of the largest, because Torch-Pruning removes everything up to a threshold.
-
-    Attributes:
-        verify: whether to prove, when a model is first met, that the network without a channel computes what
-            it does with zeros in its place; Torch-Pruning's graph of shortcuts that pad with channels of
-            zeros is wrong.
+    are told apart by 1e-13 of the largest, because Torch-Pruning removes everything up to a threshold. The
+    first time with a model, its groups are verified: the network without a channel must compute what it does
+    with zeros in its place; ``verify = False`` leaves that out.
     """
 
-    verify: bool = True
+    verify = True
 
     def __init__(
         self,
@@ -78,17 +75,12 @@ class Importance:
         generator: Seed,
         chunk_size: int | None,
     ) -> None:
-        self.data, self.criterion, self.forward, self.generator, self.chunk_size = (
-            data,
-            criterion,
-            forward,
-            generator,
-            chunk_size,
-        )
+        self.data, self.criterion, self.forward = data, criterion, forward
+        self.generator, self.chunk_size = generator, chunk_size
         self._model: nn.Module | None = None
         self._frozen: Frozen | None = None
         self._state: Any = None
-        self._found: dict[Site, Tensor] = {}
+        self._values: dict[Site, Tensor] = {}
         self._wrong: list[str] = []
 
     def __call__(self, group: Any) -> Tensor:
@@ -99,22 +91,18 @@ class Importance:
         """
         model, graph = group._DG.model, group._DG
         if (state := _state(model)) != self._state:
-            self._found, self._state = {}, None
-            with suppress(
-                TPVError
-            ):  # for the sake of some group, which may not be asked for: then each by itself
-                self._score(
-                    model, [channel_group(each) for each in all_groups(graph, self.criterion.members)]
-                )
+            self._values, self._state = {}, None
+            with suppress(TPVError):  # because of a group that may not be asked for: then each by itself
+                self._score(model, scorable(all_groups(graph), self.criterion.parameters))
             self._state = state
-        mine = channel_group(group)
-        if mine.name in self._wrong:
-            raise TPVError(wrongly_traced(mine.name, "put its layer in ignored_layers"))
-        root = mine.members[0]
-        site, wanted = (root.module, root.role), torch.tensor(group[0].idxs)
-        if site not in self._found or self._found[site][wanted].isnan().any():
-            self._score(model, [channel_group(_whole(graph, group))])
-        return self._found[site][wanted]
+        root_group = channel_group(group)
+        if root_group.name in self._wrong:
+            raise TPVError(wrongly_traced(root_group.name, "put its layer in ignored_layers"))
+        root = root_group.members[0]
+        site, channels = (root.module, root.role), torch.tensor(group[0].idxs)
+        if site not in self._values or self._values[site][channels].isnan().any():
+            self._score(model, [channel_group(_with_all_channels(graph, group))])
+        return self._values[site][channels]
 
     def _score(self, model: nn.Module, groups: list[ChannelGroup]) -> None:
         if not groups:
@@ -122,50 +110,48 @@ class Importance:
         with unchanged(model):
             model.eval()
             if model is not self._model:
-                self._meet(model, groups)
-            found = score(
+                self._frozen = freeze(model, self.data, self.criterion, forward=self.forward)
+                self._model, self._wrong = model, self._wrongly_traced(model, groups)
+            scores = score(
                 model, self.data, groups, self.criterion, frozen=self._frozen,
                 forward=self.forward, generator=self.generator, chunk_size=self.chunk_size,
             )  # fmt: skip
-        for group, values in zip(groups, _distinct(found), strict=True):
+        for group, values in zip(groups, _distinct(scores), strict=True):
             for m in group.members:
-                known = self._found.get((m.module, m.role), torch.empty(0, dtype=torch.float64))
-                longer = torch.full(
-                    (max(len(known), int(m.index.max()) + 1),), torch.nan, dtype=torch.float64
-                )
+                known = self._values.get((m.module, m.role), torch.empty(0, dtype=torch.float64))
+                length = max(len(known), int(m.index.max()) + 1)
+                longer = torch.full((length,), torch.nan, dtype=torch.float64)
                 longer[: len(known)] = known
                 longer[m.index] = values[m.channel]
-                self._found[m.module, m.role] = longer
+                self._values[m.module, m.role] = longer
 
-    def _meet(self, model: nn.Module, groups: list[ChannelGroup]) -> None:
-        """Remember what the criterion wants of a new model, and find the groups that are traced wrongly."""
-        self._frozen = freeze(model, self.data, self.criterion, forward=self.forward)
-        self._model, self._wrong = model, []
-        if self.verify:
-            first = next(iter(batches(self.data)))
-            read = [group for group in groups if any(m.role == "consumer" for m in group.members)]
-            found = problems(model, ends(first, batch_size(first)), read, self.forward)
-            self._wrong = [name for name, problem in found.items() if problem == WRONG]
+    def _wrongly_traced(self, model: nn.Module, groups: list[ChannelGroup]) -> list[str]:
+        if not self.verify:
+            return []
+        first = next(iter(batches(self.data)))
+        example, consumed = ends(first, batch_size(first)), [group for group in groups if group.consumers]
+        failed = problems(model, example, consumed, self.forward)
+        return [name for name, problem in failed.items() if problem == WRONG]
 
 
-class TPVImportance(Importance):
+class TPVGroupImportance(_Scores):
     """:class:`tpv.pruning.TPVImportance` on unlabelled data.
 
     Args:
         data: calibration inputs, as in :func:`tpv.estimate`.
-        members, probes, squares, output, interactions: as in :class:`tpv.pruning.TPVImportance`; with
-            interactions, the importance of a channel is the damage of all channels that go before it and its
-            own.
+        probes, parameters, output, interactions: as in :class:`tpv.pruning.TPVImportance`; with interactions,
+            the importance of a channel is the damage of all channels that go before it and its own.
         forward, generator, chunk_size: as in :func:`tpv.estimate`.
 
     Cost: of :func:`tpv.pruning.score`, once for each state of the model.
 
     Example:
         >>> import torch, torch_pruning as tp
-        >>> from tpv.integrations.torch_pruning import TPVImportance
+        >>> from tpv.integrations.torch_pruning import TPVGroupImportance
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).eval()
         >>> x = torch.randn(64, 8)
-        >>> tp.pruner.BasePruner(model, x[:1], TPVImportance(x), pruning_ratio=0.5, ignored_layers=[model[2]]).step()
+        >>> options = {"pruning_ratio": 0.5, "ignored_layers": [model[2]]}
+        >>> tp.pruner.BasePruner(model, x[:1], TPVGroupImportance(x), **options).step()
         >>> model[0]
         Linear(in_features=8, out_features=3, bias=True)
     """
@@ -174,31 +160,26 @@ class TPVImportance(Importance):
         self,
         data: object,
         *,
-        members: Members = "consumers",
         probes: int = 1,
-        squares: Squares = "joint",
+        parameters: Parameters = "consumers",
         output: OutputSpec = "logits",
         interactions: bool = False,
         forward: Forward | None = None,
         generator: Seed = 0,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(
-            data,
-            criteria.TPVImportance(probes, members, squares, output, interactions),
-            forward,
-            generator,
-            chunk_size,
-        )
+        criterion = TPVImportance(probes, parameters, output, interactions)
+        super().__init__(data, criterion, forward, generator, chunk_size)
 
 
-class JBR(Importance):
-    """:class:`tpv.pruning.JBR` on unlabelled data; its pseudo-labels are frozen when it first meets a model.
+class JBRImportance(_Scores):
+    """:class:`tpv.pruning.JBR` on unlabelled data; its pseudo-labels are those of each model when it is first
+    scored.
 
     Args:
-        data, forward, chunk_size: as in :class:`TPVImportance`; the data must come in the same order at every
-            reading.
-        confidence, members, squares, interactions: as in :class:`tpv.pruning.JBR`.
+        data: as in :class:`TPVGroupImportance`; it must come in the same order at every reading.
+        confidence, parameters, interactions: as in :class:`tpv.pruning.JBR`.
+        forward, chunk_size: as in :class:`TPVGroupImportance`.
     """
 
     def __init__(
@@ -206,36 +187,32 @@ class JBR(Importance):
         data: object,
         *,
         confidence: float = 0.0,
-        members: Members = "all",
-        squares: Squares = "joint",
+        parameters: Parameters = "all",
         interactions: bool = False,
         forward: Forward | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(
-            data, criteria.JBR(confidence, members, squares, interactions), forward, 0, chunk_size
-        )
+        super().__init__(data, JBR(confidence, parameters, interactions), forward, 0, chunk_size)
 
 
-class JC(Importance):
+class JCImportance(_Scores):
     """:class:`tpv.pruning.JC` on labelled data.
 
     Args:
         data: batches (inputs, labels), or mappings with labels.
-        members, squares, interactions, forward, chunk_size: as in :class:`JBR`.
+        parameters, interactions, forward, chunk_size: as in :class:`JBRImportance`.
     """
 
     def __init__(
         self,
         data: object,
         *,
-        members: Members = "all",
-        squares: Squares = "joint",
+        parameters: Parameters = "all",
         interactions: bool = False,
         forward: Forward | None = None,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(data, criteria.JC(members, squares, interactions), forward, 0, chunk_size)
+        super().__init__(data, JC(parameters, interactions), forward, 0, chunk_size)
 
 
 def _state(model: nn.Module) -> Any:
@@ -244,13 +221,12 @@ def _state(model: nn.Module) -> Any:
     return [(id(t), t.data_ptr(), t._version, t.shape, t.detach().double().sum().item()) for t in tensors]
 
 
-def _whole(graph: Any, group: Any) -> Any:
+def _with_all_channels(graph: Any, group: Any) -> Any:
     """The group with all channels of its root."""
     root = group[0].dep
-    widths = (
-        graph.get_out_channels if graph.is_out_channel_pruning_fn(root.handler) else graph.get_in_channels
-    )
-    return graph.get_pruning_group(root.target.module, root.handler, list(range(widths(root.target.module))))
+    writes = graph.is_out_channel_pruning_fn(root.handler)
+    width = (graph.get_out_channels if writes else graph.get_in_channels)(root.target.module)
+    return graph.get_pruning_group(root.target.module, root.handler, list(range(width)))
 
 
 def _distinct(scores: ChannelScores) -> list[Tensor]:

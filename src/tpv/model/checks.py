@@ -64,13 +64,22 @@ def _unsteady(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if isinstance(module, _BatchNorm):
         if module.training:
-            return f"a {kind} in training mode, so every prediction depends on its batch: call model.eval() first."
+            return (
+                f"a {kind} in training mode, so every prediction depends on its batch: call model.eval() "
+                "first."
+            )
         if module.running_mean is None:
-            return f"a {kind} without running statistics, so every prediction depends on its batch: TPV is not defined for it."
+            return (
+                f"a {kind} without running statistics, so every prediction depends on its batch: TPV is not "
+                "defined for it."
+            )
     if isinstance(module, _DropoutNd) and module.training and module.p > 0:
         return f"an active {kind}(p={module.p}), which makes predictions random: call model.eval() first."
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.training and module.dropout > 0:
-        return f"a {kind} with active dropout={module.dropout}, which makes predictions random: call model.eval() first."
+        return (
+            f"a {kind} with active dropout={module.dropout}, which makes predictions random: call "
+            "model.eval() first."
+        )
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
         return f"a {kind} with max_norm, which rewrites its weights in every forward pass: set max_norm=None."
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.scale_grad_by_freq or module.sparse):
@@ -132,7 +141,10 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
     with (
         torch.enable_grad()
     ):  # so that a tensor of weights that the model keeps has its history, and using it twice fails aloud
-        first = lin(few).detach()
+        with lin.watch.forward() as check_graph:
+            outputs = lin(few)
+        check_graph(outputs)
+        first = outputs.detach()
     if len(first) != m:
         raise TPVError(
             f"outputs must have the examples along the first axis: {m} examples gave outputs of shape "
@@ -141,7 +153,8 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
         )
     if not first.isfinite().all():
         raise TPVError(explain_non_finite(lin, few))
-    tolerance = repeatability(first.dtype) * first.abs().max()
+    dtypes = {first.dtype, *(w.dtype for w in lin.weights.values())}
+    tolerance = max(map(repeatability, dtypes)) * first.abs().max()
     if (lin(few) - first).abs().max() > tolerance:
         raise TPVError(
             "two passes over the same batch gave different outputs: the model draws random numbers or "
@@ -179,7 +192,10 @@ def explain_non_finite(lin: Linearization, batch: Any) -> str:
         for handle in handles:
             handle.remove()
     if culprits:
-        return f"the outputs are NaN or infinite; {culprits[0]} is the first module to produce them: check its inputs and the dtype's range."
+        return (
+            f"the outputs are NaN or infinite; {culprits[0]} is the first module to produce them: check its "
+            "inputs and the dtype's range."
+        )
     return (
         "the result is NaN or infinite although the outputs are finite: gradients or displaced outputs "
         "overflow; "

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from tpv.common.errors import is_out_of_memory
+from tpv.model.attention import MathAttention
+from tpv.model.attributes import Attributes
 from tpv.model.batches import batch_size, call_model, duplicated
-from tpv.model.guard import Attributes
 from tpv.model.outputs import Output, as_output, mask_of
+from tpv.model.process_state import eager
+from tpv.model.twin import Forward as Forward
+from tpv.model.watch import watch_of
 from tpv.model.weights import Weights
-
-Forward = Callable[[nn.Module, Any], Any]
 
 
 class Linearization:
@@ -40,6 +40,7 @@ class Linearization:
         self, model: nn.Module, forward: Forward | None = None, output: Output | None = None
     ) -> None:
         self.model = model
+        self.watch = watch_of(model)
         self.output = output or as_output("logits")
         self.weights = Weights(model)
         self.custom_forward = forward is not None
@@ -62,7 +63,7 @@ class Linearization:
 
     def __call__(self, batch: Any) -> Tensor:
         """Predictions z (N, ...), with gradients wherever the caller enabled them."""
-        with _eager():
+        with eager():
             return self._predictions(self.output.select(self._caller(batch)), batch)
 
     def alone(self, example: Any) -> Tensor:
@@ -76,7 +77,7 @@ class Linearization:
     def outputs(self, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
         """Outputs f (N, ...) with some parameters replaced."""
         renamed = {f"model.{name}": value for name, value in weights.items()}
-        with _eager():
+        with eager():
             return self.output.select(functional_call(self._caller, renamed, (batch,)))
 
     def reading(self, coordinates: Callable[[Tensor, Tensor], Tensor]) -> Linearization:
@@ -119,7 +120,7 @@ class Linearization:
         def f(w: Mapping[str, Tensor]) -> Tensor:
             return self.at(w, batch)
 
-        with sdpa_kernel(SDPBackend.MATH):
+        with MathAttention():
             if self._forward_mode:
                 try:
                     with torch.no_grad():
@@ -136,11 +137,6 @@ def masked(z: Tensor, batch: Any) -> Tensor:
     """z with zeros at the padded positions of a batch with an attention mask."""
     mask = mask_of(batch, z)
     return z if mask is None else z * mask
-
-
-def _eager() -> AbstractContextManager[object]:
-    """Compiled modules run as written, so that the calls inside of them can be recorded."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _double_backward(

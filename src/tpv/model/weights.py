@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError, did_you_mean
 from tpv.common.format import called
+from tpv.model.watch import watch_of
 
 Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 """Glob patterns of parameter names, or a function of (name, parameter)."""
@@ -33,7 +34,7 @@ class Weights(Mapping[str, Tensor]):
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str] | None = None) -> None:
-        self._model = model
+        self._model, self.watch = model, watch_of(model)
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
         self._tensors = {n: trainable[n].detach() for n in (trainable if names is None else names)}
 

@@ -16,10 +16,11 @@ from tpv.common.fingerprint import weights_digest
 from tpv.jacobian import Sweep
 from tpv.model.batches import batches
 from tpv.model.checks import check_model
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.memory import available_bytes
 from tpv.model.outputs import Output, OutputSpec, as_output
+from tpv.model.process_state import process_state
+from tpv.model.twin import twin_of
 from tpv.model.weights import Patterns
 from tpv.ntk.jacobian import GRAM_BYTES, JacobianRows, gram, widest
 from tpv.ntk.products import Tangents, pull, push
@@ -199,7 +200,7 @@ class NTK:
             self._refuse_too_large(self.dense_bytes)
             _log.info("writing out %r: %.2f GiB", self, self.dense_bytes / 2**30)
             rows = self.rows
-            with unchanged(self.lin.model):
+            with process_state():
                 product = gram(rows, rows, self.names)
             self._matrix = (product + product.T).div_(2)
         return self._matrix
@@ -240,14 +241,14 @@ class NTK:
 
     def pull(self, v: Tensor) -> dict[str, Tensor]:
         """Jᵀv for v (nK, R): parameter name → (R, *shape). Cost: one forward and R backward passes."""
-        with unchanged(self.lin.model):
+        with process_state():
             return pull(self.train, self.names, self._vectors(v))
 
     def push(self, tangents: Tangents, data: object = None) -> Tensor:
         """Jδ for R displacements, (nK, R); at other inputs if ``data`` is given. Cost: R Jacobian-vector
         products.
         """
-        with unchanged(self.lin.model):
+        with process_state():
             return push(self.lin, tangents, self._parts(data))
 
     def _parts(self, data: object) -> Iterator[Any]:
@@ -257,7 +258,7 @@ class NTK:
 
     def cross(self, data: object) -> Tensor:
         """The kernel between other inputs and these, (mK, nK), written out."""
-        with unchanged(self.lin.model):
+        with process_state():
             other = TrainingSet(self.lin, data, center=self.train.center, chunk_size=self.train.chunk_size)
             self._refuse_too_large(
                 other.rows * self.train.rows * self.dtype.itemsize + self._scratch(other.rows)
@@ -277,8 +278,8 @@ def _linearized(
         yield model
         return
     check_model(model)
-    with unchanged(model):
-        yield Linearization(model, forward, _linear(output))
+    with twin_of(model, forward) as (twin, remapped):
+        yield Linearization(twin, remapped, _linear(output))
 
 
 def _linear(output: OutputSpec) -> Output:

@@ -85,7 +85,7 @@ class BoundSample(Bound):
 
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
         """δ with its names, shapes and values checked, and 0 in the padding rows of embeddings."""
-        delta = dict(users_code(self.draw, self.weights, generator))
+        delta = dict(users_code(self.weights, f"{self.spec!r}.sample", self.draw, self.weights, generator))
         self._refuse_nothing(delta)
         for name, value in delta.items():
             w = self._known(name)
@@ -101,7 +101,7 @@ class BoundSample(Bound):
 
     def variance(self) -> dict[str, Tensor] | None:
         """The variances with their names, shapes and values checked."""
-        variances = users_code(self.variances, self.weights)
+        variances = users_code(self.weights, f"{self.spec!r}.variance", self.variances, self.weights)
         if variances is None:
             return None
         self._refuse_nothing(variances)
@@ -159,12 +159,17 @@ class BoundSum(Bound):
 
 def selected(lin: Linearization, params: Patterns) -> Weights:
     """The weights that a perturbation's ``params`` selects."""
-    return users_code(lin.weights.select, params)
+    return users_code(lin.weights, "params=", lin.weights.select, params)
 
 
-def users_code(function: Callable[..., T], *arguments: object) -> T:
-    """Calls ``params=``, ``sample`` or ``variance``: the one place where a perturbation's own code runs."""
-    return function(*arguments)
+def users_code(weights: Weights, what: str, function: Callable[..., T], *arguments: object) -> T:
+    """Calls ``params=``, ``sample`` or ``variance``: the one place where a perturbation's own code runs.
+
+    Raises:
+        TPVError: before the code writes to the model's weights or buffers.
+    """
+    with weights.watch.callback(what):
+        return function(*arguments)
 
 
 def _broadcasts(value: Tensor, w: Tensor) -> bool:

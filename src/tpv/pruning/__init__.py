@@ -1,19 +1,20 @@
 """Structured pruning by how much the predictions change."""
 
 from tpv.allocation.knapsack import Allocation, Cost, allocate
+from tpv.model.costs import module_macs, parameters
+from tpv.model.shortcuts import replace_padding_shortcuts
 from tpv.pruning.channels.groups import ChannelGroup, Member
-from tpv.pruning.channels.shortcuts import replace_padding_shortcuts
 from tpv.pruning.files.checkpoint import load, save
 from tpv.pruning.prune import prune
 from tpv.pruning.repair.compensation import compensate
 from tpv.pruning.repair.recalibration import recalibrate
-from tpv.pruning.run.result import PruningResult, PruningStep
-from tpv.pruning.scores.baselines import Magnitude, Random
+from tpv.pruning.result import PruningResult
 from tpv.pruning.scores.channel_scores import ChannelScores, GroupScores
 from tpv.pruning.scores.cotangents import Frozen, freeze
 from tpv.pruning.scores.criteria import JBR, JC, Criterion, TPVImportance
 from tpv.pruning.scores.scoring import score
-from tpv.pruning.widths.costs import module_macs, parameters
+from tpv.pruning.step import PruningStep
+from tpv.pruning.task import PruningConfig
 from tpv.pruning.widths.target import Target
 
 __all__ = [
@@ -26,11 +27,10 @@ __all__ = [
     "Criterion",
     "Frozen",
     "GroupScores",
-    "Magnitude",
     "Member",
+    "PruningConfig",
     "PruningResult",
     "PruningStep",
-    "Random",
     "TPVImportance",
     "Target",
     "allocate",

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from tpv.common.progress import Listener, Progress
 from tpv.model.batches import batch_size, batches, ends
 from tpv.model.checks import check_model
 from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward
-from tpv.pruning.channels.shortcuts import replace_padding_shortcuts
-from tpv.pruning.run.plan import Allocation, Importance, Plan
-from tpv.pruning.run.result import PruningResult
-from tpv.pruning.run.resume import PruningStore
-from tpv.pruning.run.run import Run, Tell
+from tpv.model.shortcuts import replace_padding_shortcuts
+from tpv.pruning.files.architecture import Architecture
+from tpv.pruning.files.folder import DESCRIPTION, LOG, WEIGHTS, check_writable
+from tpv.pruning.loop import PruningLoop
+from tpv.pruning.result import PruningResult
 from tpv.pruning.scores.criteria import Criterion, TPVImportance
-from tpv.pruning.widths.curves import Curve
+from tpv.pruning.task import PruningConfig, PruningTask, Strategy
 from tpv.pruning.widths.target import Target
 
 
@@ -28,27 +29,21 @@ def prune(
     data: object,
     target: str | Target = "macs=0.5",
     *,
-    criterion: Criterion | Importance | None = None,
-    allocation: Allocation = "global",
+    criterion: Criterion | Callable[[Any], Tensor] | None = None,
+    allocation: Strategy = "global",
     compensate: bool = False,
-    recalibrate: bool = False,
-    steps: int | None = None,
     test: object = None,
-    ignore: Collection[str] = (),
-    curves: Mapping[str, Curve] | None = None,
-    out: str | Path | None = None,
-    fresh: bool = False,
     forward: Forward | None = None,
-    generator: int = 0,
-    progress: Tell | None = None,
+    progress: bool | Listener = False,
+    config: PruningConfig | None = None,
 ) -> PruningResult:
     r"""A smaller copy of a trained network, from unlabelled inputs and without training.
 
-    Channels are scored, chosen until the target is met (at least one stays in every layer), and removed with
-    everything that goes with them, in ``steps`` even steps of cost; each step starts from the unpruned
-    network with the channels that the last one left. Padding shortcuts, which Torch-Pruning cannot follow,
-    become the convolutions that compute the same (:func:`tpv.pruning.replace_padding_shortcuts`). The model
-    itself is left bit for bit as it was.
+    Channels are scored, selected until the target is met (at least one stays in every layer), and removed
+    with everything that depends on them, in even steps of cost; each step starts from the unpruned network
+    with the channels that the last one left. Padding shortcuts, which Torch-Pruning cannot follow, become the
+    convolutions that compute the same (:func:`tpv.pruning.replace_padding_shortcuts`). The model itself is
+    left bit for bit as it was.
 
     Args:
         model: a trained ``nn.Module`` in evaluation mode.
@@ -61,18 +56,12 @@ def prune(
         allocation: ``"global"``, one ranking of all channels; ``"uniform"``, the same share of every group;
             ``"curves"``, the widths of least damage by measured curves E‖Δf‖² of each group
             (:func:`tpv.pruning.allocate`), in one step by default.
-        compensate: re-fit the layers behind removed channels in closed form (:func:`tpv.pruning.compensate`).
-        recalibrate: set BatchNorm's running statistics anew on the calibration inputs.
-        steps: by default 9, or 1 for ``"curves"``.
-        test: inputs that take no part, labelled for the accuracy, ``(inputs, labels)`` or mappings with
-            labels.
-        ignore: glob patterns of groups to leave alone, by the name of the layer that makes the channels.
-        curves: those of an earlier result (:attr:`PruningResult.curves`), so that another target needs no new
-            measurement.
-        out: a folder for the pruned network, the log and what is needed to resume.
-        fresh: forget what an interrupted run left in ``out``.
-        forward, generator: as in :func:`tpv.estimate`.
-        progress: called with (what is being done, parts done, parts) as the work goes on.
+        compensate: re-fit the layers behind removed channels by least squares
+            (:func:`tpv.pruning.compensate`).
+        test: held-out inputs, labelled for the accuracy, ``(inputs, labels)`` or mappings with labels.
+        forward: as in :func:`tpv.estimate`.
+        progress: True for a bar on standard error, or a function that gets each :class:`tpv.ProgressEvent`.
+        config: steps, groups to ignore, a folder for the result and other rarer options.
 
     Returns:
         The pruned network, and for each step what was removed, the output change predicted before and
@@ -88,16 +77,21 @@ def prune(
 
     Example:
         >>> import torch, tpv
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)).eval()
-        >>> result = tpv.prune(model, torch.randn(64, 8), "params=0.5", steps=2)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 3)).eval()
+        >>> config = tpv.pruning.PruningConfig(steps=2)
+        >>> result = tpv.prune(model, torch.randn(64, 8), "params=0.5", config=config)
         >>> result.model[0], result.steps[-1].params_share <= 0.5
         (Linear(in_features=8, out_features=7, bias=True), True)
     """
     check_model(model)
+    config = config or PruningConfig()
+    folder = None if config.out is None else Path(config.out)
+    if folder is not None:
+        check_writable(folder, WEIGHTS, DESCRIPTION, LOG, overwrite=config.overwrite)
     with unchanged(model):
         parts = list(batches(data))
         traceable, replaced = _traceable(model, parts, forward)
-        plan = Plan(
+        task = PruningTask(
             model=traceable,
             data=parts,
             test=None if test is None else list(batches(test)),
@@ -105,21 +99,14 @@ def prune(
             criterion=criterion or TPVImportance(interactions=True),
             allocation=allocation,
             compensate=compensate,
-            recalibrate=recalibrate,
-            steps=steps if steps is not None else (1 if allocation == "curves" else 9),
-            ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
-            curves=curves or {},
             forward=forward,
-            generator=generator,
+            config=config,
             replaced=replaced,
         )
-        store = PruningStore(None if out is None else Path(out), plan.fingerprint(), fresh=fresh)
-        try:
-            result = Run(plan, store, progress or (lambda *_: None)).result()
-        except BaseException:
-            store.discard_if_empty()
-            raise
-        store.finish(result)
+        with Progress.of(progress).stage("pruning", total=task.steps) as bar:
+            result = PruningLoop(task, Architecture.of(model), bar).run()
+    if folder is not None:
+        result.save(folder, overwrite=True)
     return result
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tpv.model.batches import batch_size, narrow
-from tpv.model.guard import unchanged
 from tpv.model.layers import layer_of
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec, as_output
+from tpv.model.twin import twin_of
 from tpv.perturbations import PerturbationSpec
 
 
@@ -27,11 +27,11 @@ def dense_jacobian(
         >>> tpv.testing.dense_jacobian(torch.nn.Linear(3, 2), torch.ones(5, 3))["weight"].shape
         torch.Size([5, 2, 2, 3])
     """
-    lin = Linearization(model, forward, as_output(output))
-    parameters = [model.get_parameter(name) for name in lin.weights]
     n = batch_size(batch)
     examples = []
-    with unchanged(model), torch.enable_grad():
+    with twin_of(model, forward) as (twin, remapped), torch.enable_grad():
+        lin = Linearization(twin, remapped, as_output(output))
+        parameters = [twin.get_parameter(name) for name in lin.weights]
         for i in range(n):
             outputs = lin.alone(narrow(batch, i, i + 1, n)).flatten()
             rows = [torch.autograd.grad(y, parameters, retain_graph=True, allow_unused=True) for y in outputs]

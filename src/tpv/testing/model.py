@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv.common.errors import TPVError
 from tpv.common.format import table
 from tpv.jacobian import Sweep
 from tpv.jacobian.batch_pass import LOCAL
@@ -19,9 +17,9 @@ from tpv.jacobian.formulas.base import Variance
 from tpv.model.batches import batch_size, map_tensors, narrow
 from tpv.model.checks import check_device, check_outputs
 from tpv.model.checks import check_model as check_fixed_point
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec, as_output
+from tpv.model.twin import twin_of
 from tpv.testing.float64 import Float64Everywhere
 
 _TOLERANCE = 1e-9
@@ -86,11 +84,11 @@ def check_model(
     r"""Check on a model that the sweep gives every parameter's per-example :math:`\sum_i (J^\top v)_i^2` as
     plain autograd does.
 
-    A copy of the model runs in float64, and each example alone through plain ``torch.autograd``: for every
+    The model runs in float64, and each example alone through plain ``torch.autograd``: for every
     output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints what it found.
 
     Args:
-        model: in evaluation mode; it must be possible to copy it.
+        model: in evaluation mode.
         batch: a few examples that differ, in the form that :func:`tpv.estimate` takes batches.
         forward, output: as in :func:`tpv.estimate`.
 
@@ -113,29 +111,15 @@ def check_model(
         {'Linear'}
     """
     check_fixed_point(model)
-    with Float64Everywhere():
-        model = _in_float64(model)
+    with twin_of(model, forward) as (twin, remapped), Float64Everywhere():
         batch = map_tensors(batch, lambda t: t.double() if t.is_floating_point() else t)
-        lin = Linearization(model, forward, as_output(output))
+        lin = Linearization(twin.double(), remapped, as_output(output))
         if forward is None:
-            check_device(model, batch)
-        with unchanged(model):
-            outputs = check_outputs(lin, batch)[0].numel()
-            found = _compared(lin, batch, outputs)
+            check_device(twin, batch)
+        outputs = check_outputs(lin, batch)[0].numel()
+        found = _compared(lin, batch, outputs)
     print(found)
     return found
-
-
-def _in_float64(model: nn.Module) -> nn.Module:
-    """A copy, or the model itself where it is in float64 and cannot be copied."""
-    try:
-        return copy.deepcopy(model).double()
-    except Exception as error:
-        if all(p.dtype == torch.float64 for p in model.parameters()):
-            return model
-        raise TPVError(
-            f"the model cannot be copied to float64 ({error}): give it in float64, model.double()."
-        ) from error
 
 
 def _compared(lin: Linearization, batch: Any, outputs: int) -> ModelCheck:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tpv.jacobian.formulas.base import Variance
+from tpv.model.attention import MathAttention
 from tpv.model.batches import has_plain_rows, map_tensors, narrow, per_example, tensors
 from tpv.model.linearization import Linearization
 from tpv.model.memory import SCRATCH_BYTES
@@ -70,7 +70,7 @@ def vmappable() -> Iterator[None]:
     """Attention by the kernel that ``vmap`` has rules for, and no warning that it is slow over some other
     operation.
     """
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    with MathAttention(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

@@ -15,8 +15,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from tpv.jacobian.formulas.base import checksum
+from tpv.model.attributes import Attributes
 from tpv.model.batches import map_tensors, tensors
-from tpv.model.guard import Attributes
 
 Site = tuple[nn.Module, int]
 """A module and which of its calls in a forward pass."""

@@ -1,4 +1,4 @@
-"""What goes when a channel goes: the axes of a network's weights that share their channels."""
+"""What is removed with a channel: the axes of a network's weights that share their channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from tpv.common.errors import TPVError
 
 Role = Literal["consumer", "producer", "parameter", "opaque"]
-Members = Literal["consumers", "all", "producers"]
+Parameters = Literal["consumers", "all"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,10 +19,10 @@ class Member:
 
     Attributes:
         module: its name in the model.
-        role: ``"consumer"``: the module reads the channels as inputs (convolutions, linear layers);
-            ``"producer"``: it writes or passes them on (convolutions, linear layers, norms, depthwise
-            convolutions, embeddings); ``"parameter"``: it is no module but a parameter outside of one, added
-            or multiplied elementwise; ``"opaque"``: what cannot be scored by channel.
+        role: ``"consumer"``: the module takes the channels as inputs (convolutions, linear layers);
+            ``"producer"``: it computes them or passes them on (convolutions, linear layers, norms, depthwise
+            convolutions, embeddings); ``"parameter"``: a parameter outside of a layer, added or multiplied
+            elementwise; ``"opaque"``: an operation that cannot be scored by channel.
         index: (P,) positions along the module's axis.
         channel: (P,) the group's channel that each position belongs to; a linear layer behind a flattening
             has several for each.
@@ -36,7 +36,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Channels that can be removed, and everything that goes with each.
+    """Channels that can be removed, and everything that is removed with each.
 
     Attributes:
         name: of the module whose output channels these are (the first, where several are coupled by
@@ -52,34 +52,37 @@ class ChannelGroup:
     members: tuple[Member, ...] = field(repr=False)
     tied: int = 1
 
-    def chosen(self, members: Members) -> tuple[Member, ...]:
-        """The members whose weights count as the channel's.
+    def scored_members(self, parameters: Parameters) -> tuple[Member, ...]:
+        """The members whose weights a score counts.
 
         Raises:
-            TPVError: if there is none.
+            TPVError: if there is none, or one that cannot be scored by channel.
         """
-        opaque = [m.module for m in self.members if m.role == "opaque"]
-        if opaque:
+        if opaque := [m.module for m in self.members if m.role == "opaque"]:
             raise TPVError(
-                f"the channels of {self.name} go through {', '.join(opaque[:3])}, "
-                "whose weights cannot be scored by channel: leave this group out."
+                f"the channels of {self.name} go through {', '.join(opaque[:3])}, whose weights cannot be "
+                "scored by channel: leave this group out."
             )
         raw = [m.module for m in self.members if m.role == "parameter"]
-        if raw and members != "consumers":
+        if raw and parameters == "all":
             raise TPVError(
                 f"the channels of {self.name} go through {raw[0]}, a parameter outside of a layer, which "
-                "cannot be scored by channel: "
-                'use members="consumers", or leave this group out.'
+                'cannot be scored by channel: use parameters="consumers", or leave this group out.'
             )
-        found = self.members if members == "all" else tuple(m for m in self.members if m.role == members[:-1])
-        if not found:
+        scored = self.members if parameters == "all" else self.consumers
+        if not scored:
+            other = 'score them with parameters="all", or ' if self.members else ""
             raise TPVError(
-                f"no convolution or linear layer {'reads' if members == 'consumers' else 'writes'} the "
-                f"channels of {self.name}: "
-                f'score them with members="{"all" if self.members else "producers"}", or leave this group out.'
+                f"no convolution or linear layer takes the channels of {self.name} as inputs: {other}leave "
+                "this group out."
             )
-        return found
+        return scored
+
+    @property
+    def consumers(self) -> tuple[Member, ...]:
+        """The members that take the channels as inputs."""
+        return tuple(m for m in self.members if m.role == "consumer")
 
     def channels(self, unit: int) -> list[int]:
-        """The channels of a set: those of the root module, ``tied`` of them."""
+        """The ``tied`` channels of a set, by their numbers in the module that gives the group its name."""
         return [unit + i * self.width for i in range(self.tied)]

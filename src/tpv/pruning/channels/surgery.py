@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,30 +18,19 @@ Removed = Mapping[str, Sequence[int]]
 """Group → removed channels (sets of tied ones), numbered as in the unpruned model."""
 
 
-@dataclass(frozen=True, eq=False)
-class Surgery:
-    """A pruned copy of a model.
-
-    Attributes:
-        model: the copy.
-        history: Torch-Pruning's pruning history, ``[[module, whether its outputs, indices], ...]``.
-    """
-
-    model: nn.Module
-    history: list[list[Any]]
-
-
 def remove(
     model: nn.Module,
     example: Any,
     groups: Sequence[ChannelGroup],
     removed: Removed,
     forward: Forward | None = None,
-) -> Surgery:
+) -> nn.Module:
     """A copy of the model without these channels.
 
     Raises:
         TPVError: if a group would be left empty.
+
+    Cost: a forward pass of the example, to trace the copy.
     """
     pruned = copy.deepcopy(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -54,26 +42,31 @@ def remove(
         if channels:
             group_of(graph, group.name, channels).prune()
     for name, p in pruned.named_parameters():
-        p.requires_grad_(name not in frozen)
-    return Surgery(pruned, [list(entry) for entry in graph.pruning_history()])
+        p.requires_grad_(name not in frozen and p.is_floating_point())
+    return pruned
+
+
+def remaining_channels(group: ChannelGroup, removed: Removed) -> list[int]:
+    """The channels of a group that are still there, numbered as in the unpruned model."""
+    gone = set(removed.get(group.name, ()))
+    return [c for c in range(group.width) if c not in gone]
 
 
 def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelGroup]:
     """The groups as they are in the pruned model: positions along axes that have become shorter."""
     kept = _kept(groups, removed)
-    found = []
+    narrower = []
     for group in groups:
-        stays = torch.tensor(
-            [c for c in range(group.width) if c not in set(removed.get(group.name, ()))], dtype=torch.long
-        )
-        channels = torch.full((group.width,), -1).scatter_(0, stays, torch.arange(len(stays)))
+        stays = remaining_channels(group, removed)
+        channels = torch.full((group.width,), -1)
+        channels[stays] = torch.arange(len(stays))
         members = []
         for m in group.members:
             there = channels[m.channel] >= 0
             positions = kept[m.module, m.role].long().cumsum(0) - 1
             members.append(Member(m.module, m.role, positions[m.index[there]], channels[m.channel[there]]))
-        found.append(ChannelGroup(group.name, len(stays), tuple(members), group.tied))
-    return found
+        narrower.append(ChannelGroup(group.name, len(stays), tuple(members), group.tied))
+    return narrower
 
 
 def kept_outputs(groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
@@ -86,13 +79,38 @@ def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, R
     """(Module, role) → which positions of the axis stay; positions beyond the last that a group knows are
     left out.
     """
-    found: dict[tuple[str, Role], Tensor] = {}
+    kept: dict[tuple[str, Role], Tensor] = {}
     for group in groups:
         gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.long)
         for m in group.members:
-            length = int(m.index.max()) + 1
-            keep = found.get((m.module, m.role), torch.ones(0, dtype=torch.bool))
-            keep = torch.cat([keep, torch.ones(max(0, length - len(keep)), dtype=torch.bool)])
-            keep[m.index[torch.isin(m.channel, gone)]] = False
-            found[m.module, m.role] = keep
+            known = kept.get((m.module, m.role), torch.ones(0, dtype=torch.bool))
+            more = torch.ones(max(0, int(m.index.max()) + 1 - len(known)), dtype=torch.bool)
+            kept[m.module, m.role] = torch.cat([known, more])
+            kept[m.module, m.role][m.index[torch.isin(m.channel, gone)]] = False
+    return kept
+
+
+def masks(model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
+    """Masks of the weights that take channels as inputs, 0 for the removed ones."""
+    found: dict[str, Tensor] = {}
+    for group in groups:
+        gone = torch.tensor(list(removed.get(group.name, ())), dtype=torch.long)
+        for member in group.scored_members("consumers") if len(gone) else ():
+            name, layer = f"{member.module}.weight", model.get_submodule(member.module)
+            device = next(layer.parameters()).device
+            mask = mask_of_inputs(layer, member.index[torch.isin(member.channel, gone)]).to(device)
+            found[name] = found[name] & mask if name in found else mask
     return found
+
+
+def mask_of_inputs(layer: nn.Module, gone: Tensor) -> Tensor:
+    """A mask for a layer's weight, 0 at the inputs ``gone``; those of a convolution in groups are in one."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    groups, kernel = getattr(layer, "groups", 1), [1] * (weight.ndim - 2)
+    if getattr(layer, "transposed", False):
+        mask = torch.ones(len(weight), 1, *kernel, dtype=torch.bool)
+        mask[gone] = False
+        return mask
+    mask = torch.ones(groups, 1, weight.shape[1], dtype=torch.bool)
+    mask.movedim(1, -1).reshape(-1)[gone] = False
+    return mask.expand(-1, len(weight) // groups, -1).reshape(len(weight), weight.shape[1], *kernel)

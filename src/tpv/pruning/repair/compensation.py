@@ -1,4 +1,4 @@
-"""Re-fitting the layers of a pruned network in closed form, front to back, without labels."""
+"""Re-fitting the layers of a pruned network by least squares, front to back, without labels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpv.common.progress import Listener, Progress
 from tpv.model.batches import batch_size, batches, call_model, ends
 from tpv.model.linearization import Forward
-from tpv.pruning.repair.joins import Readers, joins
+from tpv.pruning.repair.joins import UsesOf, joins
 from tpv.pruning.repair.least_squares import (
     Layer,
-    Moments,
-    Sums,
-    best_ridge,
+    SplitMoments,
     counted_rows,
     error,
     fit,
@@ -32,12 +31,12 @@ _SMALLEST_SLOPE = 1e-3
 
 @dataclass(frozen=True)
 class Refit:
-    """What became of one layer.
+    """The fit of one layer.
 
     Attributes:
         layer: its name.
-        ridge: chosen on held-out images.
-        error: E‖W x + b − y‖² over E‖y − E y‖², after the fit, on all images.
+        ridge: chosen on held-out examples.
+        error: E‖W x + b − y‖² over E‖y − E y‖², after the fit, on all examples.
     """
 
     layer: str
@@ -46,7 +45,7 @@ class Refit:
 
 
 class _StopError(Exception):
-    """The pass has seen what it came for."""
+    """Ends a forward pass that is no longer needed."""
 
 
 def compensate(
@@ -56,7 +55,7 @@ def compensate(
     kept: Mapping[str, Tensor],
     *,
     forward: Forward | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bool | Listener | Progress = False,
 ) -> list[Refit]:
     r"""Re-fit, in place, every convolution and linear layer behind a removed channel towards the unpruned
     network's outputs.
@@ -65,7 +64,7 @@ def compensate(
 
     with x' the layer's inputs in the *already pruned and re-fitted* network, y its outputs in the unpruned
     one, and, where y is added to a residual stream (directly or behind a BatchNorm), e the error that is
-    already in the stream. λ is chosen on every fourth image. Where the layer has no bias, b goes into the
+    already in the stream. λ is chosen on every fourth example. Where the layer has no bias, b goes into the
     running mean of the BatchNorm behind it; without either, b = 0. Layers that are frozen, tied, called twice
     or have hooks stay as they are; batches that skip a layer and padded positions do not count for it.
 
@@ -76,54 +75,47 @@ def compensate(
         kept: module → which output channels of the reference it still has, from
             :func:`tpv.pruning.channels.surgery.kept_outputs`.
         forward: as in :func:`tpv.estimate`.
-        progress: called with (layers done, layers).
+        progress: as in :func:`tpv.prune`.
 
     Returns:
         A line for each layer, in the order of execution.
 
     Cost: for each layer one forward pass of the pruned network up to it and linear solves in its number of
-        inputs; for every
-    eight layers one of the unpruned network. At most 128 positions of an image take part.
+        inputs; for every eight layers one of the unpruned network. At most 128 positions of an
+        example take part.
     """
     parts = list(batches(data))
     example = ends(parts[0], batch_size(parts[0]))
     order = _order(pruned, example, forward)
-    narrower = _narrower(pruned, reference, order)
+    narrower = [name for name in order if _inputs(pruned, name) < _inputs(reference, name)]
     todo = order[order.index(narrower[0]) :] if narrower else []
-    found = []
-    for start in range(0, len(todo), _LAYERS_AT_ONCE):
-        names = todo[start : start + _LAYERS_AT_ONCE]
-        targets = [
-            _watch(reference, names, part, forward, todo[start + _LAYERS_AT_ONCE :], kept) for part in parts
-        ]
-        for i, name in enumerate(names, start + 1):
-            bias = _bias_of(pruned, name, example, forward)
-            refit = _refit(name, pruned, [t.pop(name, None) for t in targets], parts, bias, todo[i:], forward)
-            found += [refit] if refit else []
-            if progress is not None:
-                progress(i, len(todo))
-    return found
+    refits = []
+    with Progress.of(progress).stage("re-fitting", total=len(todo)) as bar:
+        for start in range(0, len(todo), _LAYERS_AT_ONCE):
+            names, later = todo[start : start + _LAYERS_AT_ONCE], todo[start + _LAYERS_AT_ONCE :]
+            targets = [_observe(reference, names, part, forward, later, kept) for part in parts]
+            for i, name in enumerate(names, start + 1):
+                put_bias = _bias_setter(pruned, name, example, forward)
+                moments = SplitMoments.zero(fittable(pruned)[name])
+                for target, part in zip([t.pop(name, None) for t in targets], parts, strict=True):
+                    _update(moments, name, pruned, target, part, todo[i:], forward)
+                refits += _refit(name, moments, put_bias)
+                bar.advance()
+    return refits
 
 
 def _order(model: nn.Module, batch: Any, forward: Forward | None) -> list[str]:
-    """Names of the layers to re-fit in the order of execution; those called twice are left as they are."""
+    """Names of the layers to re-fit in the order of execution; none that is called more than once."""
     called: list[str] = []
-    handles = [
-        m.register_forward_hook(lambda *_, name=name: called.append(name))
-        for name, m in fittable(model).items()
-    ]
-    _run(model, batch, forward, handles)
+    layers = fittable(model).items()
+    hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in layers]
+    _run(model, batch, forward, hooks)
     return [name for name in called if called.count(name) == 1]
 
 
-def _narrower(pruned: nn.Module, reference: nn.Module, order: list[str]) -> list[str]:
-    """Layers with fewer inputs than before."""
-
-    def inputs(model: nn.Module, name: str) -> int:
-        layer = model.get_submodule(name)
-        return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # type: ignore[return-value]
-
-    return [name for name in order if inputs(pruned, name) < inputs(reference, name)]
+def _inputs(model: nn.Module, name: str) -> int:
+    layer = model.get_submodule(name)
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -138,60 +130,50 @@ def _run(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterabl
 
 
 @dataclass(eq=False)
-class _Seen:
-    """Of a layer: its output (R, O) at chosen positions, and what it is added to, with the BatchNorm's slope
-    in between, if anything.
-    """
+class _Observed:
+    """A layer's output (R, O) at sampled positions, what it is added to and the BatchNorm's slope between."""
 
     output: Tensor
     stream: Tensor | None = None
     scale: Tensor | None = None
 
 
-def _refit(
+def _update(
+    moments: SplitMoments,
     name: str,
     pruned: nn.Module,
-    targets: Sequence[_Seen | None],
-    parts: Sequence[Any],
-    put: Callable[[Tensor], object] | None,
+    target: _Observed | None,
+    batch: Any,
     later: Sequence[str],
     forward: Forward | None,
-) -> Refit | None:
-    """On the batches in which both networks run the layer; None if there is none."""
-    layer = fittable(pruned)[name]
-    sums = Sums(layer)
-    for target, batch in zip(targets, parts, strict=True):
-        x: list[Tensor] = []
-        handle = layer.register_forward_pre_hook(lambda module, args, x=x: x.append(args[0].clone()))
-        now = _watch(pruned, [name], batch, forward, later, {}, [handle]).get(name)
-        if target and now:
-            sums.add(
-                x[0],
-                target.output + _correction(target, now),
-                batch_size(batch),
-                counted_rows(layer, batch, x[0]),
-            )
-    if not sums.fitted.rows + sums.held_out.rows:
-        return None
-    fitted, held_out = (m if put is not None else m.uncentered() for m in (sums.fitted, sums.held_out))
+) -> None:
+    """Add a batch's inputs of a layer and their targets, if both networks run the layer on it."""
+    x: list[Tensor] = []
+    handle = moments.layer.register_forward_pre_hook(lambda module, args: x.append(args[0].clone()))
+    now = _observe(pruned, [name], batch, forward, later, {}, [handle]).get(name)
+    if target and now:
+        rows = target.output + _correction(target, now)
+        moments.update(x[0], rows, batch_size(batch), counted_rows(moments.layer, batch, x[0]))
+
+
+@torch.no_grad()
+def _refit(name: str, moments: SplitMoments, put_bias: Callable[[Tensor], object] | None) -> list[Refit]:
+    """On the batches in which both networks run the layer; nothing if there is none."""
+    layer, moments = moments.layer, moments if put_bias is not None else moments.uncentered()
+    if not moments.all.rows:
+        return []
     w0 = layer.weight.detach().double().reshape(groups_of(layer), -1, layer.weight[0].numel())
-    ridge = best_ridge(fitted, held_out, w0)
-    w, b = fit(fitted + held_out, w0, ridge)
-    with torch.no_grad():
-        layer.weight.copy_(w.reshape(layer.weight.shape))
-        if put is not None:
-            put(b.flatten().to(layer.weight))
-    return Refit(name, ridge, _relative(fitted + held_out, w, b))
+    ridge = moments.best_ridge(w0)
+    w, b = fit(moments.all, w0, ridge)
+    layer.weight.copy_(w.reshape(layer.weight.shape))
+    if put_bias is not None:
+        put_bias(b.flatten().to(layer.weight))
+    variance = max(moments.all.centered()[2].sum().item(), 1e-30)
+    return [Refit(name, ridge, error(moments.all, w, b) / variance)]
 
 
-def _relative(moments: Moments, w: Tensor, b: Tensor) -> float:
-    return error(moments, w, b) / max(moments.centered()[2].sum().item(), 1e-30)
-
-
-def _correction(target: _Seen, now: _Seen) -> Tensor:
-    """The error in the stream, in units of the layer's output; none where the BatchNorm between them all but
-    closes a channel.
-    """
+def _correction(target: _Observed, now: _Observed) -> Tensor:
+    """The error in the stream, in units of the layer's output; none where the BatchNorm's slope is 0."""
     if target.stream is None or now.stream is None or target.stream.shape != now.stream.shape:
         return target.output.new_zeros(())
     gap = target.stream - now.stream
@@ -209,7 +191,7 @@ def _selected(t: Tensor, keep: Tensor | None) -> Tensor:
     return t[..., mask.to(t.device)]
 
 
-def _watch(
+def _observe(
     model: nn.Module,
     names: Sequence[str],
     batch: Any,
@@ -217,49 +199,47 @@ def _watch(
     later: Sequence[str],
     kept: Mapping[str, Tensor],
     handles: Sequence[Any] = (),
-) -> dict[str, _Seen]:
-    """A forward pass up to the first of the later layers, and what it shows of some layers' kept channels."""
-    seen: dict[str, _Seen] = {}
+) -> dict[str, _Observed]:
+    """A forward pass up to the first of the later layers, observing the kept channels of some layers."""
+    observed: dict[str, _Observed] = {}
 
     def rows(name: str, t: Tensor) -> Tensor:
         return _selected(output_rows(layers[name], t), kept.get(name))
 
     def stop(*_: Any) -> None:
-        if len(seen) == len(names):
+        if len(observed) == len(names):
             raise _StopError
 
     layers: dict[str, Layer] = {name: model.get_submodule(name) for name in names}  # type: ignore[misc]
     hooks = [
-        m.register_forward_hook(lambda m, a, y, n=n: seen.update({n: _Seen(rows(n, y))}))
+        m.register_forward_hook(lambda m, a, y, n=n: observed.update({n: _Observed(rows(n, y))}))
         for n, m in layers.items()
     ]
     hooks += [model.get_submodule(name).register_forward_pre_hook(stop) for name in later]
-    with joins(model, {name: partial(rows, name) for name in names}) as found:
+    with joins(model, {name: partial(rows, name) for name in names}) as additions:
         _run(model, batch, forward, [*handles, *hooks])
-    for name, join in found.items():
-        seen[name].stream = join.other
-        seen[name].scale = None if join.scale is None else _selected(join.scale, kept.get(name))
-    return seen
+    for name, join in additions.items():
+        observed[name].stream = join.other
+        observed[name].scale = None if join.scale is None else _selected(join.scale, kept.get(name))
+    return observed
 
 
-def _bias_of(
+def _bias_setter(
     model: nn.Module, name: str, batch: Any, forward: Forward | None
 ) -> Callable[[Tensor], object] | None:
-    """What takes a bias in: the layer's own, or the running mean of the BatchNorm that alone reads its
-    output; None without either.
+    """Where a bias goes: the layer's own, or the running mean of the BatchNorm that alone takes its output;
+    None without either.
     """
     layer: Layer = model.get_submodule(name)  # type: ignore[assignment]
     if layer.bias is not None:
         return layer.bias.copy_ if layer.bias.requires_grad else None
-    readers, calls = Readers(), list[tuple[nn.modules.batchnorm._BatchNorm, bool]]()
-    handles = [layer.register_forward_hook(lambda m, a, y: setattr(readers, "watched", y))]
+    uses, calls = UsesOf(), list[tuple[nn.modules.batchnorm._BatchNorm, bool]]()
+    handles = [layer.register_forward_hook(lambda m, a, y: setattr(uses, "watched", y))]
     for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
-        handles.append(
-            norm.register_forward_pre_hook(lambda m, a: calls.append((m, a[0] is readers.watched)))
-        )
-    with readers:
+        handles.append(norm.register_forward_pre_hook(lambda m, a: calls.append((m, a[0] is uses.watched))))
+    with uses:
         _run(model, batch, forward, handles)
-    alone = [norm for norm, reads in calls if reads and [m for m, _ in calls].count(norm) == 1]
-    if readers.functions != ["batch_norm"] or not alone or alone[0].running_mean is None:
+    norms = [norm for norm, takes in calls if takes and [m for m, _ in calls].count(norm) == 1]
+    if uses.functions != ["batch_norm"] or not norms or norms[0].running_mean is None:
         return None
-    return alone[0].running_mean.sub_ if alone[0].num_features == len(layer.weight) else None
+    return norms[0].running_mean.sub_ if norms[0].num_features == len(layer.weight) else None

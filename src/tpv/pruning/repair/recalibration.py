@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
+from tpv.common.errors import TPVError
 from tpv.model.batches import batches, call_model
 from tpv.model.linearization import Forward
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, data: object, *, forward: Forward | None = None) -> None:
-    """Set every BatchNorm's running mean and variance, in place, to those of its inputs: averages over the
-    batches.
+    """Replace every BatchNorm's running mean and variance, in place, by those of its inputs: averages over
+    the batches.
 
-    Everything else stays in evaluation mode, dropout included.
+    Everything else stays in evaluation mode, dropout included. Where the data or the model raises, the model
+    is left as it was.
 
     Args:
         model, data, forward: as in :func:`tpv.estimate`; batches of at least some dozens of examples.
+
+    Raises:
+        TPVError: for data without batches.
 
     Cost: one forward pass.
 
@@ -31,17 +37,24 @@ def recalibrate(model: nn.Module, data: object, *, forward: Forward | None = Non
         >>> bool(torch.allclose(norm.running_mean, x.mean(0)))
         True
     """
-    norms = [
-        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
-    kept: list[tuple[Any, bool, float | None]] = [(m, m.training, m.momentum) for m in norms]
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.train()
-            norm.momentum = None
-        for batch in batches(data) if norms else ():
-            (forward or call_model)(model, batch)
-    finally:
-        for norm, training, momentum in kept:
-            norm.training, norm.momentum = training, momentum
+    parts, copied = batches(data), copy.deepcopy(model)
+    if not _norms(model):
+        return
+    for norm in _norms(copied):
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum = None
+    count = 0
+    for batch in parts:
+        (forward or call_model)(copied, batch)
+        count += 1
+    if not count:
+        raise TPVError("data is empty: it gave no batch.")
+    for norm, new in zip(_norms(model), _norms(copied), strict=True):
+        for name, buffer in norm.named_buffers(recurse=False):
+            buffer.copy_(new.get_buffer(name))
+
+
+def _norms(model: nn.Module) -> list[Any]:
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.track_running_stats]

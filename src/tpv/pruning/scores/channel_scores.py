@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from tpv.common.format import table
+from tpv.common.ranks import split_half
+from tpv.pruning.channels.groups import ChannelGroup
 from tpv.pruning.scores.greedy import Terms
-from tpv.pruning.scores.reliability import split_half
 
 
 @dataclass
-class Sums:
+class ScoreSums:
     """Additive sums over examples: of scores and their squares, in all and over the even and the odd ones."""
 
     total: Tensor
@@ -28,12 +29,12 @@ class Sums:
     seen: int = 0
 
     @staticmethod
-    def zero(channels: int) -> Sums:
-        """Nothing yet."""
+    def zero(channels: int) -> ScoreSums:
+        """No examples."""
         zeros = torch.zeros(4, channels, dtype=torch.float64)
-        return Sums(zeros[0], zeros[1], zeros[2:])
+        return ScoreSums(zeros[0], zeros[1], zeros[2:])
 
-    def add(self, scores: Tensor, counted: Tensor) -> None:
+    def update(self, scores: Tensor, counted: Tensor) -> None:
         """Add examples (N, channels), zero where they do not count."""
         self.total += scores.sum(0)
         self.squares += scores.square().sum(0)
@@ -43,6 +44,28 @@ class Sums:
             self.halves[half] += scores[mine].sum(0)
             self.counts[half] += counted[mine].sum()
         self.seen += len(scores)
+
+    def merge(self, other: ScoreSums) -> None:
+        """Add the sums of another shard of the data."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def result(
+        self, groups: Sequence[ChannelGroup], metadata: dict[str, Any], terms: Terms | None = None
+    ) -> ChannelScores:
+        """Means, standard errors and reliabilities of the channels of these groups."""
+        n, mean = self.count, self.total / self.count
+        variance = torch.full_like(mean, math.nan)
+        if n > 1:
+            variance = (self.squares / n - mean.square()).clamp(min=0) / (n - 1)
+        halves = self.halves / self.counts.unsqueeze(1)
+        widths = [group.width for group in groups]
+        parts = (mean.split(widths), variance.sqrt().split(widths), halves.split(widths, 1))
+        scores = {
+            group.name: GroupScores(value, stderr, split_half(*half))
+            for group, value, stderr, half in zip(groups, *parts, strict=True)
+        }
+        return ChannelScores(scores, split_half(*halves), metadata, terms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,34 +99,6 @@ class ChannelScores(Mapping[str, GroupScores]):
     metadata: dict[str, Any]
     terms: Terms | None = None
 
-    @staticmethod
-    def from_sums(
-        names: Sequence[str],
-        widths: Sequence[int],
-        sums: Sums,
-        metadata: dict[str, Any],
-        terms: Terms | None = None,
-    ) -> ChannelScores:
-        """Means, standard errors and reliabilities."""
-        n = sums.count
-        mean = sums.total / n
-        variance = (
-            (sums.squares / n - mean.square()).clamp(min=0) / (n - 1)
-            if n > 1
-            else torch.full_like(mean, math.nan)
-        )
-        halves = sums.halves / sums.counts.unsqueeze(1)
-        parts = zip(
-            mean.split(list(widths)),
-            variance.sqrt().split(list(widths)),
-            halves.split(list(widths), 1),
-            strict=True,
-        )
-        groups = {
-            name: GroupScores(m, s, split_half(*h)) for name, (m, s, h) in zip(names, parts, strict=True)
-        }
-        return ChannelScores(groups, split_half(*halves), metadata, terms)
-
     def __getitem__(self, name: str) -> GroupScores:
         return self.groups[name]
 
@@ -119,20 +114,17 @@ class ChannelScores(Mapping[str, GroupScores]):
             name: {"value": g.value.tolist(), "stderr": g.stderr.tolist(), "reliability": g.reliability}
             for name, g in self.groups.items()
         }
-        return json.dumps(
-            {"groups": groups, "reliability": self.reliability, "metadata": self.metadata}, indent=1
-        )
+        contents = {"groups": groups, "reliability": self.reliability, "metadata": self.metadata}
+        return json.dumps(contents, indent=1)
 
     def __str__(self) -> str:
         rows = []
         for name, group in self.groups.items():
-            cells = (
-                f"{group.value[i]:.3g} ± {group.stderr[i]:.1g}"
-                for i in (group.value.argmin(), group.value.argmax())
-            )
+            ends = (group.value.argmin(), group.value.argmax())
+            cells = (f"{group.value[i]:.3g} ± {group.stderr[i]:.1g}" for i in ends)
             rows.append((name, str(len(group.value)), *cells, f"{group.reliability:.2f}"))
         head = table(("group", "channels", "lowest", "highest", "reliability"), rows)
-        asked = f"{self.metadata['criterion']}, {self.metadata['examples']} examples"
-        return f"{head}\n\n{asked}; over all channels reliability {self.reliability:.3f}"
+        source = f"{self.metadata['criterion']}, {self.metadata['examples']} examples"
+        return f"{head}\n\n{source}; over all channels reliability {self.reliability:.3f}"
 
     __repr__ = __str__

@@ -1,4 +1,4 @@
-"""The cotangents of a criterion, and what it remembers of the unpruned model."""
+"""The cotangents of a criterion, and what it keeps of the unpruned model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tpv.model.linearization import Forward, Linearization, masked
 from tpv.model.outputs import as_output
 from tpv.pruning.scores.criteria import Criterion
 
-_AT_ONCE = 64
+_EXAMPLES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """What a criterion remembers of the unpruned model, batch by batch.
+    """What a criterion keeps of the unpruned model, batch by batch.
 
     Attributes:
         labels: (N, ...) classes; None for a criterion without.
-        outputs: (N, ...), for criteria with interactions: what has moved since counts in the next removal.
-            None for others.
+        outputs: (N, ...), for criteria with interactions: the output change so far counts in the next
+            removal. None for others.
     """
 
     labels: Sequence[Tensor] | None
@@ -39,7 +39,7 @@ class Frozen:
 
 
 def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: Forward | None = None) -> Frozen:
-    """What a criterion is to remember of the model as it is now, for scores of its pruned versions.
+    """What a criterion keeps of the model as it is now, for scores of its pruned versions.
 
     Args:
         model, data, criterion, forward: as in :func:`tpv.pruning.score`; the data must come in the same order
@@ -48,7 +48,7 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
     Raises:
         TPVError: for data that comes in another order at every reading.
 
-    Cost: one forward pass; none for a criterion that remembers nothing.
+    Cost: one forward pass; none for a criterion that keeps nothing.
 
     Example:
         >>> import torch, tpv.pruning
@@ -65,22 +65,22 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
             "or list(loader)."
         )
     outputs, labels = [], []
-    with ready(model, criterion, forward) as lin, torch.no_grad():
+    with linearized(model, criterion, forward) as lin, torch.no_grad():
         for batch in batches(data):
-            f = torch.cat([lin.outputs(part, {}) for part in chunks(batch, _AT_ONCE)])
+            f = torch.cat([lin.outputs(part, {}) for part in chunks(batch, _EXAMPLES_AT_ONCE)])
             if criterion.interactions:
                 outputs.append(f)
-            if criterion.freezes and (found := criterion.labels(f, batch)) is not None:
-                labels.append(found)
+            if criterion.freezes and (classes := criterion.labels(f, batch)) is not None:
+                labels.append(classes)
     return Frozen(labels or None, outputs or None)
 
 
 @contextmanager
-def ready(model: nn.Module, criterion: Criterion, forward: Forward | None) -> Iterator[Linearization]:
-    """The model at a fixed point, in the criterion's outputs.
+def linearized(model: nn.Module, criterion: Criterion, forward: Forward | None) -> Iterator[Linearization]:
+    """The model at a fixed point, in the criterion's output space.
 
     Raises:
-        TPVError: for what is no criterion, or no such model.
+        TPVError: for something that is not a criterion, or not such a model.
     """
     if not isinstance(criterion, Criterion):
         raise TPVError(
@@ -95,42 +95,44 @@ class Cotangents:
     """Vectors v for examples one after another, the same whatever the chunks they come in.
 
     Args:
-        criterion: what asks for them.
+        criterion: whose they are.
         seed: of the random ones.
-        frozen: what the criterion remembers; by default the model is the unpruned one.
+        frozen: what the criterion keeps; by default the model is the unpruned one.
     """
 
     def __init__(self, criterion: Criterion, seed: Seed, frozen: Frozen | None) -> None:
-        self._criterion, self._frozen = criterion, frozen
+        self._criterion, self._frozen = criterion, frozen or Frozen(None, None)
         self._probes = Probes(criterion.probes, as_generator(seed))
 
     def __call__(self, f: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """v (N, R, ...) at outputs f (N, ...), and which of the examples count."""
-        remembered = self._piece(None if self._frozen is None else self._frozen.labels, chunk, f)
-        labels = self._criterion.labels(f, chunk.batch) if remembered is None else remembered
+        labels = _of_chunk(self._frozen.labels, chunk, f)
         if labels is None:
-            k = f[0].numel()
-            v = self._probes(chunk, k)[:, : min(self._criterion.probes, k)]
-            return v.to(f).reshape(len(f), -1, *f.shape[1:]), torch.ones(
-                len(f), dtype=torch.bool, device=f.device
-            )
-        counted = (labels >= 0).reshape(len(f), -1).any(1)
-        return self._criterion.directions(f, labels).unsqueeze(1), counted
+            labels = self._criterion.labels(f, chunk.batch)
+        if labels is not None:
+            counted = (labels >= 0).reshape(len(f), -1).any(1)
+            return self._criterion.directions(f, labels).unsqueeze(1), counted
+        k = f[0].numel()
+        v = self._probes(chunk, k)[:, : min(self._criterion.probes, k)]
+        return v.to(f).reshape(len(f), -1, *f.shape[1:]), f.new_ones(len(f), dtype=torch.bool)
 
-    def moved(self, lin: Linearization, f: Tensor, chunk: Chunk) -> Tensor:
-        """z − z at the unpruned model's outputs, (N, ...); zero where nothing is remembered."""
-        before = self._piece(None if self._frozen is None else self._frozen.outputs, chunk, f)
+    def output_change(self, lin: Linearization, f: Tensor, chunk: Chunk) -> Tensor:
+        """z(f) − z(unpruned model's f), (N, ...), in the coordinates z of the output space; zero where no
+        outputs are kept.
+        """
+        before = _of_chunk(self._frozen.outputs, chunk, f)
         if before is None:
             return torch.zeros_like(f)
         z = lin.output.coordinates
         return masked(z(f, f) - z(before, f), chunk.batch)
 
-    def _piece(self, kept: Sequence[Tensor] | None, chunk: Chunk, f: Tensor) -> Tensor | None:
-        if kept is None:
-            return None
-        if chunk.number >= len(kept) or len(kept[chunk.number]) != chunk.size:
-            raise TPVError(
-                "the data has changed since the unpruned model saw it: give the same batches in the same "
-                "order."
-            )
-        return kept[chunk.number][chunk.start : chunk.start + chunk.n].to(f.device)
+
+def _of_chunk(values: Sequence[Tensor] | None, chunk: Chunk, f: Tensor) -> Tensor | None:
+    """The part of what is kept of each batch that belongs to a chunk."""
+    if values is None:
+        return None
+    if chunk.number >= len(values) or len(values[chunk.number]) != chunk.size:
+        raise TPVError(
+            "the data has changed since the unpruned model saw it: give the same batches in the same order."
+        )
+    return values[chunk.number][chunk.start : chunk.start + chunk.n].to(f.device)

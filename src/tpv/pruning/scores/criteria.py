@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,11 +14,10 @@ from tpv.common.errors import TPVError
 from tpv.common.options import require_choice, require_int, require_number
 from tpv.model.batches import LABELS
 from tpv.model.outputs import OutputSpec, class_axis
-from tpv.pruning.channels.groups import Members
+from tpv.pruning.channels.groups import Parameters
 
-Squares = Literal["joint", "layers"]
 IGNORED = -100
-"""The label of what does not count, as in PyTorch's losses; so does every negative one."""
+"""The label of predictions that do not count, as in PyTorch's losses; so does every negative one."""
 
 
 class Criterion(ABC):
@@ -26,8 +25,7 @@ class Criterion(ABC):
     cotangents v of its own.
     """
 
-    members: Members
-    squares: Squares
+    parameters: Parameters
     interactions: bool = False
     probes: int = 1
     output: OutputSpec = "logits"
@@ -36,44 +34,40 @@ class Criterion(ABC):
 
     @abstractmethod
     def labels(self, f: Tensor, batch: Any) -> Tensor | None:
-        """What is to be frozen from the unpruned model's outputs f (N, ...): a class for each prediction, or
-        nothing.
+        """A class for each prediction, from the outputs f (N, ...) or the batch; None where the directions
+        are random.
         """
 
-    @abstractmethod
     def directions(self, f: Tensor, labels: Tensor) -> Tensor:
-        """Cotangents (N, ...) at outputs f, zero where a label is ``IGNORED``."""
+        """Cotangents m = softmax(f) − onehot(labels) (N, ...), zero where a label is ``IGNORED``."""
+        axis = class_axis(f)
+        hot = F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis).to(f)
+        return (f.softmax(axis) - hot) * (labels >= 0).unsqueeze(axis)
 
-    def _check(self) -> None:
-        require_choice(type(self).__name__, "members", self.members, ("consumers", "all", "producers"))
-        require_choice(type(self).__name__, "squares", self.squares, ("joint", "layers"))
-        if self.interactions and self.squares != "joint":
-            raise TPVError(
-                f'{type(self).__name__}(interactions=True) needs squares="joint": sums of layers\' squares do not interact.'
-            )
+    def _check_parameters(self) -> None:
+        require_choice(type(self).__name__, "parameters", self.parameters, ("consumers", "all"))
 
 
 @dataclass(frozen=True)
 class TPVImportance(Criterion):
-    r"""How far the predictions move when the channel goes, to first order:
+    r"""The first-order output change when the channel is removed:
 
-    .. math:: \mathrm{score}(g) = E_x \|J_g(x) w_g\|^2 = E_x E_v (v^\top J_g(x) w_g)^2, \qquad E[v v^\top] = I.
+    .. math:: \mathrm{score}(g) = E_x \|J_g w_g\|^2 = E_x E_v (v^\top J_g w_g)^2, \qquad E[v v^\top] = I.
 
-    With the weights of the layers that read a channel (``members="consumers"``), δ = −w_g removes exactly
-    what the network loses with it; all members together count the same path once for each layer on it.
+    With the weights of the layers that take the channel as input (``parameters="consumers"``), δ = −w_g
+    removes exactly what the network loses with it; all parameters together count the same path once for each
+    layer on it.
 
     Args:
         probes: R, random directions for each example; K orthogonal ones, as many as there are outputs, are
             exact.
-        members: ``"consumers"``, the weights that read the channel; ``"producers"``, those that make it,
-            norms and biases included; ``"all"``.
-        squares: ``"joint"``, the square of the sum over a group's layers, which is the formula; ``"layers"``,
-            the sum of squares.
-        output: what of the predictions counts, as in :func:`tpv.estimate`.
+        parameters: ``"consumers"``, the weights that take the channel as input; ``"all"``, every parameter
+            that is removed with it, norms and biases included.
+        output: the output space, as in :func:`tpv.estimate`.
         interactions: keep every example's terms :math:`v^\top J_g w_g`, so that channels can be removed one
             after the other by what each adds to those that are gone, :math:`E\|J_g w_g + \sum_{h\
-            \mathrm{gone}} J_h w_h\|^2`; takes examples × probes × channels numbers. In later steps what has
-            moved already counts too, in whose units only ``members="consumers"`` are.
+            \mathrm{gone}} J_h w_h\|^2`; takes examples × probes × channels numbers. In later steps the
+            output change so far counts too, in whose units only ``parameters="consumers"`` are.
 
     Raises:
         TPVError: for other values.
@@ -84,31 +78,27 @@ class TPVImportance(Criterion):
     Example:
         >>> import torch, tpv.pruning
         >>> tpv.pruning.TPVImportance(probes=4)
-        TPVImportance(probes=4, members='consumers', squares='joint', output='logits', interactions=False)
+        TPVImportance(probes=4, parameters='consumers', output='logits', interactions=False)
     """
 
     probes: int = 1
-    members: Members = "consumers"
-    squares: Squares = "joint"
+    parameters: Parameters = "consumers"
     output: OutputSpec = "logits"
     interactions: bool = False
 
     def __post_init__(self) -> None:
         require_int("TPVImportance", "probes", self.probes, 1)
-        self._check()
+        self._check_parameters()
 
     def labels(self, f: Tensor, batch: Any) -> None:
-        """Nothing: the directions are random."""
-
-    def directions(self, f: Tensor, labels: Tensor) -> Tensor:
-        raise NotImplementedError
+        """None: the directions are random."""
 
 
 @dataclass(frozen=True)
 class JBR(Criterion):
     r"""Jacobian-based removal, of the paper, example by example:
 
-    .. math:: \mathrm{score}(g) = E_x \big[(m(x)^\top J_g(x) w_g)^2\big], \qquad m = \mathrm{softmax}(f) - \mathrm{onehot}(y^*),
+    .. math:: \mathrm{score}(g) = E_x (m^\top J_g w_g)^2, \ m = \mathrm{softmax}(f) - \mathrm{onehot}(y^*),
 
     y* the argmax of the *unpruned* model, frozen: no labels are needed. m f is the gradient of the
     cross-entropy with y*. The published code squares the gradient of a batch's mean instead, in which the
@@ -116,8 +106,7 @@ class JBR(Criterion):
 
     Args:
         confidence: leave out predictions whose largest probability under the unpruned model is below this.
-        members, squares, interactions: as in :class:`TPVImportance`; a group is every parameter that goes
-            with the channel.
+        parameters, interactions: as in :class:`TPVImportance`.
 
     Raises:
         TPVError: for other values.
@@ -133,24 +122,19 @@ class JBR(Criterion):
     """
 
     confidence: float = 0.0
-    members: Members = "all"
-    squares: Squares = "joint"
+    parameters: Parameters = "all"
     interactions: bool = False
     freezes = True
 
     def __post_init__(self) -> None:
         require_number("JBR", "confidence", self.confidence, 0, 1)
-        self._check()
+        self._check_parameters()
 
     def labels(self, f: Tensor, batch: Any) -> Tensor:
         """The model's own class of each prediction, ``IGNORED`` below the confidence."""
         _refuse_single_outputs("JBR", f)
         top, classes = f.softmax(class_axis(f)).max(class_axis(f))
         return classes.masked_fill(top < self.confidence, IGNORED)
-
-    def directions(self, f: Tensor, labels: Tensor) -> Tensor:
-        """m (N, ...)."""
-        return residuals(f, labels)
 
 
 @dataclass(frozen=True)
@@ -162,7 +146,7 @@ class JC(Criterion):
     compared with the label at its own position: shift those of a causal language model.
 
     Args:
-        members, squares, interactions: as in :class:`JBR`.
+        parameters, interactions: as in :class:`JBR`.
 
     Raises:
         TPVError: for other values, or batches without labels.
@@ -177,52 +161,45 @@ class JC(Criterion):
         tensor([[ 0.5000, -0.5000]])
     """
 
-    members: Members = "all"
-    squares: Squares = "joint"
+    parameters: Parameters = "all"
     interactions: bool = False
 
     def __post_init__(self) -> None:
-        self._check()
+        self._check_parameters()
 
     def labels(self, f: Tensor, batch: Any) -> Tensor:
         """The labels of the batch."""
         _refuse_single_outputs("JC", f)
-        found = labels_of(batch)
-        shape = f.movedim(class_axis(f), -1).shape[:-1]
-        if found is None or found.is_floating_point() or found.shape != shape:
-            got = "none" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+        labels, shape = labels_of(batch), f.movedim(class_axis(f), -1).shape[:-1]
+        if labels is None or labels.is_floating_point() or labels.shape != shape:
+            got = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
             raise TPVError(
                 f"JC needs integer labels of shape {tuple(shape)} in each batch, (inputs, labels) or a "
                 f"mapping with labels; got {got}."
             )
-        if (found >= f.shape[class_axis(f)]).any():
-            raise TPVError(
-                f"a label is {int(found.max())}, and there are {f.shape[class_axis(f)]} classes: count them "
-                "from 0."
-            )
-        return found.long()
-
-    def directions(self, f: Tensor, labels: Tensor) -> Tensor:
-        """m (N, ...)."""
-        return residuals(f, labels)
-
-
-def residuals(f: Tensor, labels: Tensor) -> Tensor:
-    """softmax(f) − onehot(labels) along the class axis, zero where a label is ``IGNORED``."""
-    axis = class_axis(f)
-    counted = labels >= 0
-    hot = F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis).to(f)
-    return (f.softmax(axis) - hot) * counted.unsqueeze(axis)
+        check_classes("a label", labels, f)
+        return labels.long()
 
 
 def labels_of(batch: Any) -> Tensor | None:
     """The labels that come with the inputs, if any."""
-    found = None
+    labels = None
     if isinstance(batch, Mapping):
-        found = next((batch[key] for key in LABELS if key in batch), None)
+        labels = next((batch[key] for key in LABELS if key in batch), None)
     elif isinstance(batch, list | tuple) and len(batch) > 1:
-        found = batch[1]
-    return found if isinstance(found, Tensor) else None
+        labels = batch[1]
+    return labels if isinstance(labels, Tensor) else None
+
+
+def check_classes(what: str, labels: Tensor, f: Tensor) -> None:
+    """Refuse labels beyond the last class.
+
+    Raises:
+        TPVError: with the largest label.
+    """
+    classes = f.shape[class_axis(f)]
+    if labels.numel() and labels.max() >= classes:
+        raise TPVError(f"{what} is {int(labels.max())}, and there are {classes} classes: count them from 0.")
 
 
 def _refuse_single_outputs(name: str, f: Tensor) -> None:

@@ -12,24 +12,23 @@ from tpv.common.errors import TPVError
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    r"""Along random directions v, what the predictions lose with each channel.
+    r"""The change of the predictions with each channel, along random directions v.
 
     Attributes:
         each: (M, C) :math:`v^\top J_g w_g` for M pairs of example and probe; a score is the mean square of a
             column.
-        moved: (M,) what they have lost already, :math:`v^\top(f_\mathrm{unpruned} - f)`.
+        before: (M,) the change so far, :math:`v^\top(f_\mathrm{unpruned} - f)`.
     """
 
     each: Tensor
-    moved: Tensor
+    before: Tensor
 
 
 class Elimination:
     r"""A greedy order of removal.
 
-    With :class:`Terms` the damage of removing a set S is :math:`\frac1M \|m + \sum_{g \in S} t_g\|^2`, m what
-    has moved already, and the next to go is the channel that adds least to it; without, that of the lowest
-    score.
+    With :class:`Terms` the damage of removing a set S is :math:`\frac1M \|m + \sum_{g \in S} t_g\|^2`, m the
+    change so far, and the next to go is the channel that adds least to it; without, that of the lowest score.
 
     Args:
         values: (C,) scores.
@@ -49,39 +48,44 @@ class Elimination:
         if not values.isfinite().all():
             raise TPVError("the scores are NaN or infinite.")
         self._values, self._terms = values.double().cpu(), terms
-        self._moved = None if terms is None else terms.moved.clone()
+        self._change = None if terms is None else terms.before.clone()
         self._closed = torch.zeros(len(values), dtype=torch.bool)
 
-    def keep(self, chosen: Tensor) -> None:
-        """Never take these."""
-        self._closed |= chosen
+    def keep(self, channels: Tensor) -> None:
+        """Never remove these, given as a mask."""
+        self._closed |= channels
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to remove."""
+        return bool(self._closed.all())
 
     def lowest(self) -> int | None:
         """The next to go, None if nothing is left."""
-        if self._closed.all():
+        if self.finished:
             return None
         return int(self.added().masked_fill(self._closed, torch.inf).argmin())
 
     def added(self) -> Tensor:
-        """(C,) what each would add."""
-        if self._terms is None or self._moved is None:
+        """(C,) what each would add to the damage."""
+        if self._terms is None or self._change is None:
             return self._values
-        return self._values + 2 * (self._moved @ self._terms.each).double() / len(self._moved)
+        return self._values + 2 * (self._change @ self._terms.each).double() / len(self._change)
 
     def remove(self, channel: int) -> None:
-        """It is gone."""
+        """Count the channel as gone."""
         self._closed[channel] = True
-        if self._terms is not None and self._moved is not None:
-            self._moved += self._terms.each[:, channel]
+        if self._terms is not None and self._change is not None:
+            self._change += self._terms.each[:, channel]
 
     def order(self) -> tuple[Tensor, Tensor]:
         """All channels, first to last, and the damage when each is gone, made to rise: the greatest so
         far.
         """
-        found, damage, total = [], [], 0.0
+        order, damage, total = [], [], 0.0
         while (channel := self.lowest()) is not None:
             total += self.added()[channel].item()
             self.remove(channel)
-            found.append(channel)
+            order.append(channel)
             damage.append(total)
-        return torch.tensor(found), torch.tensor(damage, dtype=torch.float64).cummax(0).values
+        return torch.tensor(order), torch.tensor(damage, dtype=torch.float64).cummax(0).values

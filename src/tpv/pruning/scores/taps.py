@@ -1,4 +1,4 @@
-"""Activations that layers read and write, and where they sit in the autograd graph."""
+"""Activations that layers take in and give out, and where they sit in the autograd graph."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from tpv.common.errors import TPVError
 from tpv.pruning.channels.groups import Role
 
 Site = tuple[str, Role]
+"""(module, "consumer" for its input or "producer" for its output)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """One reading or writing of a layer.
+    """An activation at one call of a layer.
 
     Attributes:
-        site: the module's name, and whether this is its input ("consumer") or output ("producer").
+        site: where.
         value: the activation, of an output the part that is linear in the layer's weights.
-        watched: tensors whose memory must stay as it is, with their versions when they were tapped.
+        watched: tensors whose memory must stay as it is, with their versions at the call.
         edge: where its gradient arrives: for an input, that through this layer alone.
         axis: of the channels.
     """
@@ -36,8 +37,8 @@ class Tap:
     axis: int
 
     @property
-    def stale(self) -> bool:
-        """Whether the activation was written to after it was tapped."""
+    def modified(self) -> bool:
+        """Whether the activation was modified in place after the call."""
         return any(tensor._version != version for tensor, version in self.watched)
 
     def term(self, gradient: Tensor, n: int, *, absolute: bool = False) -> Tensor:
@@ -57,61 +58,50 @@ class Tap:
 
 @contextmanager
 def taps(model: nn.Module, sites: Collection[Site], copied: Collection[Site]) -> Iterator[list[Tap]]:
-    """A context in which forward passes leave the activations of ``sites`` in the list.
+    """A context in which forward passes append the activations at ``sites`` to the list.
 
     Args:
         model: the model.
-        sites: (module, "consumer" or "producer").
-        copied: those whose activations are written over later (``relu_()``), to be kept as copies.
+        sites: where.
+        copied: those whose activations are modified in place later (``relu_()``), to be copied.
     """
-    found: list[Tap] = []
-    names = {name for name, _ in sites}
+    tapped: list[Tap] = []
     handles = []
     for name, module in model.named_modules(remove_duplicate=False):
-        if name not in names:
-            continue
         if (name, "consumer") in sites:
-            handles.append(module.register_forward_pre_hook(_reading(name, found, copied), with_kwargs=True))
+            hook = _input_hook((name, "consumer"), tapped, (name, "consumer") in copied)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         if (name, "producer") in sites:
-            handles.append(module.register_forward_hook(_writing(name, found, copied)))
+            hook = _output_hook((name, "producer"), tapped, (name, "producer") in copied)
+            handles.append(module.register_forward_hook(hook))
     try:
-        yield found
+        yield tapped
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _reading(name: str, found: list[Tap], copied: Collection[Site]) -> Any:
+def _input_hook(site: Site, tapped: list[Tap], copy: bool) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0] if args else kwargs["input"]
-        site: Site = (name, "consumer")
-        alias = _alias(x.clone() if site in copied else x)
-        found.append(
-            _tap(site, alias.detach(), [] if site in copied else [alias, x], alias, axis_of(module, x))
-        )
+        alias = _alias(x.clone() if copy else x)
+        tapped.append(_tap(site, alias.detach(), [] if copy else [alias, x], alias, axis_of(module)))
         return ((alias, *args[1:]), kwargs) if args else (args, {**kwargs, "input": alias})
 
     return hook
 
 
-def _writing(name: str, found: list[Tap], copied: Collection[Site]) -> Any:
+def _output_hook(site: Site, tapped: list[Tap], copy: bool) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             raise TPVError(
-                f'{name} is a {type(module).__name__}, whose output is no tensor: score with members="consumers", or leave its group out.'
+                f"{site[0]} is a {type(module).__name__}, whose output is not a tensor: score with "
+                'parameters="consumers", or leave its group out.'
             )
-        site: Site = (name, "producer")
         alias = _alias(output)
-        value = _weighted(module, args, alias.detach())
-        found.append(
-            _tap(
-                site,
-                value.clone() if site in copied else value,
-                [] if site in copied else [alias],
-                alias,
-                axis_of(module, alias),
-            )
-        )
+        value = _part_linear_in_weights(module, args, alias.detach())
+        value = value.clone() if copy else value
+        tapped.append(_tap(site, value, [] if copy else [alias], alias, axis_of(module)))
         return alias
 
     return hook
@@ -121,9 +111,8 @@ def _alias(t: Tensor) -> Tensor:
     """The same memory as a node of its own in the graph, so that its gradient is that of what comes next
     alone.
     """
-    alias: Tensor = torch.ops.aten._unsafe_view(
-        t if t.requires_grad else t.detach().requires_grad_(), t.shape
-    )
+    source = t if t.requires_grad else t.detach().requires_grad_()
+    alias: Tensor = torch.ops.aten._unsafe_view(source, t.shape)
     return alias
 
 
@@ -132,15 +121,13 @@ def _tap(site: Site, value: Tensor, watched: list[Tensor], alias: Tensor, axis: 
 
 
 @torch.no_grad()
-def _weighted(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """The part of a layer's output that is linear in its weights."""
+def _part_linear_in_weights(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     if isinstance(module, nn.PReLU):
         return output.sub(args[0].relu())
     return output if any(True for _ in module.parameters()) else torch.zeros_like(output)
 
 
-def axis_of(module: nn.Module, x: Tensor) -> int:
+def axis_of(module: nn.Module) -> int:
     """Where a layer has its channels: axis 1 of convolutions, most norms and PReLU, else the last."""
-    convolution = isinstance(module, nn.modules.conv._ConvNd)
-    norm = isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.PReLU)
-    return 1 if convolution or norm else -1
+    batchnorm = nn.modules.batchnorm._NormBase
+    return 1 if isinstance(module, nn.modules.conv._ConvNd | batchnorm | nn.GroupNorm | nn.PReLU) else -1

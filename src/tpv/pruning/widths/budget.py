@@ -12,13 +12,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tpv.allocation.knapsack import Cost
+from tpv.model.costs import module_macs, parameters
 from tpv.model.linearization import Forward
 from tpv.pruning.channels.groups import ChannelGroup
-from tpv.pruning.widths.costs import module_macs, parameters
 
 Unit = Literal["macs", "params"]
 _Axis = list[tuple[tuple[int, ...], int]]
-"""An axis as a sum of terms: (the group it belongs to or nothing, positions for each of its channels)."""
+"""The length of an axis as a sum: (the group it belongs to or nothing, positions for each channel)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,44 +52,34 @@ def budget(
     uses, total = _uses(groups), sum(amounts.values())
     costs: list[Cost] = []
     for name, p in model.named_parameters() if unit == "params" else ():
-        if (
-            name,
-            "parameter",
-        ) in uses:  # a parameter outside of a layer, such as a class token, loses channels of its last axis
+        if axes := uses.get((name, "parameter")):  # such as a class token: channels are its last axis
             amounts[name.rpartition(".")[0]] -= p.numel()
-            costs += _terms(p.numel(), [(_axis(uses[name, "parameter"], p.shape[-1], groups), p.shape[-1])])
+            costs += _terms(p.numel(), [(_axis(axes, p.shape[-1], groups), p.shape[-1])])
     for name, amount in amounts.items():
         module = model.get_submodule(name)
         sides = [(_axis(uses.get((name, role), {}), full, groups), full) for role, full in _sides(module)]
-        bias = (
-            module.bias.numel()
-            if unit == "params" and len(sides) == 2 and isinstance(module.bias, Tensor)
-            else 0
-        )
+        own_bias = unit == "params" and len(sides) == 2 and isinstance(module.bias, Tensor)
+        bias = module.bias.numel() if own_bias else 0  # type: ignore[operator]
         costs += _terms(amount - bias, sides) + (_terms(bias, sides[1:]) if bias else [])
     return Budget(unit, tuple(costs), total)
 
 
 def _uses(groups: Sequence[ChannelGroup]) -> dict[tuple[str, str], dict[int, int]]:
     """(Module, role) → {group: positions for each of its channels}."""
-    found: dict[tuple[str, str], dict[int, int]] = {}
+    uses: dict[tuple[str, str], dict[int, int]] = {}
     for i, group in enumerate(groups):
         for member in group.members:
-            found.setdefault((member.module, member.role), {})[i] = len(member.index) // group.width
-    return found
+            uses.setdefault((member.module, member.role), {})[i] = len(member.index) // group.width
+    return uses
 
 
 def _sides(module: nn.Module) -> list[tuple[str, int]]:
-    """The axes that a module's cost is in proportion to: who they belong to, and their full lengths."""
+    """The axes that a module's cost is in proportion to: the role of their channels, and full lengths."""
     if isinstance(module, nn.Linear):
         return [("consumer", module.in_features), ("producer", module.out_features)]
     if isinstance(module, nn.modules.conv._ConvNd):
-        written = ("producer", module.out_channels)
-        return (
-            [written]
-            if module.groups == module.out_channels > 1
-            else [("consumer", module.in_channels), written]
-        )
+        sides = [("consumer", module.in_channels), ("producer", module.out_channels)]
+        return sides[1:] if module.groups == module.out_channels > 1 else sides
     weight = getattr(module, "weight", None)
     return [("producer", weight.shape[-1])] if isinstance(weight, Tensor) and weight.ndim else []
 
@@ -102,14 +92,9 @@ def _axis(uses: dict[int, int], full: int, groups: Sequence[ChannelGroup]) -> _A
 
 def _terms(amount: int, sides: Sequence[tuple[_Axis, int]]) -> list[Cost]:
     """An amount at full lengths, in proportion to the lengths of its sides."""
-    each = Fraction(amount, math.prod(full for _, full in sides))
-    found = []
+    each, costs = Fraction(amount, math.prod(full for _, full in sides)), []
     for parts in itertools.product(*(axis for axis, _ in sides)):
         factor = each * math.prod(n for _, n in parts)
-        found.append(
-            Cost(
-                tuple(g for which, _ in parts for g in which),
-                int(factor) if factor.denominator == 1 else float(factor),
-            )
-        )
-    return found
+        groups = tuple(g for term, _ in parts for g in term)
+        costs.append(Cost(groups, int(factor) if factor.denominator == 1 else float(factor)))
+    return costs

@@ -1,4 +1,4 @@
-"""Which channels go, so that a budget is met."""
+"""Which channels are removed, so that a budget is met."""
 
 from __future__ import annotations
 
@@ -12,129 +12,106 @@ from torch import Tensor
 from tpv.allocation.knapsack import allocate
 from tpv.common.errors import TPVError
 from tpv.pruning.channels.groups import ChannelGroup
+from tpv.pruning.channels.surgery import Removed, remaining_channels
 from tpv.pruning.scores.greedy import Elimination, Terms
 from tpv.pruning.widths.budget import Budget
-from tpv.pruning.widths.curves import Curve
 
-Chosen = dict[str, list[int]]
+Curve = dict[int, float]
+"""Width → E‖Δf‖²."""
+Values = Mapping[str, Tensor]
+"""Group → value of each of its channels that is still there."""
 _BLOCK = 64
 
 
 def by_ranking(
     groups: Sequence[ChannelGroup],
-    values: Mapping[str, Tensor],
-    removed: Mapping[str, Sequence[int]],
+    values: Values,
+    removed: Removed,
     costs: Budget,
     limit: float,
     terms: Terms | None = None,
-) -> Chosen:
+) -> dict[str, list[int]]:
     """The channels of lowest value over all groups, one after the other until the cost is within the limit.
 
     Args:
         groups: of the unpruned model.
-        values: group → value of each of its channels that is still there.
-        removed: those that are not.
+        values: of the channels that are still there.
+        removed: the other channels.
+        costs: of the network.
+        limit: what it may cost.
         terms: of the channels that are still there; a channel's value then is what it adds to those that have
             gone before.
 
     Raises:
         TPVError: if the limit is not met with one channel left in every group; for NaN.
     """
-    left = [(i, c) for i, group in enumerate(groups) for c in _left(group, removed)]
-    now = [group.width - len(removed.get(group.name, ())) for group in groups]
-    ranking = _Ranking(
-        [i for i, _ in left],
-        now,
-        Elimination(torch.tensor([v for g in groups for v in _finite(g, values)]), terms),
-    )
+    left = [(i, c) for i, group in enumerate(groups) for c in remaining_channels(group, removed)]
+    owners, now = torch.tensor([i for i, _ in left]), _widths(groups, removed)
+    elimination = Elimination(torch.tensor([v for group in groups for v in _finite(group, values)]), terms)
+    order, current = list[int](), list(now)
 
     def widths(k: int) -> list[int]:
-        """Without the first k."""
-        fewer = Counter(left[channel][0] for channel in ranking.gone[:k])
+        """Without the first k in the order."""
+        fewer = Counter(left[channel][0] for channel in order[:k])
         return [width - fewer[i] for i, width in enumerate(now)]
 
-    while costs.of(widths(len(ranking.gone))) > limit and ranking.go_on():
-        pass
-    k = bisect_left(range(len(ranking.gone)), True, key=lambda k: costs.of(widths(k)) <= limit)
+    elimination.keep(torch.tensor([now[i] == 1 for i, _ in left]))
+    while costs.of(widths(len(order))) > limit and not elimination.finished:
+        for _ in range(_BLOCK):
+            if (channel := elimination.lowest()) is not None:
+                order.append(channel)
+                elimination.remove(channel)
+                owner = left[channel][0]
+                current[owner] -= 1
+                if current[owner] == 1:
+                    elimination.keep(owners == owner)
+    k = bisect_left(range(len(order)), True, key=lambda k: costs.of(widths(k)) <= limit)
     check_attainable(costs, widths(k), limit)
     gone = {group.name: list(removed.get(group.name, ())) for group in groups}
-    for channel in ranking.gone[:k]:
+    for channel in order[:k]:
         i, c = left[channel]
         gone[groups[i].name].append(c)
     return gone
 
 
-class _Ranking:
-    """Channels in the order in which they go, a block at a time; the last of a group stays.
-
-    Args:
-        owners: the group of each channel.
-        widths: of the groups.
-        elimination: what says which is next.
-    """
-
-    def __init__(self, owners: list[int], widths: Sequence[int], elimination: Elimination) -> None:
-        self._owners, self._widths, self._elimination = torch.tensor(owners), list(widths), elimination
-        self.gone: list[int] = []
-        self._elimination.keep(torch.tensor([widths[i] == 1 for i in owners]))
-
-    def go_on(self) -> bool:
-        """Some more; False if nothing is left."""
-        for _ in range(_BLOCK):
-            channel = self._elimination.lowest()
-            if channel is None:
-                return False
-            self.gone.append(channel)
-            self._elimination.remove(channel)
-            owner = int(self._owners[channel])
-            self._widths[owner] -= 1
-            if self._widths[owner] == 1:
-                self._elimination.keep(self._owners == owner)
-        return True
-
-
 def uniformly(
-    groups: Sequence[ChannelGroup],
-    values: Mapping[str, Tensor],
-    removed: Mapping[str, Sequence[int]],
-    costs: Budget,
-    limit: float,
-) -> Chosen:
+    groups: Sequence[ChannelGroup], values: Values, removed: Removed, costs: Budget, limit: float
+) -> dict[str, list[int]]:
     """The channels of lowest value within each group, the same share of every group.
 
     Args, Raises:
         as :func:`by_ranking`.
     """
-    shares = torch.linspace(1, 0, 1001).tolist()
-    for share in shares:
-        widths = [min(g.width - len(removed.get(g.name, ())), max(1, round(share * g.width))) for g in groups]
+    now = _widths(groups, removed)
+    for share in torch.linspace(1, 0, 1001).tolist():
+        widths = [min(n, max(1, round(share * g.width))) for n, g in zip(now, groups, strict=True)]
         if costs.of(widths) <= limit:
             break
     check_attainable(costs, widths, limit)
-    return to_widths(groups, values, removed, widths)
+    return _narrowed(groups, values, removed, widths)
 
 
 def by_curves(
     groups: Sequence[ChannelGroup],
-    values: Mapping[str, Tensor],
+    values: Values,
     curves: Mapping[str, Curve],
-    removed: Mapping[str, Sequence[int]],
+    removed: Removed,
     costs: Budget,
     limit: float,
-) -> Chosen:
-    """The widths of least summed damage among those measured, then one channel after the other while the
+) -> dict[str, list[int]]:
+    """The widths of least summed damage among those measured, then one channel more after the other while the
     limit allows.
 
     Args, Raises:
         as :func:`by_ranking`, with the values of all channels; no width is larger than what is there.
     """
-    most = [group.width - len(removed.get(group.name, ())) for group in groups]
+    most = _widths(groups, removed)
     check_attainable(costs, [1] * len(groups), limit)
     damages = [
         {w: d for w, d in curves[g.name].items() if w <= m} | {m: interpolated(curves[g.name], m)}
         for g, m in zip(groups, most, strict=True)
     ]
-    widths = list(allocate(damages, costs.costs, limit).widths)
+    widths = list(allocate(damages, costs.costs, limit).sizes)
 
     def gain(i: int) -> float:
         curve = curves[groups[i].name]
@@ -145,7 +122,7 @@ def by_curves(
 
     while fits := [i for i, m in enumerate(most) if widths[i] < m and costs.of(wider(i)) <= limit]:
         widths = wider(max(fits, key=gain))
-    return to_widths(groups, values, {}, widths)
+    return _narrowed(groups, values, {}, widths)
 
 
 def interpolated(curve: Curve, width: int) -> float:
@@ -155,28 +132,24 @@ def interpolated(curve: Curve, width: int) -> float:
     return (1 - share) * curve[below] + share * curve[above]
 
 
-def to_widths(
-    groups: Sequence[ChannelGroup],
-    values: Mapping[str, Tensor],
-    removed: Mapping[str, Sequence[int]],
-    widths: Sequence[int],
-) -> Chosen:
+def _widths(groups: Sequence[ChannelGroup], removed: Removed) -> list[int]:
+    return [group.width - len(removed.get(group.name, ())) for group in groups]
+
+
+def _narrowed(
+    groups: Sequence[ChannelGroup], values: Values, removed: Removed, widths: Sequence[int]
+) -> dict[str, list[int]]:
     """The channels of highest value stay, so many in each group."""
-    chosen: Chosen = {}
+    gone = {}
     for group, width in zip(groups, widths, strict=True):
-        gone = list(removed.get(group.name, ()))
-        left = _left(group, removed)
+        left = remaining_channels(group, removed)
         order = torch.tensor(_finite(group, values), dtype=torch.float64).argsort(stable=True)
-        chosen[group.name] = gone + [left[i] for i in order[: len(left) - width].tolist()]
-    return chosen
+        lowest = [left[i] for i in order[: len(left) - width].tolist()]
+        gone[group.name] = [*removed.get(group.name, ()), *lowest]
+    return gone
 
 
-def _left(group: ChannelGroup, removed: Mapping[str, Sequence[int]]) -> list[int]:
-    gone = set(removed.get(group.name, ()))
-    return [c for c in range(group.width) if c not in gone]
-
-
-def _finite(group: ChannelGroup, values: Mapping[str, Tensor]) -> list[float]:
+def _finite(group: ChannelGroup, values: Values) -> list[float]:
     if not values[group.name].isfinite().all():
         raise TPVError(f"the scores of {group.name} are NaN or infinite.")
     return values[group.name].tolist()
@@ -191,6 +164,6 @@ def check_attainable(costs: Budget, widths: Sequence[int], limit: float) -> None
     if costs.of(widths) > limit:
         raise TPVError(
             "the target cannot be met: with one channel left in every group there are still "
-            f"{costs.of(widths):,.0f} {costs.unit} "
-            f"of {costs.total:,.0f}, more than {limit:,.0f}; keep more, or ignore fewer layers."
+            f"{costs.of(widths):,.0f} {costs.unit} of {costs.total:,.0f}, more than {limit:,.0f}; keep more, "
+            "or ignore fewer layers."
         )

@@ -1,4 +1,4 @@
-"""How much of a network is to stay."""
+"""How much of a network is to stay, in which unit."""
 
 from __future__ import annotations
 
@@ -76,26 +76,27 @@ class Target:
         """
         if self.costs is None:
             return known[self.unit]
-        names = [group.name for group in groups]
         full = [group.width for group in everything]
         if unknown := [g for cost in self.costs for g in cost.groups if g >= len(full)]:
             raise TPVError(
                 f"Target(costs=...) has a cost of group {unknown[0]}, and the network has {len(full)}, "
                 "counted from 0."
             )
+        names = [group.name for group in groups]
         place = {i: names.index(group.name) for i, group in enumerate(everything) if group.name in names}
         total = sum(cost.of(full) for cost in self.costs)
         return Budget(self.unit, tuple(_among(cost, place, full) for cost in self.costs), float(total))
 
 
 def _among(cost: Cost, place: Mapping[int, int], full: Sequence[int]) -> Cost:
-    """The cost in terms of the groups that have a place, the others at their full widths."""
-    kept = tuple(place[g] for g in cost.groups if g in place)
+    """The cost in terms of the groups that have a place, with the others at their full widths."""
+    own = tuple(place[g] for g in cost.groups if g in place)
     fixed = [g for g in cost.groups if g not in place]
     if not isinstance(cost.amount, Mapping):
-        return Cost(kept, cost.amount * math.prod(full[g] for g in fixed))
-    rows = [(dict(zip(cost.groups, widths, strict=True)), amount) for widths, amount in cost.amount.items()]
-    fitting = [(widths, amount) for widths, amount in rows if all(widths[g] == full[g] for g in fixed)]
-    return Cost(
-        kept, {tuple(widths[g] for g in cost.groups if g in place): amount for widths, amount in fitting}
-    )
+        return Cost(own, cost.amount * math.prod(full[g] for g in fixed))
+    table = {}
+    for sizes, amount in cost.amount.items():
+        size = dict(zip(cost.groups, sizes, strict=True))
+        if all(size[g] == full[g] for g in fixed):
+            table[tuple(size[g] for g in cost.groups if g in place)] = amount
+    return Cost(own, table)

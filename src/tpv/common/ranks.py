@@ -1,4 +1,4 @@
-"""Whether scores from other examples would rank the same."""
+"""Rank correlation, and the reliability of a ranking."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def split_half(a: Tensor, b: Tensor) -> float:
     """
     a, b = a.flatten(), b.flatten()
     if len(a) > _SAMPLE:
-        chosen = torch.randint(len(a), (_SAMPLE,), generator=torch.Generator().manual_seed(0)).to(a.device)
-        a, b = a[chosen], b[chosen]
+        sample = torch.randint(len(a), (_SAMPLE,), generator=torch.Generator().manual_seed(0)).to(a.device)
+        a, b = a[sample], b[sample]
     rho = spearman(a, b)
     return 2 * rho / (1 + rho) if rho > 0 else rho
 

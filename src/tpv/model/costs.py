@@ -43,16 +43,16 @@ def module_macs(model: nn.Module, batch: Any, forward: Forward | None = None) ->
         first name.
 
     Raises:
-        TPVError: if ``model`` is no ``nn.Module`` or was scripted, for a batch without tensors.
+        TPVError: if ``model`` is not an ``nn.Module`` or was scripted, for a batch without tensors.
 
     Cost: one forward pass of one example.
 
     Source: ``torch.utils.flop_counter``, whose FLOPs are twice the MACs.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10))
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 10))
         >>> module_macs(model, torch.zeros(2, 3, 4, 4))  # 9 · 3 · 8 · 16 and 128 · 10
-        {'0': 3456, '3': 1280}
+        {'0': 3456, '2': 1280}
     """
     _refuse_scripted(model)
     example = narrow(batch, 0, 1, batch_size(batch))
@@ -78,7 +78,7 @@ def parameters(model: nn.Module) -> dict[str, int]:
         that hold any.
 
     Raises:
-        TPVError: if ``model`` is no ``nn.Module``.
+        TPVError: if ``model`` is not an ``nn.Module``.
 
     Example:
         >>> parameters(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2, bias=False)))
@@ -128,8 +128,8 @@ def _flops_by_module(model: nn.Module, counter: FlopCounterMode) -> Iterator[Cou
 
 @contextmanager
 def _no_fused_attention_layers() -> Iterator[None]:
-    """Without the kernels that run a whole ``nn.TransformerEncoderLayer`` in one operation that nobody
-    counts.
+    """Without the kernels that run a whole ``nn.TransformerEncoderLayer`` in one operation that the counter
+    does not know.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -139,35 +139,16 @@ def _no_fused_attention_layers() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-Shape = torch.Size
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    *heads, queries, width = query
-    return 2 * prod(heads) * queries * key[-2] * (width + value[-1])
+def _rnn_layer(x: torch.Size, from_input: torch.Size, from_state: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * prod(x[:-1]) * (prod(from_input) + prod(from_state))
 
 
-def _rnn_layer(inputs: Shape, from_input: Shape, from_state: Shape, *_: Any, **__: Any) -> int:
-    return 2 * prod(inputs[:-1]) * (prod(from_input) + prod(from_state))
-
-
-def _cudnn_rnn(inputs: Shape, weights: list[Shape], *_: Any, **__: Any) -> int:
-    return 2 * prod(inputs[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
-
-
-def _matrix_vector(matrix: Shape, vector: Shape, **_: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _added_matrix_vector(bias: Shape, matrix: Shape, vector: Shape, **_: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _bilinear(left: Shape, weight: Shape, right: Shape, *_: Any, **__: Any) -> int:
-    """Each of N pairs against (outputs, left, right) weights, unsqueezed to (N, 1, left, 1), (1, outputs,
-    left, right).
-    """
-    return 2 * left[0] * prod(weight)
+def _cudnn_rnn(x: torch.Size, weights: list[torch.Size], *_: Any, **__: Any) -> int:
+    return 2 * prod(x[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
 
 
 _aten = torch.ops.aten
@@ -175,8 +156,9 @@ _UNKNOWN_TO_TORCH: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten.mkldnn_rnn_layer: _rnn_layer,
     _aten._cudnn_rnn: _cudnn_rnn,
-    _aten.mv: _matrix_vector,
-    _aten.dot: _matrix_vector,
-    _aten.addmv: _added_matrix_vector,
-    _aten._trilinear: _bilinear,
+    _aten.mv: lambda matrix, *_, **__: 2 * prod(matrix),
+    _aten.dot: lambda left, *_, **__: 2 * prod(left),
+    _aten.addmv: lambda bias, matrix, *_, **__: 2 * prod(matrix),
+    # N pairs against (outputs, left, right) weights, as (N, 1, left, 1) and (1, outputs, left, right)
+    _aten._trilinear: lambda left, weight, *_, **__: 2 * left[0] * prod(weight),
 }

@@ -1,0 +1,153 @@
+"""The output change when a single group is made narrower and its consumers are re-fitted, measured at several
+widths.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpv.model.batches import batch_size, batches, call_model, narrow
+from tpv.model.linearization import Forward
+from tpv.model.outputs import Output
+from tpv.pruning.channels.groups import ChannelGroup, Member
+from tpv.pruning.channels.surgery import mask_of_inputs
+from tpv.pruning.repair.least_squares import SplitMoments, counted_rows, fit, fittable, groups_of, output_rows
+from tpv.pruning.scores.measurement import OutputChangeMeter
+from tpv.pruning.widths.selection import Curve
+
+_MEASURED_EXAMPLES = 256
+
+
+def widths_of(width: int, points: int) -> list[int]:
+    """Widths to measure, evenly from 1 to the whole."""
+    return sorted({max(1, round(width * i / points)) for i in range(points + 1)})
+
+
+def measure_curve(
+    model: nn.Module,
+    group: ChannelGroup,
+    order: Tensor,
+    data: object,
+    *,
+    points: int = 10,
+    refit: bool = True,
+    output: Output,
+    forward: Forward | None = None,
+) -> Curve:
+    """E‖Δf‖² with the group's ``width`` most important channels left and its consumers re-fitted, on the same
+    inputs.
+
+    Args:
+        order: channels from the least to the most important.
+
+    Cost: one forward pass, and for each width one of the first 256 examples and a linear solve for each
+        consumer.
+    """
+    parts = list(batches(data))
+    narrowed = copy.deepcopy(model)
+    consumers = [_Consumer(narrowed, m, refit=refit) for m in group.consumers]
+    _gather({c.member.module: c.moments for c in consumers if c.moments is not None}, model, parts, forward)
+    for consumer in consumers:
+        consumer.choose_ridge(_gone(order, group.width // 2))
+    meter = OutputChangeMeter(model, list(_first(parts, _MEASURED_EXAMPLES)), output, forward)
+    curve = {group.width: 0.0}
+    for width in widths_of(group.width, points)[:-1]:
+        for consumer in consumers:
+            consumer.refit_without(_gone(order, width))
+        curve[width] = meter(narrowed)[0].value
+    return curve
+
+
+def _gone(order: Tensor, width: int) -> Tensor:
+    gone = torch.zeros(len(order), dtype=torch.bool)
+    gone[order[: len(order) - width]] = True
+    return gone
+
+
+def _first(parts: Sequence[Any], most: int) -> Iterator[Any]:
+    for part in parts:
+        if most > 0:
+            n = batch_size(part)
+            yield narrow(part, 0, min(n, most), n)
+            most -= n
+
+
+def _gather(
+    moments: Mapping[str, SplitMoments], model: nn.Module, parts: Sequence[Any], forward: Forward | None
+) -> None:
+    """Add up each consumer's inputs and outputs."""
+
+    def hook(name: str, part: Any) -> Any:
+        def update(layer: Any, args: tuple[Any, ...], y: Tensor) -> None:
+            counted = counted_rows(layer, part, args[0])
+            moments[name].update(args[0], output_rows(layer, y), batch_size(part), counted)
+
+        return update
+
+    for part in parts if moments else ():
+        handles = [model.get_submodule(name).register_forward_hook(hook(name, part)) for name in moments]
+        try:
+            with torch.no_grad():
+                (forward or call_model)(model, part)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _Consumer:
+    """A layer of the model that takes the channels as inputs, changed in place; convolutions in groups and
+    what cannot be fitted only lose inputs.
+    """
+
+    def __init__(self, model: nn.Module, member: Member, *, refit: bool) -> None:
+        self.member, self._layer = member, model.get_submodule(member.module)
+        self._weight: Tensor = self._layer.weight.detach().clone()  # type: ignore[operator]
+        layer = fittable(model).get(member.module) if refit else None
+        self.moments = None if layer is None or groups_of(layer) > 1 else SplitMoments.zero(layer)
+        self._ridge = 0.0
+        self._shift: Tensor | None = None
+        if self.moments is not None:
+            self._layer.register_forward_hook(self._shifted)
+
+    def choose_ridge(self, gone: Tensor) -> None:
+        """By held-out examples, without these channels."""
+        if self.moments is not None:
+            index = self._inputs_left(gone)
+            self._ridge = self.moments.restricted(index).best_ridge(self._rows[..., index])
+
+    @torch.no_grad()
+    def refit_without(self, gone: Tensor) -> None:
+        """Fit the weights of the other channels, with zeros for these."""
+        weight: Tensor = self._layer.weight  # type: ignore[assignment]
+        if self.moments is None:
+            mask = mask_of_inputs(self._layer, self.member.index[gone[self.member.channel]])
+            weight.copy_(self._weight * mask.to(weight))
+            return
+        index = self._inputs_left(gone)
+        w, b = fit(self.moments.restricted(index).all, self._rows[..., index], self._ridge)
+        weight.copy_(torch.zeros_like(self._rows).index_copy(2, index, w).reshape(weight.shape))
+        old = self._layer.bias.detach() if isinstance(self._layer.bias, Tensor) else 0
+        self._shift = b[0].to(weight) - old
+
+    def _shifted(self, module: nn.Module, args: Any, y: Tensor) -> Tensor | None:
+        if self._shift is None:
+            return None
+        return y + (
+            self._shift if isinstance(module, nn.Linear) else self._shift.view(-1, *[1] * (y.ndim - 2))
+        )
+
+    @property
+    def _rows(self) -> Tensor:
+        return self._weight.double().reshape(1, len(self._weight), -1)
+
+    def _inputs_left(self, gone: Tensor) -> Tensor:
+        """Columns of the weight's rows whose inputs are still there."""
+        keep = torch.ones(self._weight.shape[1], dtype=torch.bool)
+        keep[self.member.index[gone[self.member.channel]]] = False
+        columns = keep.repeat_interleave(self._weight[0, 0].numel())
+        return columns.nonzero().flatten().to(self._weight.device)

@@ -1,1 +1,0 @@
-"""A pruning from start to end: candidates, steps, results."""
