@@ -12,6 +12,7 @@ import torch
 import typer
 
 import tpv.pruning
+from tpv.cli.console import console
 from tpv.cli.options import (
     Debug,
     Device,
@@ -32,7 +33,6 @@ from tpv.pruning import Target as Share
 from tpv.pruning import prune as tpv_prune
 from tpv.pruning.channels.tracing import torch_pruning
 from tpv.pruning.files.folder import PLOT, TITLE, check_writable
-from tpv.cli.console import console
 from tpv.report.subject import Subject
 from tpv.report.view import View
 

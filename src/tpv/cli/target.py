@@ -91,10 +91,10 @@ def _from_module(text: str) -> ModuleType:
         raise TPVError(
             f"there is no module {text!r}: give a Python file, or a module that can be imported from here."
         )
-    found: ModuleType = _guarded(
+    module: ModuleType = _guarded(
         text, str(spec.origin), "cannot be loaded", lambda: importlib.import_module(text)
     )
-    return found
+    return module
 
 
 def _value(text: str, module: ModuleType, name: str) -> Any:

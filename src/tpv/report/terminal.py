@@ -28,7 +28,7 @@ def show(report: Report, to: Console) -> None:
         to.print("\nLayers that cause most of it\n", style="bold")
         to.print(_causes(split))
     if checked := [entry for entry in report.entries if entry.linearity]:
-        to.print("\nIs first order enough?\n", style="bold")
+        to.print("\nDoes the first-order approximation hold?\n", style="bold")
         to.print(_linearity(checked))
         examples, draws = report.settings["linearity_examples"], report.settings["linearity_draws"]
         to.print(f"V = E‖Δf − Jδ‖² / E‖Δf‖², on at most {examples} examples and {draws} draws.", style="dim")
@@ -36,10 +36,10 @@ def show(report: Report, to: Console) -> None:
         for note in entry.notes:
             to.print(f"\n{entry.perturbation}: {note}", style="dim")
     for key, said in (
-        ("slow_routes", "without a closed form"),
+        ("slow_routes", "without an analytic per-layer formula"),
         ("unused_parameters", "without effect on the outputs"),
     ):
-        if names := report.facts(key):
+        if names := report.noted(key):
             to.print(f"\nParameters {said}: {', '.join(names)}.", style="dim")
 
 
