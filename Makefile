@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test test-fast lint bench clean
+.PHONY: install demo test test-fast lint bench gpu-check clean
 
 .venv/%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -33,6 +33,10 @@ lint: .venv/test .venv/lint
 bench: .venv/bench
 	$(PIP) --no-deps backpack-for-pytorch curvlinops-for-pytorch nngeometry laplace-torch asdfghjkl
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Eight minutes on a GPU; without one: make gpu-check ARGS="--device cpu --minutes 4"
+gpu-check: .venv/test
+	PYTHONPATH=tests:examples:. $(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 clean:
 	rm -rf .venv

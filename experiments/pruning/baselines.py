@@ -31,7 +31,7 @@ CRITERIA: dict[str, Callable[[nn.Module, Calibration], Criterion]] = {
     "JC": lambda model, data: FirstOrder(data.images, data.labels, squares_of_means),
     "JBR": lambda model, data: FirstOrder(data.images, predictions(model, data.images), squares_of_means),
 }
-"""Name → the criterion for the unpruned model; the model and the data are held where they are needed."""
+"""Name → the criterion for the unpruned model; the model and the data are kept where they are needed."""
 
 WITHOUT_DATA = ("L1 magnitude", "L2 magnitude", "BN scale", "FPGM", "WHC")
 USE_LABELS = ("Taylor", "Taylor with BN", "Hessian", "Hessian corrected", "JC")

@@ -51,7 +51,7 @@ def run(
     """A network pruned on random training images, once; then read from the cache.
 
     Args:
-        name: of the run, for the cache; it must tell all options apart.
+        name: of the run, for the cache; it must distinguish all options.
         criterion: ``(model, calibration) -> criterion`` among ``options``, by default our own.
         test: only so many test images.
     """

@@ -276,7 +276,8 @@ def test_running_out_of_memory_is_not_taken_for_a_missing_formula(monkeypatch: p
     with pytest.warns(UserWarning, match="out of memory"):
         found = tpv.estimate(model, randn(8, 4), LAW)
     assert not failures
-    assert found.metadata["slow_routes"] == {"matrix": "per-example gradients of the whole model"}
+    reason = "held by the model itself"
+    assert found.metadata["slow_routes"] == {"matrix": f"per-example gradients of the whole model: {reason}"}
 
 
 def test_group_wise_quantization_of_single_rows_needs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

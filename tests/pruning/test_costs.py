@@ -189,5 +189,5 @@ def test_what_is_refused() -> None:
         module_macs(nn.Linear(3, 3), {"text": "a"})
     with pytest.warns(DeprecationWarning, match="jit"):
         scripted = torch.jit.script(nn.Linear(3, 3))
-    with pytest.raises(TPVError, match="layers cannot be told apart"):
+    with pytest.raises(TPVError, match="layers cannot be distinguished"):
         module_macs(nn.Sequential(scripted), torch.ones(1, 3))

@@ -444,7 +444,7 @@ def test_reordered_rows_are_refused(length: int, output) -> None:
     for dtype in (torch.float64, torch.float32):
         torch.manual_seed(0)
         model, x = TimeMajor().to(dtype).eval(), randn(4, length, 3).to(dtype)
-        with pytest.raises(TPVError, match="cannot be told apart by example"):
+        with pytest.raises(TPVError, match="cannot be attributed to"):
             score(model, [x[:1], x], [HIDDEN], TPVImportance(output=output))
         criterion = TPVImportance(9, "all", output=output)
         if dtype == torch.float64:

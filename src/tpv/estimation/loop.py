@@ -146,7 +146,8 @@ def _accumulated(
         start = 0
         while start < size:
             stop = min(start + run.chunk_size, size)
-            if not _added(run, Chunk(narrow(batch, start, stop, size), start, stop - start, size, number)):
+            part = narrow(batch, start, stop, size)
+            if not _added(run, Chunk(part, start, stop - start, size, number, run.moments.count)):
                 run.halve()
                 continue
             stage.advance(stop - start)

@@ -18,13 +18,22 @@ TOTAL = "(total)"
 
 @dataclass(frozen=True)
 class Chunk:
-    """Examples start … start + n of the ``number``-th batch, of ``size``: what fits in memory at a time."""
+    """Examples start … start + n of the ``number``-th batch, of ``size``: what fits in memory at a time.
+
+    Attributes:
+        index: the place of its first example in the data, in the data's own order.
+    """
 
     batch: Any
     start: int
     n: int
     size: int
     number: int
+    index: int
+
+    def rows(self, device: torch.device) -> Tensor:
+        """(n,) places of its examples in the data, for :mod:`tpv.common.counters`."""
+        return torch.arange(self.index, self.index + self.n, device=device)
 
 
 @dataclass

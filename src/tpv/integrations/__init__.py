@@ -1,1 +1,1 @@
-"""Other libraries' ways in: imported where used, never by the core."""
+"""Interfaces to other libraries: imported where used, never by the core."""

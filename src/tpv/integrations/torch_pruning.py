@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tpv.common.errors import TPVError
 from tpv.estimation.loop import Seed
 from tpv.model.batches import batch_size, batches, ends
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward
 from tpv.model.outputs import OutputSpec
+from tpv.model.twin import twin_of
 from tpv.pruning.channels.candidates import WRONG, problems, wrongly_traced
 from tpv.pruning.channels.conversion import channel_group, scorable
 from tpv.pruning.channels.groups import ChannelGroup, Parameters
@@ -51,8 +51,8 @@ def channel_groups(model: nn.Module, example: Any, *, forward: Forward | None = 
         >>> channel_groups(model, torch.randn(2, 8))
         [ChannelGroup(name='0', width=4, tied=1)]
     """
-    with unchanged(model):
-        return [channel_group(group) for group in all_groups(trace(model, example, forward))]
+    with twin_of(model, forward) as (twin, remapped):
+        return [channel_group(group) for group in all_groups(trace(twin, example, remapped))]
 
 
 class _Scores:
@@ -60,7 +60,7 @@ class _Scores:
     ``importance(group)``.
 
     All groups are scored together when the first is asked for after the weights have changed. Equal scores
-    are told apart by 1e-13 of the largest, because Torch-Pruning removes everything up to a threshold. The
+    are made to differ by 1e-13 of the largest, because Torch-Pruning removes all up to a threshold. The
     first time with a model, its groups are verified: the network without a channel must compute what it does
     with zeros in its place; ``verify = False`` leaves that out.
     """
@@ -107,14 +107,14 @@ class _Scores:
     def _score(self, model: nn.Module, groups: list[ChannelGroup]) -> None:
         if not groups:
             return
-        with unchanged(model):
-            model.eval()
+        with twin_of(model, self.forward) as (twin, forward):
+            twin.eval()
             if model is not self._model:
-                self._frozen = freeze(model, self.data, self.criterion, forward=self.forward)
-                self._model, self._wrong = model, self._wrongly_traced(model, groups)
+                self._frozen = freeze(twin, self.data, self.criterion, forward=forward)
+                self._model, self._wrong = model, self._wrongly_traced(twin, groups, forward)
             scores = score(
-                model, self.data, groups, self.criterion, frozen=self._frozen,
-                forward=self.forward, generator=self.generator, chunk_size=self.chunk_size,
+                twin, self.data, groups, self.criterion, frozen=self._frozen,
+                forward=forward, generator=self.generator, chunk_size=self.chunk_size,
             )  # fmt: skip
         for group, values in zip(groups, _distinct(scores), strict=True):
             for m in group.members:
@@ -125,12 +125,14 @@ class _Scores:
                 longer[m.index] = values[m.channel]
                 self._values[m.module, m.role] = longer
 
-    def _wrongly_traced(self, model: nn.Module, groups: list[ChannelGroup]) -> list[str]:
+    def _wrongly_traced(
+        self, model: nn.Module, groups: list[ChannelGroup], forward: Forward | None
+    ) -> list[str]:
         if not self.verify:
             return []
         first = next(iter(batches(self.data)))
         example, consumed = ends(first, batch_size(first)), [group for group in groups if group.consumers]
-        failed = problems(model, example, consumed, self.forward)
+        failed = problems(model, example, consumed, forward)
         return [name for name, problem in failed.items() if problem == WRONG]
 
 
@@ -230,7 +232,7 @@ def _with_all_channels(graph: Any, group: Any) -> Any:
 
 
 def _distinct(scores: ChannelScores) -> list[Tensor]:
-    """The scores of each group, or the damage up to each channel, all told apart: at least 1e-13 of the
+    """The scores of each group, or the damage up to each channel, all different: by at least 1e-13 of the
     largest between them.
     """
     values = torch.cat([group.value for group in scores.values()])

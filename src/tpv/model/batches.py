@@ -56,7 +56,7 @@ class _TensorBatches:
 
 
 def count_examples(data: object) -> int | None:
-    """Number of examples if it can be told without reading the data, else None."""
+    """Number of examples if it is known without reading the data, else None."""
     if isinstance(data, _TensorBatches):
         return data.examples
     if isinstance(data, list | tuple):

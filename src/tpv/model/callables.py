@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 from tpv.model.copier import Copier, Handler, is_atom
@@ -14,38 +13,29 @@ from tpv.model.copier import Copier, Handler, is_atom
 def _function(original: types.FunctionType, copy: Copier) -> Any:
     if (written := vars(original).get("_torchdynamo_orig_callable")) is not None:
         return copy.note(original, copy(written))  # torch.compile wraps what runs as written here
-    names = _global_names(original, copy)
-    if names is original.__globals__ and all(map(is_atom, held_by(original))):
+    before = parts(original)
+    names, cells, *others = (_global_names(original, copy), *map(copy, before[1:]))
+    if copy.known(original):  # it refers to itself
+        return copy(original)
+    if all(a is b for a, b in zip(before, (names, cells, *others), strict=True)):
         return copy.note(original, original)
-    cells = None if original.__closure__ is None else tuple(map(_cell_to_fill, original.__closure__))
-    if original.__closure__ is not None and cells is not None:
-        cells = tuple(copy.note(cell, empty) for cell, empty in zip(original.__closure__, cells, strict=True))
-    copied = copy.note(
-        original,
-        types.FunctionType(original.__code__, names, original.__name__, original.__defaults__, cells),
-    )
-    copied.__defaults__, copied.__kwdefaults__ = copy(original.__defaults__), copy(original.__kwdefaults__)
-    copied.__qualname__, copied.__module__, copied.__doc__ = (
-        original.__qualname__,
-        original.__module__,
-        original.__doc__,
-    )
-    for cell, filled in zip(original.__closure__ or (), cells or (), strict=True):
-        _fill(cell, filled, copy)
-    vars(copied).update({name: copy(value) for name, value in vars(original).items()})
+    copied = copy.note(original, types.FunctionType(original.__code__, names, original.__name__, None, cells))
+    copied.__defaults__ = others[0]
+    copied.__kwdefaults__ = others[1] or original.__kwdefaults__
+    vars(copied).update(others[2] or vars(original))
+    for name in ("__qualname__", "__module__", "__doc__", "__annotations__"):
+        setattr(copied, name, getattr(original, name))
     return copied
 
 
-def held_by(function: types.FunctionType) -> Iterator[Any]:
-    """What a function refers to, global names aside."""
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # empty
-            continue
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
-    yield from vars(function).values()
+def parts(function: types.FunctionType) -> tuple[Any, ...]:
+    """What a function refers to: global names, closure, defaults and attributes, None where all are atoms."""
+    keywords, attributes = map(_unless_atoms, (function.__kwdefaults__, vars(function)))
+    return function.__globals__, function.__closure__, function.__defaults__, keywords, attributes
+
+
+def _unless_atoms(values: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if values is None or all(map(is_atom, values.values())) else values
 
 
 def global_values(function: types.FunctionType, copy: Copier) -> list[Any]:
@@ -98,22 +88,16 @@ def _global_names(function: types.FunctionType, copy: Copier) -> dict[str, Any]:
     return copy(function.__globals__)  # type: ignore[no-any-return]
 
 
-def _cell_to_fill(_: Any) -> Any:
-    return types.CellType()
-
-
 def _cell(original: Any, copy: Copier) -> Any:
-    copied = copy.note(original, types.CellType())
-    _fill(original, copied, copy)
-    return copied
-
-
-def _fill(original: Any, copied: Any, copy: Copier) -> None:
     try:
         value = original.cell_contents
-    except ValueError:
-        return
+    except ValueError:  # empty
+        value = None
+    if isinstance(value, type):  # that of super(), say
+        return original
+    copied = copy.note(original, types.CellType())
     copied.cell_contents = copy(value)
+    return copied
 
 
 def _method(original: types.MethodType, copy: Copier) -> Any:

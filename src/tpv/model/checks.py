@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from tpv.common.errors import TPVError
 from tpv.model.batches import batch_size, narrow, tensors
@@ -56,7 +57,7 @@ def check_model(model: nn.Module) -> None:
         if problem := _untreatable(parameter):
             raise TPVError(f"{name} is {problem}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.detach().isfinite().all():
             raise TPVError(f"{name} holds NaN or infinity: the checkpoint is broken or training diverged.")
 
 
@@ -90,6 +91,8 @@ def _unsteady(module: nn.Module) -> str | None:
 
 
 def _untreatable(parameter: nn.Parameter) -> str | None:
+    if is_lazy(parameter):
+        return "a parameter of a lazy layer that has not run yet: run the model on one batch first."
     if parameter.device.type == "mps":
         return f"on {parameter.device}, which has no float64 for sums: call model.cpu()."
     if parameter.is_complex() and parameter.requires_grad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import random
 import types
 import weakref
@@ -102,6 +103,7 @@ CONTAINERS: dict[type, Handler] = {
     weakref.WeakValueDictionary: _weak_mapping,
     weakref.WeakSet: _weak_set,
     types.ModuleType: _itself,
+    enum.Enum: _itself,
     str: _itself,
     int: _itself,
     float: _itself,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy as shallow
 import copyreg
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -90,7 +91,7 @@ def is_atom(value: Any) -> bool:
 
 def _any_object(original: Any, copy: Copier) -> Any:
     kind = type(original)
-    if _is_shared(kind):
+    if _is_shared(kind) or _is_sentinel(original):
         return copy.note(original, original)
     if kind.__module__.startswith("numpy"):
         return copy.note(original, _of_numpy(original))
@@ -104,6 +105,14 @@ def _any_object(original: Any, copy: Copier) -> Any:
 def _is_shared(kind: type) -> bool:
     prefix = f"{kind.__module__}."
     return prefix.startswith(_SHARED_PREFIXES) or hasattr(kind, "__del__") or issubclass(kind, BaseException)
+
+
+def _is_sentinel(original: Any) -> bool:
+    """Whether it has no state and a name in its module, such as a marker that code compares by ``is``."""
+    if getattr(original, "__dict__", None) or copyreg._slotnames(type(original)):  # type: ignore[attr-defined]
+        return False
+    names = vars(sys.modules.get(type(original).__module__, types)).values()
+    return type(original) is object or any(value is original for value in list(names))
 
 
 _SHARED_PREFIXES = tuple(f"{name}." for name in _SHARED)

@@ -14,8 +14,9 @@ from torch import nn
 from tpv.common.errors import TPVError
 from tpv.model.batches import batch_size, call_model, narrow
 from tpv.model.checks import check_module
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward
+from tpv.model.twin import twin_of
+from tpv.model.watch import watch_of
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -59,10 +60,10 @@ def module_macs(model: nn.Module, batch: Any, forward: Forward | None = None) ->
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH)
-    with unchanged(model), _no_fused_attention_layers(), torch.no_grad():
-        model.eval()
-        with counter, _flops_by_module(model, counter) as flops:
-            (forward or call_model)(model, example)
+    with twin_of(model, forward) as (twin, run), _no_fused_attention_layers(), torch.no_grad():
+        twin.eval()
+        with watch_of(twin).forward(), counter, _flops_by_module(twin, counter) as flops:
+            (run or call_model)(twin, example)
     return {name: flops[name] // 2 for name, _ in model.named_modules() if flops[name]}
 
 
@@ -96,7 +97,7 @@ def _refuse_scripted(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TPVError(
-                f"{name or 'the model'} is a {type(module).__name__}, whose layers cannot be told apart: "
+                f"{name or 'the model'} is a {type(module).__name__}, whose layers cannot be distinguished: "
                 "give the nn.Module that it was made from."
             )
 

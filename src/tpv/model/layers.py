@@ -56,14 +56,14 @@ def _by_expression(text: str, names: list[str]) -> dict[str, str]:
         expression = re.compile(text)
     except re.error as error:
         raise TPVError(f"layers={text!r} is no regular expression: {error}.") from error
-    found = {name: expression.search(name) for name in names}
-    if not any(found.values()):
+    match_of = {name: expression.search(name) for name in names}
+    if not any(match_of.values()):
         raise TPVError(
             f"layers={text!r} matches no parameter: names look like {next(iter(names), '(none)')!r}."
         )
     return {
         name: (match.group(1 if expression.groups else 0) or OTHER) if match else OTHER
-        for name, match in found.items()
+        for name, match in match_of.items()
     }
 
 
@@ -74,16 +74,16 @@ def _by_globs(layers: Mapping[str, list[str]], names: list[str]) -> dict[str, st
                 raise TPVError(
                     f"layers={{{layer!r}: {glob!r}}} matches no parameter.{did_you_mean(glob, names)}"
                 )
-    found = {
+    layer_of = {
         name: next(
             (layer for layer, globs in layers.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)),
             OTHER,
         )
         for name in names
     }
-    if empty := [layer for layer in layers if layer not in found.values()]:
+    if empty := [layer for layer in layers if layer not in layer_of.values()]:
         raise TPVError(
             f"layers: {empty[0]!r} gets no parameter, because earlier patterns match all of its own or it "
             "has none."
         )
-    return found
+    return layer_of

@@ -53,7 +53,7 @@ def as_output(spec: OutputSpec) -> Output:
         ),
         "kl": Output("kl", "nats", _class_scores, _fisher_root, _kl),
     }
-    if spec not in known:
+    if not isinstance(spec, str) or spec not in known:
         hint = did_you_mean(str(spec), known)
         raise TPVError(
             f"output={spec!r}: give {', '.join(map(repr, known))}, or a function from what the model returns "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
@@ -47,7 +48,7 @@ class process_state:  # noqa: N801  (used like a function)
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            _run_all([self._leave_inference, *self._restores])
+            _run_all([lambda: _close_contexts(trace), self._leave_inference, *self._restores])
         finally:
             _lock.release()
 
@@ -58,6 +59,22 @@ class process_state:  # noqa: N801  (used like a function)
 def eager() -> AbstractContextManager[object]:
     """Compiled modules run as written, so that the calls inside of them can be recorded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _close_contexts(trace: TracebackType | None) -> None:
+    """Leave the contexts written as generators whose exit an interrupt has skipped.
+
+    Else the garbage collector would leave them at some later time, and close what is somebody else's.
+    """
+    while trace is not None:
+        context = trace.tb_frame.f_locals.get("self")
+        if trace.tb_frame.f_code is _GENERATOR_EXIT and context is not None and not context.gen.gi_running:
+            with suppress(Exception):
+                context.gen.close()
+        trace = trace.tb_next
+
+
+_GENERATOR_EXIT = contextlib._GeneratorContextManager.__exit__.__code__
 
 
 def _run_all(steps: list[Restore]) -> None:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from tpv.model.callables import global_values, held_by
+from tpv.model.callables import global_values, parts
 from tpv.model.copier import Copier, is_atom
 
 _MOST_OBJECTS = 100_000
@@ -44,8 +44,7 @@ def leading_to(start: Any, targets: set[int], copy: Copier) -> set[int]:
 
 def _used_by(user: Any, copy: Copier) -> Iterable[Any]:
     if isinstance(user, types.FunctionType):
-        cells = user.__closure__ or ()
-        return [*cells, *filter(_may_lead, held_by(user)), *global_values(user, copy)]
+        return [*filter(_may_lead, parts(user)[1:]), *global_values(user, copy)]
     if isinstance(user, weakref.ref):
         return [user()]
     return [used for used in gc.get_referents(user) if _may_lead(used)]

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tpv.common.errors import TPVError
 from tpv.model.batches import call_model
 from tpv.model.checks import check_module
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward
+from tpv.model.twin import twin_of
+from tpv.model.watch import watch_of
 
 _CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _PROBED = 13
-"""Pixels along each axis: enough to tell strides up to 5 apart."""
+"""Pixels along each axis: enough to distinguish strides up to 5."""
 _Call = tuple[Tensor, Tensor]
 """An input of a module, with its output."""
 
@@ -68,17 +69,19 @@ def replace_padding_shortcuts(model: nn.Module, example: Any, *, forward: Forwar
         (['1'], Conv2d(4, 8, kernel_size=(1, 1), stride=(2, 2), bias=False))
     """
     check_module(model)
-    with unchanged(model), torch.no_grad():
-        calls = _calls_of_stateless_modules(model, example, forward or call_model)
-        convolutions = {m: conv for m, seen in calls.items() if (conv := _convolution(m, seen)) is not None}
+    with twin_of(model, forward) as (twin, run), torch.no_grad():
+        calls = _calls_of_stateless_modules(twin, example, run or call_model)
+        replacements = {m: conv for m, seen in calls.items() if (conv := _convolution(m, seen)) is not None}
+        names = {name: m for name, m in twin.named_modules() if m in replacements}
+    convolutions = {model.get_submodule(name): replacements[m] for name, m in names.items()}
     if model in convolutions:
         raise TPVError(
             "the model itself is a padding shortcut and cannot be replaced in place: wrap it, "
             "nn.Sequential(model)."
         )
     places = {f"{prefix}{key}": (parent, key) for parent, key, prefix in _outermost(model, convolutions)}
-    replacements = [(parent, key, convolutions[parent.get_submodule(key)]) for parent, key in places.values()]
-    for parent, key, conv in replacements:
+    changes = [(parent, key, convolutions[parent.get_submodule(key)]) for parent, key in places.values()]
+    for parent, key, conv in changes:
         parent._modules[key] = conv
     return list(places)
 
@@ -113,7 +116,8 @@ def _calls_of_stateless_modules(
         if not (stateful or m._forward_hooks or m._forward_pre_hooks):
             handles.append(m.register_forward_hook(hook, with_kwargs=True))
     try:
-        forward(model, example)
+        with watch_of(model).forward():
+            forward(model, example)
     finally:
         for handle in handles:
             handle.remove()

@@ -82,7 +82,7 @@ def storage_keys(tensor: Tensor) -> set[int]:
         return set()
     try:
         return {tensor.untyped_storage().data_ptr()} - {0}
-    except (RuntimeError, NotImplementedError):  # tensors of torch.func and other subclasses have none
+    except (RuntimeError, NotImplementedError, ValueError):  # tensors of torch.func and lazy ones have none
         return set()
 
 

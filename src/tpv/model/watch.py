@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -30,19 +30,17 @@ class Watch:
         self._weights = {id(p): (p, name) for name, p in model.named_parameters() if p.requires_grad}
         self._storages = storages
 
-    @contextmanager
-    def forward(self) -> Iterator[Callable[[Tensor], None]]:
-        """Meanwhile a forward pass of the twin is watched; the function in the block checks what it gave.
+    def forward(self) -> AbstractContextManager[Callable[[Tensor], None]]:
+        """A context in which a forward pass of the twin is watched; the function that it gives checks the
+        outputs.
 
         Raises:
             TPVError: if it writes to the weights, or uses those of the model that the user gave.
         """
-        with _Watching(self, "the model's forward pass", reads=True):
-            yield self._check_graph
+        return _Watching(self, "the model's forward pass", reads=True)
 
-    @contextmanager
-    def callback(self, what: str) -> Iterator[None]:
-        """Meanwhile a function of the user's runs that may read the weights and must not write to them.
+    def callback(self, what: str) -> AbstractContextManager[object]:
+        """A context for a function of the user's, which may read the weights and must not write to them.
 
         Args:
             what: who it is, for the message.
@@ -50,8 +48,7 @@ class Watch:
         Raises:
             TPVError: before it writes to a weight or a buffer.
         """
-        with _Watching(self, what, reads=False):
-            yield
+        return _Watching(self, what, reads=False)
 
     def refuse_write(self, tensor: Tensor, what: str) -> None:
         """Before a tensor is written to.
@@ -76,7 +73,7 @@ class Watch:
         if (pair := self._weights.get(id(tensor))) is not None and pair[0] is tensor:
             raise TPVError(_UNREACHED.format(name=pair[1]))
 
-    def _check_graph(self, outputs: Tensor) -> None:
+    def check_graph(self, outputs: Tensor) -> None:
         """Refuse outputs that depend on the user's own weights, through tensors that were computed before."""
         seen, stack = set[Any](), [outputs.grad_fn]
         while stack:
@@ -104,8 +101,8 @@ def watch_twin(twin: nn.Module, model: nn.Module, storages: Storages) -> None:
 
 def watch_of(model: nn.Module) -> Watch:
     """The watch of a twin; of any other model, one that finds nothing."""
-    found = _watches.get(model)
-    return Watch(nn.Module(), Storages(())) if found is None else found
+    known = _watches.get(model)
+    return Watch(nn.Module(), Storages(())) if known is None else known
 
 
 class _Watching(TorchDispatchMode):
@@ -117,6 +114,10 @@ class _Watching(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._watch, self._what, self._reads = watch, what, reads
         self._written: dict[Any, list[tuple[int, str]]] = {}
+
+    def __enter__(self) -> Callable[[Tensor], None]:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self._watch.check_graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +79,11 @@ class Weights(Mapping[str, Tensor]):
 
     @functools.cached_property
     def _padding(self) -> dict[int, set[int]]:
-        found: dict[int, set[int]] = {}
+        rows_of: dict[int, set[int]] = {}
         for module in self._model.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                found.setdefault(id(module.weight), set()).add(module.padding_idx)
-        return found
+                rows_of.setdefault(id(module.weight), set()).add(module.padding_idx)
+        return rows_of
 
     def select(self, patterns: Patterns) -> Weights:
         """The weights whose names match one of the glob ``patterns`` (``"layer1.*"``, ``"*.weight"``); None
@@ -98,12 +98,17 @@ class Weights(Mapping[str, Tensor]):
         if patterns is None:
             return self
         if callable(patterns):
-            chosen = [name for name, weight in self._tensors.items() if patterns(name, weight)]
-            if not chosen:
+            selected_names = [name for name, weight in self._tensors.items() if patterns(name, weight)]
+            if not selected_names:
                 raise TPVError(
                     f"params={called(patterns)} selects none of the {len(self)} trainable parameters."
                 )
-            return Weights(self._model, chosen)
+            return Weights(self._model, selected_names)
+        if not isinstance(patterns, Iterable):
+            raise TPVError(
+                f"params={patterns!r}: give a glob pattern such as '*.weight', several, or a function "
+                "(name, weight) -> bool."
+            )
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
         for glob in globs:
             if not fnmatch.filter(self._tensors, glob):

@@ -15,7 +15,7 @@ from tpv.pruning.scores.criteria import JBR, JC, Criterion, TPVImportance
 from tpv.pruning.scores.scoring import score
 from tpv.pruning.step import PruningStep
 from tpv.pruning.task import PruningConfig
-from tpv.pruning.widths.target import Target
+from tpv.pruning.widths.budget import Target
 
 __all__ = [
     "JBR",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from tpv.common.progress import Listener, Progress
-from tpv.model.batches import batch_size, batches, ends
+from tpv.model.batches import batches
 from tpv.model.checks import check_model
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward
-from tpv.model.shortcuts import replace_padding_shortcuts
+from tpv.model.twin import twin_of
 from tpv.pruning.files.architecture import Architecture
 from tpv.pruning.files.folder import DESCRIPTION, LOG, WEIGHTS, check_writable
 from tpv.pruning.loop import PruningLoop
 from tpv.pruning.result import PruningResult
 from tpv.pruning.scores.criteria import Criterion, TPVImportance
 from tpv.pruning.task import PruningConfig, PruningTask, Strategy
-from tpv.pruning.widths.target import Target
+from tpv.pruning.widths.budget import Target
 
 
 def prune(
@@ -88,34 +86,21 @@ def prune(
     folder = None if config.out is None else Path(config.out)
     if folder is not None:
         check_writable(folder, WEIGHTS, DESCRIPTION, LOG, overwrite=config.overwrite)
-    with unchanged(model):
+    with twin_of(model, forward) as (twin, remapped):
         parts = list(batches(data))
-        traceable, replaced = _traceable(model, parts, forward)
         task = PruningTask(
-            model=traceable,
+            model=twin,
             data=parts,
             test=None if test is None else list(batches(test)),
             target=Target.parse(target) if isinstance(target, str) else target,
             criterion=criterion or TPVImportance(interactions=True),
             allocation=allocation,
             compensate=compensate,
-            forward=forward,
+            forward=remapped,
             config=config,
-            replaced=replaced,
         )
         with Progress.of(progress).stage("pruning", total=task.steps) as bar:
             result = PruningLoop(task, Architecture.of(model), bar).run()
     if folder is not None:
         result.save(folder, overwrite=True)
     return result
-
-
-def _traceable(
-    model: nn.Module, data: list[Any], forward: Forward | None
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """The model, or a copy with convolutions for its padding shortcuts, and the names of these."""
-    if not data:
-        return model, ()
-    copied = copy.deepcopy(model)
-    replaced = replace_padding_shortcuts(copied, ends(data[0], batch_size(data[0])), forward=forward)
-    return (copied, tuple(replaced)) if replaced else (model, ())

@@ -38,7 +38,8 @@ def steps_table(steps: Sequence[PruningStep], metadata: Mapping[str, Any]) -> st
     """A row for the unpruned network and for each step; without the errors where even without spaces these
     would not fit.
     """
-    for show in (plus_minus, _tight, _short):
+    tight, short = (lambda v, e: plus_minus(v, e).replace(" ± ", "±")), (lambda v, e: f"{v:.3g}")
+    for show in (plus_minus, tight, short):
         before = _accuracy(unpruned_accuracy(metadata), show)
         rows = [("0", percent(1), percent(1), "", "", "", before)]
         rows += [_row(i, step, show) for i, step in enumerate(steps, 1)]
@@ -74,14 +75,6 @@ def _row(number: int, step: PruningStep, show: _Show) -> tuple[str, str, str, st
 
 def _accuracy(accuracy: Estimate | None, show: _Show) -> str:
     return f"{show(100 * accuracy.value, 100 * accuracy.stderr)} %" if accuracy else ""
-
-
-def _tight(value: float, stderr: float) -> str:
-    return plus_minus(value, stderr).replace(" ± ", "±")
-
-
-def _short(value: float, stderr: float) -> str:
-    return f"{value:.3g}"
 
 
 def _legend(steps: Sequence[PruningStep], metadata: Mapping[str, Any]) -> str:

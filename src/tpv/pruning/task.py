@@ -16,8 +16,8 @@ from tpv.model.linearization import Forward
 from tpv.model.outputs import OutputSpec
 from tpv.pruning.channels.groups import Parameters
 from tpv.pruning.scores.criteria import Criterion
+from tpv.pruning.widths.budget import Target
 from tpv.pruning.widths.selection import Curve
-from tpv.pruning.widths.target import Target
 
 Strategy = Literal["global", "uniform", "curves"]
 
@@ -60,8 +60,7 @@ class PruningTask:
     """The arguments of :func:`tpv.prune`, checked, with the batches in memory.
 
     Attributes:
-        model: the network, with convolutions for its padding shortcuts.
-        replaced: the names of these.
+        model: a twin of the user's.
         example: the first and the last example of the first batch, to trace the network with.
     """
 
@@ -74,7 +73,6 @@ class PruningTask:
     compensate: bool
     forward: Forward | None
     config: PruningConfig
-    replaced: tuple[str, ...] = ()
     example: Any = field(init=False)
 
     def __post_init__(self) -> None:

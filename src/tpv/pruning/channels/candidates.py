@@ -4,9 +4,7 @@ traced graph can be wrong.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,30 +18,18 @@ from tpv.model.linearization import Forward
 from tpv.model.outputs import outputs_tensor
 from tpv.pruning.channels.conversion import channel_group
 from tpv.pruning.channels.groups import ChannelGroup, Parameters
-from tpv.pruning.channels.surgery import masks, remove
+from tpv.pruning.channels.surgery import masks, own_copy, remove
 from tpv.pruning.channels.tracing import all_groups, trace
 
 WRONG = "computes something else"
 _MIXING = (nn.LayerNorm, nn.GroupNorm)
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """Groups that can be scored and removed, all groups, and why the others are left alone."""
-
-    groups: list[ChannelGroup]
-    everything: list[ChannelGroup]
-    excluded: dict[str, str]
-
-
 def candidates(
     model: nn.Module, example: Any, ignore: Sequence[str], parameters: Parameters, forward: Forward | None
-) -> Candidates:
-    """What may be removed from a model.
-
-    Args:
-        ignore: glob patterns of groups to leave alone.
-        parameters: whose scores are needed.
+) -> tuple[list[ChannelGroup], list[ChannelGroup], dict[str, str]]:
+    """Groups that can be scored and removed, all groups, and why the others are left alone; those that match
+    a pattern in ``ignore`` are.
 
     Raises:
         TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is
@@ -67,7 +53,7 @@ def candidates(
             "no channel of the model can be removed "
             f"({reasons or 'it has no hidden convolution or linear layer'})."
         )
-    return Candidates(groups, everything, excluded)
+    return groups, everything, excluded
 
 
 def _why_not(group: ChannelGroup, ignore: Sequence[str], parameters: Parameters) -> str | None:
@@ -146,7 +132,7 @@ def _problem(
         return "its channels are the model's outputs"
     if any(_is_mixed(model, group) for group in groups):
         return None
-    silenced = copy.deepcopy(model)
+    silenced = own_copy(model)
     for name, mask in masks(model, groups, removed).items():
         silenced.get_parameter(name).mul_(mask)
     expected = outputs_tensor(run(silenced, example))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,23 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.model.linearization import Forward
+from tpv.model.twin import make_twin
 from tpv.pruning.channels.groups import ChannelGroup, Member, Role
 from tpv.pruning.channels.tracing import group_of, trace
 
 Removed = Mapping[str, Sequence[int]]
 """Group → removed channels (sets of tied ones), numbered as in the unpruned model."""
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model with weights of its own; functions inside that use the model use the copy."""
+    copied = make_twin(model).model
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        tensor.data = tensor.data.clone()
+    for module in copied.modules():
+        tensors = {key: value for key, value in vars(module).items() if isinstance(value, Tensor)}
+        vars(module).update({key: tensor.detach().clone() for key, tensor in tensors.items()})
+    return copied
 
 
 def remove(
@@ -32,7 +43,7 @@ def remove(
 
     Cost: a forward pass of the example, to trace the copy.
     """
-    pruned = copy.deepcopy(model)
+    pruned = own_copy(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     graph = trace(pruned, example, forward)
     for group in groups:
@@ -92,15 +103,15 @@ def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, R
 
 def masks(model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
     """Masks of the weights that take channels as inputs, 0 for the removed ones."""
-    found: dict[str, Tensor] = {}
+    by_weight: dict[str, Tensor] = {}
     for group in groups:
         gone = torch.tensor(list(removed.get(group.name, ())), dtype=torch.long)
         for member in group.scored_members("consumers") if len(gone) else ():
             name, layer = f"{member.module}.weight", model.get_submodule(member.module)
             device = next(layer.parameters()).device
             mask = mask_of_inputs(layer, member.index[torch.isin(member.channel, gone)]).to(device)
-            found[name] = found[name] & mask if name in found else mask
-    return found
+            by_weight[name] = by_weight[name] & mask if name in by_weight else mask
+    return by_weight
 
 
 def mask_of_inputs(layer: nn.Module, gone: Tensor) -> Tensor:

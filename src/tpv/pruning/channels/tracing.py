@@ -9,12 +9,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.model.batches import call_model
 from tpv.model.linearization import Forward
 from tpv.model.outputs import outputs_tensor
+from tpv.model.watch import watch_of
 
 _MAX_VISITS = 96
 """Of a node in one search: concatenations in a loop, as of rotary embeddings, shift channels for ever."""
@@ -39,16 +40,18 @@ def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Any
     Raises:
         TPVError: where Torch-Pruning cannot trace it.
     """
-    run = forward or call_model
+
+    def run(m: nn.Module, batch: Any) -> Tensor:
+        with watch_of(m).forward():
+            return outputs_tensor((forward or call_model)(m, batch))
+
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     try:
         for p in frozen:
             p.requires_grad_()
         with tracing_errors(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            return _graph_class()().build_dependency(
-                model, example, forward_fn=lambda m, x: outputs_tensor(run(m, x)), verbose=False
-            )
+            return _graph_class()().build_dependency(model, example, forward_fn=run, verbose=False)
     finally:
         for p in frozen:
             p.requires_grad_(False)
@@ -102,7 +105,12 @@ def all_groups(graph: Any) -> list[Any]:
     roots = tuple(map(torch_pruning().ops.type2class, (kinds.CONV, kinds.LINEAR, kinds.EMBED)))
     with tracing_errors():
         groups = list(graph.get_all_groups(root_module_types=roots))
-    return [group for group in groups if not any(_is_output(graph, dep) for dep, _ in group)]
+
+    def is_output(dep: Any) -> bool:
+        writes = graph.is_out_channel_pruning_fn(dep.handler) and not dep.target.outputs
+        return writes and not isinstance(dep.target.module, nn.Parameter)
+
+    return [group for group in groups if not any(is_output(dep) for dep, _ in group)]
 
 
 @contextmanager
@@ -114,8 +122,3 @@ def tracing_errors() -> Iterator[None]:
         raise
     except Exception as error:
         raise TPVError(f"Torch-Pruning cannot trace the model ({type(error).__name__}: {error}).") from error
-
-
-def _is_output(graph: Any, dep: Any) -> bool:
-    writes = graph.is_out_channel_pruning_fn(dep.handler) and not isinstance(dep.target.module, nn.Parameter)
-    return writes and not dep.target.outputs

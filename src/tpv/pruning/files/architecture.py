@@ -62,12 +62,8 @@ def describe(model: nn.Module, unpruned: Architecture) -> dict[str, Any]:
 
 
 def rebuild(model: nn.Module, contents: Mapping[str, Any], saved: Mapping[str, Tensor]) -> None:
-    """Give a model, in place, the sizes of the pruned one and tensors of the saved shapes and dtypes.
-
-    Args:
-        model: an unpruned instance.
-        contents: of :func:`describe`, from a file.
-        saved: name → a tensor of the saved shape and dtype, on the meta device.
+    """Give an unpruned instance, in place, the sizes of the pruned model, which are ``contents`` of
+    :func:`describe` from a file, and tensors of the saved shapes and dtypes.
 
     Raises:
         TPVError: for a model of another architecture.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.common.fingerprint import digest
+from tpv.pruning.channels.surgery import own_copy
 from tpv.pruning.files.architecture import Architecture, describe, rebuild
 from tpv.pruning.files.folder import (
     DESCRIPTION,
@@ -92,7 +92,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
 
     Cost: no pass of the model.
     """
-    folder, pruned = Path(folder), copy.deepcopy(model).eval()
+    folder, pruned = Path(folder), own_copy(model).eval()
     contents = _read(folder)
     weights = weights_of(folder, identity_of(contents))
     with safetensors().safe_open(str(weights), "pt") as file:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tpv.common.progress import Listener, Progress
 from tpv.model.batches import batch_size, batches, call_model, ends
 from tpv.model.linearization import Forward
+from tpv.model.twin import twin_of
 from tpv.pruning.repair.joins import UsesOf, joins
 from tpv.pruning.repair.least_squares import (
     Layer,
@@ -31,12 +32,8 @@ _SMALLEST_SLOPE = 1e-3
 
 @dataclass(frozen=True)
 class Refit:
-    """The fit of one layer.
-
-    Attributes:
-        layer: its name.
-        ridge: chosen on held-out examples.
-        error: E‖W x + b − y‖² over E‖y − E y‖², after the fit, on all examples.
+    """The fit of a layer: the ridge chosen on held-out examples, and E‖W x + b − y‖² over E‖y − E y‖² after
+    it, on all examples.
     """
 
     layer: str
@@ -90,10 +87,10 @@ def compensate(
     narrower = [name for name in order if _inputs(pruned, name) < _inputs(reference, name)]
     todo = order[order.index(narrower[0]) :] if narrower else []
     refits = []
-    with Progress.of(progress).stage("re-fitting", total=len(todo)) as bar:
+    with Progress.of(progress).stage("re-fitting", total=len(todo)) as bar, twin_of(reference) as (twin, _):
         for start in range(0, len(todo), _LAYERS_AT_ONCE):
             names, later = todo[start : start + _LAYERS_AT_ONCE], todo[start + _LAYERS_AT_ONCE :]
-            targets = [_observe(reference, names, part, forward, later, kept) for part in parts]
+            targets = [_observe(twin, names, part, forward, later, kept) for part in parts]
             for i, name in enumerate(names, start + 1):
                 put_bias = _bias_setter(pruned, name, example, forward)
                 moments = SplitMoments.zero(fittable(pruned)[name])

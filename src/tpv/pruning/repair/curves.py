@@ -4,7 +4,6 @@ widths.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from tpv.model.batches import batch_size, batches, call_model, narrow
 from tpv.model.linearization import Forward
 from tpv.model.outputs import Output
 from tpv.pruning.channels.groups import ChannelGroup, Member
-from tpv.pruning.channels.surgery import mask_of_inputs
+from tpv.pruning.channels.surgery import mask_of_inputs, own_copy
 from tpv.pruning.repair.least_squares import SplitMoments, counted_rows, fit, fittable, groups_of, output_rows
 from tpv.pruning.scores.measurement import OutputChangeMeter
 from tpv.pruning.widths.selection import Curve
@@ -49,7 +48,7 @@ def measure_curve(
         consumer.
     """
     parts = list(batches(data))
-    narrowed = copy.deepcopy(model)
+    narrowed = own_copy(model)
     consumers = [_Consumer(narrowed, m, refit=refit) for m in group.consumers]
     _gather({c.member.module: c.moments for c in consumers if c.moments is not None}, model, parts, forward)
     for consumer in consumers:

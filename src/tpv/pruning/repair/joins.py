@@ -17,11 +17,8 @@ _ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 
 @dataclass(frozen=True, eq=False)
 class Join:
-    """An addition of a layer's output.
-
-    Attributes:
-        scale: (channels,) the slope of the BatchNorm between it and the addition, None if there is none.
-        other: what is kept of the other operand.
+    """An addition of a layer's output: what is kept of the other operand, and the slope (channels,) of the
+    BatchNorm between, None if there is none.
     """
 
     scale: Tensor | None
@@ -65,14 +62,11 @@ class UsesOf(TorchFunctionMode):
 
 @contextmanager
 def joins(model: nn.Module, keep: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[dict[str, Join]]:
-    """A context in which a forward pass puts the first addition of each of some layers' outputs into the
-    dictionary.
+    """A context in which a forward pass puts the first addition of some layers' outputs into the dictionary;
+    ``keep`` says which layers, and what to keep of the other operand.
 
     An output counts as the layer's behind a BatchNorm in evaluation mode, dropout or nothing, and until it is
     modified in place.
-
-    Args:
-        keep: layer → what to keep of the other operand.
     """
     first: dict[str, Join] = {}
     origin: dict[int, tuple[str, Tensor | None, Tensor, int]] = {}

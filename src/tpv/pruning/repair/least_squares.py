@@ -103,23 +103,18 @@ class SplitMoments:
         return SplitMoments(layer, RowMoments.zero(layer), RowMoments.zero(layer))
 
     def update(self, x: Tensor, y: Tensor, examples: int, counted: Tensor | None = None) -> None:
-        """Add a batch.
-
-        Args:
-            x: the layer's inputs.
-            y: rows (R, O) of its targets, as :func:`output_rows` gives them.
-            examples: in the batch.
-            counted: (R,) rows to leave out where False.
+        """Add a batch of so many examples: the layer's inputs x, rows y (R, O) of its targets as
+        :func:`output_rows` gives them, and which of the rows count (R,).
         """
         repeats = len(x) // examples if len(x) % examples == 0 else 1
-        held = (torch.arange(len(x)) // repeats + self.seen) % _HELD_OUT == 0
+        held_out = (torch.arange(len(x)) // repeats + self.seen) % _HELD_OUT == 0
         self.seen += examples
         m = len(y) // len(x)
         for start in range(0, len(x), _IMAGES_AT_ONCE):
             part = slice(start * m, (start + _IMAGES_AT_ONCE) * m)
             inputs = input_rows(self.layer, x, slice(start, start + _IMAGES_AT_ONCE))
             targets = y[part].unflatten(1, (groups_of(self.layer), -1))
-            aside = held.repeat_interleave(m)[part].to(inputs.device)
+            aside = held_out.repeat_interleave(m)[part].to(inputs.device)
             use = torch.ones_like(aside) if counted is None else counted[part]
             for rows, moments in ((use & ~aside, self.fitted), (use & aside, self.held_out)):
                 moments.update(inputs[rows], targets[rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import nn
 from tpv.common.errors import TPVError
 from tpv.model.batches import batches, call_model
 from tpv.model.linearization import Forward
+from tpv.model.twin import twin_of
+from tpv.model.watch import watch_of
 
 
 @torch.no_grad()
@@ -37,22 +39,27 @@ def recalibrate(model: nn.Module, data: object, *, forward: Forward | None = Non
         >>> bool(torch.allclose(norm.running_mean, x.mean(0)))
         True
     """
-    parts, copied = batches(data), copy.deepcopy(model)
+    parts = batches(data)
     if not _norms(model):
         return
-    for norm in _norms(copied):
-        norm.reset_running_stats()
-        norm.train()
-        norm.momentum = None
-    count = 0
-    for batch in parts:
-        (forward or call_model)(copied, batch)
-        count += 1
+    with twin_of(model, forward) as (twin, run):
+        for norm in _norms(twin):
+            for name, buffer in norm.named_buffers(recurse=False):
+                setattr(norm, name, buffer.clone())
+            norm.reset_running_stats()
+            norm.train()
+            norm.momentum = None
+        count = 0
+        for batch in parts:
+            with nullcontext() if count else watch_of(twin).forward():
+                (run or call_model)(twin, batch)
+            count += 1
+        statistics = [dict(norm.named_buffers(recurse=False)) for norm in _norms(twin)]
     if not count:
         raise TPVError("data is empty: it gave no batch.")
-    for norm, new in zip(_norms(model), _norms(copied), strict=True):
+    for norm, new in zip(_norms(model), statistics, strict=True):
         for name, buffer in norm.named_buffers(recurse=False):
-            buffer.copy_(new.get_buffer(name))
+            buffer.copy_(new[name])
 
 
 def _norms(model: nn.Module) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,15 +106,6 @@ class ChannelScores(Mapping[str, GroupScores]):
 
     def __len__(self) -> int:
         return len(self.groups)
-
-    def to_json(self) -> str:
-        """Everything as JSON."""
-        groups = {
-            name: {"value": g.value.tolist(), "stderr": g.stderr.tolist(), "reliability": g.reliability}
-            for name, g in self.groups.items()
-        }
-        contents = {"groups": groups, "reliability": self.reliability, "metadata": self.metadata}
-        return json.dumps(contents, indent=1)
 
     def __str__(self) -> str:
         rows = []

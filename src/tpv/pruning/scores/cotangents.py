@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
+from tpv.common.counters import cotangents, seed_of
 from tpv.common.errors import TPVError
 from tpv.estimation.loop import Seed, as_generator
 from tpv.estimators.base import Chunk
-from tpv.estimators.hutchinson import Probes
 from tpv.model.batches import batches, chunks
 from tpv.model.checks import check_model
-from tpv.model.guard import unchanged
 from tpv.model.linearization import Forward, Linearization, masked
 from tpv.model.outputs import as_output
+from tpv.model.twin import twin_of
 from tpv.pruning.scores.criteria import Criterion
 
 _EXAMPLES_AT_ONCE = 64
@@ -87,22 +87,16 @@ def linearized(model: nn.Module, criterion: Criterion, forward: Forward | None) 
             f"criterion must be one of tpv.pruning.TPVImportance(), JBR() and JC(), got {criterion!r}."
         )
     check_model(model)
-    with unchanged(model):
-        yield Linearization(model, forward, as_output(criterion.output))
+    with twin_of(model, forward) as (twin, remapped):
+        yield Linearization(twin, remapped, as_output(criterion.output))
 
 
 class Cotangents:
-    """Vectors v for examples one after another, the same whatever the chunks they come in.
-
-    Args:
-        criterion: whose they are.
-        seed: of the random ones.
-        frozen: what the criterion keeps; by default the model is the unpruned one.
-    """
+    """The vectors v of a criterion for examples one after another, whatever the chunks they come in."""
 
     def __init__(self, criterion: Criterion, seed: Seed, frozen: Frozen | None) -> None:
         self._criterion, self._frozen = criterion, frozen or Frozen(None, None)
-        self._probes = Probes(criterion.probes, as_generator(seed))
+        self._seed = seed_of(as_generator(seed))
 
     def __call__(self, f: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """v (N, R, ...) at outputs f (N, ...), and which of the examples count."""
@@ -113,8 +107,9 @@ class Cotangents:
             counted = (labels >= 0).reshape(len(f), -1).any(1)
             return self._criterion.directions(f, labels).unsqueeze(1), counted
         k = f[0].numel()
-        v = self._probes(chunk, k)[:, : min(self._criterion.probes, k)]
-        return v.to(f).reshape(len(f), -1, *f.shape[1:]), f.new_ones(len(f), dtype=torch.bool)
+        drawn = cotangents(self._seed, chunk.rows(f.device), self._criterion.probes, k)
+        v = torch.stack([v.to(f) for v in drawn], 1).reshape(len(f), -1, *f.shape[1:])
+        return v, f.new_ones(len(f), dtype=torch.bool)
 
     def output_change(self, lin: Linearization, f: Tensor, chunk: Chunk) -> Tensor:
         """z(f) − z(unpruned model's f), (N, ...), in the coordinates z of the output space; zero where no

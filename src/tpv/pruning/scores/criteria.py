@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,9 @@ from torch import Tensor
 
 from tpv.common.errors import TPVError
 from tpv.common.options import require_choice, require_int, require_number
-from tpv.model.batches import LABELS
+from tpv.model.labels import IGNORED, check_classes, labels_of
 from tpv.model.outputs import OutputSpec, class_axis
 from tpv.pruning.channels.groups import Parameters
-
-IGNORED = -100
-"""The label of predictions that do not count, as in PyTorch's losses; so does every negative one."""
 
 
 class Criterion(ABC):
@@ -179,27 +175,6 @@ class JC(Criterion):
             )
         check_classes("a label", labels, f)
         return labels.long()
-
-
-def labels_of(batch: Any) -> Tensor | None:
-    """The labels that come with the inputs, if any."""
-    labels = None
-    if isinstance(batch, Mapping):
-        labels = next((batch[key] for key in LABELS if key in batch), None)
-    elif isinstance(batch, list | tuple) and len(batch) > 1:
-        labels = batch[1]
-    return labels if isinstance(labels, Tensor) else None
-
-
-def check_classes(what: str, labels: Tensor, f: Tensor) -> None:
-    """Refuse labels beyond the last class.
-
-    Raises:
-        TPVError: with the largest label.
-    """
-    classes = f.shape[class_axis(f)]
-    if labels.numel() and labels.max() >= classes:
-        raise TPVError(f"{what} is {int(labels.max())}, and there are {classes} classes: count them from 0.")
 
 
 def _refuse_single_outputs(name: str, f: Tensor) -> None:

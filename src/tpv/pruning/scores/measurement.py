@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,26 +12,20 @@ from torch import Tensor, nn
 from tpv.common.stats import Estimate
 from tpv.estimation.linearity import linearity
 from tpv.model.batches import call_model, chunks
+from tpv.model.labels import correct_predictions
 from tpv.model.linearization import Forward
-from tpv.model.outputs import Output, OutputSpec, class_axis, mask_of
+from tpv.model.outputs import Output, OutputSpec, mask_of
+from tpv.model.twin import make_twin
 from tpv.perturbations import Masking
 from tpv.pruning.channels.groups import ChannelGroup
 from tpv.pruning.channels.surgery import Removed, masks
-from tpv.pruning.scores.criteria import IGNORED, check_classes, labels_of
 from tpv.results import LinearityResult
 
 _EXAMPLES_AT_ONCE = 128
 
 
 class OutputChangeMeter:
-    """The unpruned network's outputs on some inputs, to measure pruned versions against.
-
-    Args:
-        model: the unpruned network.
-        data: batches, in memory; with labels for the accuracy.
-        output: the output space.
-        forward: as in :func:`tpv.estimate`.
-    """
+    """The unpruned network's outputs on batches, to measure pruned versions against; accuracy with labels."""
 
     def __init__(
         self, model: nn.Module, data: Sequence[Any], output: Output, forward: Forward | None
@@ -66,16 +59,6 @@ class OutputChangeMeter:
         return _accuracy([correct_predictions(f, part) for part, f in pairs])
 
 
-def correct_predictions(f: Tensor, batch: Any) -> Tensor | None:
-    """Which of the labelled predictions are correct; None without integer labels of their shape."""
-    labels = labels_of(batch)
-    if labels is None or labels.is_floating_point() or f.ndim < 2:
-        return None
-    check_classes("a test label", labels, f)
-    classes = f.argmax(class_axis(f))
-    return (classes == labels)[labels != IGNORED].double() if classes.shape == labels.shape else None
-
-
 def _accuracy(correct: Sequence[Tensor | None]) -> Estimate | None:
     known = [hits.cpu() for hits in correct if hits is not None]
     return _mean(torch.cat(known)) if known else None
@@ -101,5 +84,5 @@ def predict(
 
     Cost: one Jacobian-vector product and one forward pass.
     """
-    trainable = copy.deepcopy(model).requires_grad_(True)
+    trainable = make_twin(model, frozen_gradients=True).model
     return linearity(trainable, data, Masking(masks(model, groups, removed)), output=output, forward=forward)

@@ -50,20 +50,16 @@ class Tap:
         product = product.abs() if absolute else product
         if len(product) % n:
             raise TPVError(
-                f"{self.site[0]} sees {len(product)} rows for {n} examples, which cannot be told apart by "
-                "example: score with chunk_size=1."
+                f"{self.site[0]} sees {len(product)} rows for {n} examples, which cannot be attributed to "
+                "single examples: score with chunk_size=1."
             )
         return product.reshape(n, -1, product.shape[-1]).sum(1, dtype=torch.float64)
 
 
 @contextmanager
 def taps(model: nn.Module, sites: Collection[Site], copied: Collection[Site]) -> Iterator[list[Tap]]:
-    """A context in which forward passes append the activations at ``sites`` to the list.
-
-    Args:
-        model: the model.
-        sites: where.
-        copied: those whose activations are modified in place later (``relu_()``), to be copied.
+    """A context in which forward passes append the activations at ``sites`` to the list; those that
+    are modified in place later (``relu_()``) must be ``copied``.
     """
     tapped: list[Tap] = []
     handles = []

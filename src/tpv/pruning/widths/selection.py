@@ -31,16 +31,11 @@ def by_ranking(
     limit: float,
     terms: Terms | None = None,
 ) -> dict[str, list[int]]:
-    """The channels of lowest value over all groups, one after the other until the cost is within the limit.
+    """The channels of lowest value over all groups of the unpruned model, one after the other until the cost
+    is within the limit.
 
-    Args:
-        groups: of the unpruned model.
-        values: of the channels that are still there.
-        removed: the other channels.
-        costs: of the network.
-        limit: what it may cost.
-        terms: of the channels that are still there; a channel's value then is what it adds to those that have
-            gone before.
+    ``values`` are of the channels that are not yet removed, and so are ``terms``, with which a channel's
+    value is what it adds to those that have gone before.
 
     Raises:
         TPVError: if the limit is not met with one channel left in every group; for NaN.
@@ -77,10 +72,8 @@ def by_ranking(
 def uniformly(
     groups: Sequence[ChannelGroup], values: Values, removed: Removed, costs: Budget, limit: float
 ) -> dict[str, list[int]]:
-    """The channels of lowest value within each group, the same share of every group.
-
-    Args, Raises:
-        as :func:`by_ranking`.
+    """The channels of lowest value within each group, the same share of every group; else as
+    :func:`by_ranking`.
     """
     now = _widths(groups, removed)
     for share in torch.linspace(1, 0, 1001).tolist():
@@ -100,10 +93,7 @@ def by_curves(
     limit: float,
 ) -> dict[str, list[int]]:
     """The widths of least summed damage among those measured, then one channel more after the other while the
-    limit allows.
-
-    Args, Raises:
-        as :func:`by_ranking`, with the values of all channels; no width is larger than what is there.
+    limit allows; else as :func:`by_ranking`, with the values of all channels.
     """
     most = _widths(groups, removed)
     check_attainable(costs, [1] * len(groups), limit)
