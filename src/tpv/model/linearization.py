@@ -33,7 +33,7 @@ class Linearization:
     Args:
         model: any ``nn.Module`` in evaluation mode.
         forward: ``(model, batch) -> outputs``; by default a batch's tensor, first element or keywords go in.
-        output: what of the outputs counts.
+        output: the output space.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Linearization:
         self._normalised = any(isinstance(m, _BatchNorm | _InstanceNorm) for m in model.modules())
 
     def needs_padding(self, batch: Any) -> bool:
-        """Whether gradients of this batch need a second example beside it.
+        """Whether this batch has to be padded to two examples for its gradients.
 
         On the CPU the backward pass of BatchNorm and InstanceNorm over a single example is wrong (torch 2.13)
         where the gradient that it gets is laid out channels last.
@@ -66,8 +66,8 @@ class Linearization:
         with eager():
             return self._predictions(self.output.select(self._caller(batch)), batch)
 
-    def alone(self, example: Any) -> Tensor:
-        """Predictions (1, ...) of a batch of one example, with gradients that can be trusted."""
+    def single_example(self, example: Any) -> Tensor:
+        """Predictions (1, ...) of a single example, padded to two examples where its gradients need it."""
         return self(duplicated(example))[:1] if self.needs_padding(example) else self(example)
 
     def at(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
@@ -88,9 +88,7 @@ class Linearization:
 
     @contextmanager
     def raw(self) -> Iterator[None]:
-        """Meanwhile the predictions are the outputs themselves: the ways of parameters do not depend on what
-        counts.
-        """
+        """A context in which predictions are the outputs: routes do not depend on the output space."""
         asked = self.output
         self.output = replace(asked, coordinates=as_output("logits").coordinates)
         try:

@@ -29,7 +29,7 @@ _MOST_PASSES, _RANDOM = 4096, 8
 
 @dataclass(frozen=True, repr=False)
 class ModelCheck:
-    """What :func:`check_model` found.
+    """The result of :func:`check_model`.
 
     Attributes:
         model: the model's class.
@@ -37,7 +37,7 @@ class ModelCheck:
         cotangents: how many were compared for each example; all of them if as many as outputs.
         error: largest difference of a parameter's squared gradient from single-example autograd, relative to
             the largest one of that parameter or to 1e-3 of the largest total.
-        routes: parameter → the formula of its layer, or how else its gradients are found.
+        routes: parameter → how its gradients are computed: the formula of its layer, or a fallback.
         sizes: parameter → number of weights.
         unused: parameters that no output depends on.
         cost: of one cotangent's sweep with its forward pass, in forward+backward passes over the same batch.
@@ -85,7 +85,7 @@ def check_model(
     r"""Check on a model that the sweep gives every parameter's per-example :math:`\sum_i (J^\top v)_i^2` as
     plain autograd does.
 
-    The model runs in float64, and each example alone through plain ``torch.autograd``: for every
+    The model runs in float64, and each single example through plain ``torch.autograd``: for every
     output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints the result.
 
     Args:
@@ -161,13 +161,13 @@ def _cotangents(n: int, outputs: int) -> Tensor:
 
 
 def _reference(lin: Linearization, names: list[str], batch: Any, cotangents: Tensor) -> Tensor:
-    """(n, R, number of parameters) squares by one backward pass each, every example alone."""
+    """(n, R, number of parameters) squares by one backward pass each, of single examples."""
     parameters = [lin.model.get_parameter(name) for name in names]
     one, n = Variance(torch.ones(()), 0), len(cotangents)
     rows = []
     for i in range(n):
         with torch.enable_grad():
-            z = lin.alone(narrow(batch, i, i + 1, n))[0]
+            z = lin.single_example(narrow(batch, i, i + 1, n))[0]
         for v in cotangents[i].to(z):
             gradients = torch.autograd.grad(
                 z, parameters, v.reshape(z.shape), retain_graph=True, allow_unused=True

@@ -114,6 +114,6 @@ def _gradients_of_one(
     lin: Linearization, names: Iterable[str], example: Any, v: Tensor
 ) -> Sequence[Tensor | None]:
     with torch.enable_grad():
-        f = lin.alone(example)
+        f = lin.single_example(example)
     parameters = [lin.model.get_parameter(name) for name in names]
     return torch.autograd.grad(f, parameters, v.reshape(f.shape), allow_unused=True)
