@@ -57,12 +57,12 @@ def test_json_round_trips(estimator: tpv.Estimator, tmp_path) -> None:
 
 
 def test_other_results_round_trip() -> None:
-    model, law = network(), tpv.Isotropic(0.1)
-    stability = tpv.stability(model, randn(6, 4), randn(5, 4, seed=1), law)
+    model, perturbation = network(), tpv.Isotropic(0.1)
+    stability = tpv.stability(model, randn(6, 4), randn(5, 4, seed=1), perturbation)
     again = tpv.StabilityResult.from_json(stability.to_json())
     assert again.ratio == stability.ratio
     assert again.to_dict() == stability.to_dict()
-    linearity = tpv.linearity(model, randn(6, 4), law)
+    linearity = tpv.linearity(model, randn(6, 4), perturbation)
     assert tpv.LinearityResult.from_json(linearity.to_json()).to_dict() == linearity.to_dict()
 
 
@@ -144,9 +144,9 @@ def test_stability_verdicts() -> None:
 
 
 def test_stability_pairs_draws() -> None:
-    model, law = network(), tpv.Isotropic(0.01)
+    model, perturbation = network(), tpv.Isotropic(0.01)
     pair = tpv.stability(
-        model, randn(300, 4), randn(300, 4, seed=1), law, estimator=tpv.LinearizedMonteCarlo(8)
+        model, randn(300, 4), randn(300, 4, seed=1), perturbation, estimator=tpv.LinearizedMonteCarlo(8)
     )
     unpaired = math.hypot(pair.train.stderr, pair.ratio * pair.test.stderr) / pair.test.value
     assert pair.ratio_stderr < 0.5 * unpaired
