@@ -90,8 +90,8 @@ def main(task: Task, folder: str, target: str = "macs=0.5", calibration: int = 5
     images = task.train.tensors[0][:calibration]
     result = tpv.prune(model, images, target, allocation="curves", compensate=True)
     last = result.steps[-1]
-    kept = f"{last.macs_share:.0%} of the MACs, {last.params_share:.0%} of the parameters"
-    print(f"pruned, re-fitted   {accuracy(result.model, task.test):.3f}   {kept}")
+    shares = f"{last.macs_share:.0%} of the MACs, {last.params_share:.0%} of the parameters"
+    print(f"pruned, re-fitted   {accuracy(result.model, task.test):.3f}   {shares}")
     fine_tune(result.model, task)
     print(f"fine-tuned          {accuracy(result.model, task.test):.3f}")
     result.save(folder)

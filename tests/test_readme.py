@@ -34,6 +34,7 @@ def test_the_code_of_the_readme_prints_its_output(code: str, output: str) -> Non
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:
-    for page in (README, *(README.parent / "docs").glob("*.md")):
+    pages = (README, README.parent / "CONTRIBUTING.md", *(README.parent / "docs").rglob("*.md"))
+    for page in pages:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -67,8 +67,10 @@ class Log:
         self._write()
 
     def _write(self) -> None:
-        found = {"machine": self.machine, "sections": self.sections}
-        (self.out / "gpu_check.json").write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
+        document = {"machine": self.machine, "sections": self.sections}
+        (self.out / "gpu_check.json").write_text(
+            json.dumps(document, indent=1, default=str), encoding="utf-8"
+        )
         (self.out / "gpu_check.md").write_text(self._page(), encoding="utf-8")
 
     def _page(self) -> str:

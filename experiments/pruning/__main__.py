@@ -121,11 +121,10 @@ def restore(
 ) -> None:
     """What recalibration, re-fitting and measured curves give back."""
     trained = _network(network, smoke)
-    print(
-        f"{network}, {images} calibration images, {seeds} sets; unpruned {100 * _accuracy(trained, test):.1f} "
-        "%\n"
-    )
-    print(restored_table(trained, tuple(keep or (0.5, 0.4)), seeds, images, test, tuple(variant or VARIANTS)))
+    unpruned = f"unpruned {100 * _accuracy(trained, test):.1f} %"
+    print(f"{network}, {images} calibration images, {seeds} sets; {unpruned}\n")
+    shares, variants = tuple(keep or (0.5, 0.4)), tuple(variant or VARIANTS)
+    print(restored_table(trained, shares, seeds, images, test, variants))
 
 
 @torch.no_grad()

@@ -26,11 +26,11 @@ def trajectories(
     names: tuple[str, ...],
 ) -> Trajectories:
     """Name → the steps of each calibration set; criteria without data or randomness run once."""
-    found: Trajectories = {}
+    steps_of: Trajectories = {}
     for name in names:
-        found[name] = []
+        steps_of[name] = []
         for seed in range(1 if name in WITHOUT_DATA else seeds):
-            found[name].append(
+            steps_of[name].append(
                 run(
                     network,
                     f"{name} {steps}",
@@ -46,24 +46,24 @@ def trajectories(
                 network.name,
                 name,
                 seed,
-                [round(step.accuracy.value, 3) for step in found[name][-1]],
+                [round(step.accuracy.value, 3) for step in steps_of[name][-1]],
                 file=sys.stderr,
                 flush=True,
             )
-    return found
+    return steps_of
 
 
-def accuracy_table(found: Trajectories) -> str:
+def accuracy_table(steps_of: Trajectories) -> str:
     """A row for each criterion, a column for each share of the MACs."""
-    shares = [f"{step.macs_share:.0%}" for step in next(iter(found.values()))[0]]
+    shares = [f"{step.macs_share:.0%}" for step in next(iter(steps_of.values()))[0]]
     rows = []
-    for name, runs in found.items():
+    for name, runs in steps_of.items():
         cells = [over_seeds([step.accuracy for step in same]) for same in zip(*runs, strict=True)]
         rows.append((name, *map(percents, cells)))
     return table(("accuracy at MACs of", *shares), rows)
 
 
-def plot(found: Trajectories, base: float, file: Path) -> None:
+def plot(steps_of: Trajectories, base: float, file: Path) -> None:
     """Accuracy against the share of MACs and of parameters."""
     import matplotlib.pyplot as plt
 
@@ -74,7 +74,7 @@ def plot(found: Trajectories, base: float, file: Path) -> None:
         "random": {"color": "#999999", "ls": ":"},
     }
     for ax, share in zip(axes, ("macs_share", "params_share"), strict=True):
-        for i, (name, runs) in enumerate(found.items()):
+        for i, (name, runs) in enumerate(steps_of.items()):
             x = [1, *[sum(getattr(s, share) for s in same) / len(same) for same in zip(*runs, strict=True)]]
             cells = [over_seeds([s.accuracy for s in same]) for same in zip(*runs, strict=True)]
             style = {"color": plt.get_cmap("tab20")(i), "lw": 1} | styles.get(name, {})

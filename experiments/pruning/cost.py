@@ -25,10 +25,10 @@ def cost_table(network: Network, images: int, repeats: int = 5) -> str:
     repeats.
     """
     model, data = network.model(), calibration(network, 0, images)
-    found = channel_groups(model, data.images[:2])
+    groups = channel_groups(model, data.images[:2])
     passes: dict[str, Callable[[], object]] = {"forward + backward": lambda: _train(model, data)}
-    passes["tpv.pruning.score"] = lambda: score(model, data.images, found)
-    passes["tpv.pruning.score, 10 probes"] = lambda: score(model, data.images, found, TPVImportance(10))
+    passes["tpv.pruning.score"] = lambda: score(model, data.images, groups)
+    passes["tpv.pruning.score, 10 probes"] = lambda: score(model, data.images, groups, TPVImportance(10))
     passes |= {name: _whole(name, network, data) for name in COMPARED if name != "random"}
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for _ in range(repeats):
@@ -53,12 +53,12 @@ def _train(model: nn.Module, data: Calibration) -> None:
 def _whole(name: str, network: Network, data: Calibration) -> Callable[[], list[Tensor]]:
     """Everything from the network to the scores of all groups, tracing aside."""
     model = network.model()
-    found, criterion = groups(model, data.images), EVERY[name](model, data)
+    all_groups, criterion = groups(model, data.images), EVERY[name](model, data)
 
     def work() -> list[Tensor]:
         with torch.no_grad():
             next(model.parameters()).mul_(1)  # our importances score again only when the weights have changed
         criterion.refresh(model)
-        return [criterion(group) for group in found]
+        return [criterion(group) for group in all_groups]
 
     return work

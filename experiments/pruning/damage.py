@@ -23,18 +23,18 @@ def true_damage(model: nn.Module, x: Tensor, group: tp.dependency.Group) -> Tens
     GroupNorm looks at all channels.
     """
     clean = model(x)
-    found = []
+    damages = []
     for channel in range(len(group[0].idxs)):
         with _deaf(group, channel):
-            found.append((model(x) - clean).double().square().sum(1).mean())
-    return torch.stack(found)
+            damages.append((model(x) - clean).double().square().sum(1).mean())
+    return torch.stack(damages)
 
 
 @contextmanager
 def _deaf(group: tp.dependency.Group, channel: int) -> Iterator[None]:
     """Nobody listens to a channel."""
     consumers = [member for member in members(group, frozen=True) if member.side == "in"]
-    kept = [member.layer.weight.detach().clone() for member in consumers]
+    weights = [member.layer.weight.detach().clone() for member in consumers]
     try:
         for member in consumers:
             if getattr(member.layer, "groups", 1) != 1:
@@ -43,14 +43,14 @@ def _deaf(group: tp.dependency.Group, channel: int) -> Iterator[None]:
             member.layer.weight.index_fill_(dim, member.indices[member.roots == channel], 0)
         yield
     finally:
-        for member, weight in zip(consumers, kept, strict=True):
+        for member, weight in zip(consumers, weights, strict=True):
             member.layer.weight.copy_(weight)
 
 
-def root_names(model: nn.Module, found: Iterable[tp.dependency.Group]) -> list[str]:
+def root_names(model: nn.Module, groups: Iterable[tp.dependency.Group]) -> list[str]:
     """Groups by the name of the layer they start from."""
     names = {module: name for name, module in model.named_modules()}
-    return [names[group[0].dep.layer] for group in found]
+    return [names[group[0].dep.layer] for group in groups]
 
 
 def damages(network: Network, n: int = 256) -> dict[str, Tensor]:
@@ -62,9 +62,12 @@ def damages(network: Network, n: int = 256) -> dict[str, Tensor]:
     file = cache_folder("pruning_damage") / f"{network.name}-test-{n}.safetensors"
     if not file.is_file():
         model, x = network.model(), network.images("test", slice(n))[0]
-        found = groups(model, x)
+        all_groups = groups(model, x)
         save_file(
-            {name: true_damage(model, x, g) for name, g in zip(root_names(model, found), found, strict=True)},
+            {
+                name: true_damage(model, x, g)
+                for name, g in zip(root_names(model, all_groups), all_groups, strict=True)
+            },
             file,
         )
     return load_file(file)

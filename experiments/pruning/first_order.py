@@ -44,15 +44,15 @@ class FirstOrder:
     _share: Tensor = field(init=False)
 
     def refresh(self, model: nn.Module) -> None:
-        found: dict[tuple[nn.Module, Side], list[Tensor]] = {}
+        sums: dict[tuple[nn.Module, Side], list[Tensor]] = {}
         sizes = []
         for size, gradients in batch_gradients(model, self.images, self.labels):
             sizes.append(size / len(self.images))
             products = {p: p.detach() * g for p, g in gradients.items()}
             for layer in model.modules():
                 for side in _sides(layer, products):
-                    found.setdefault((layer, side), []).append(_channel_sums(layer, side, products))
-        self._sums = {key: torch.stack(rows) for key, rows in found.items()}
+                    sums.setdefault((layer, side), []).append(_channel_sums(layer, side, products))
+        self._sums = {key: torch.stack(rows) for key, rows in sums.items()}
         self._share = self.images.new_tensor(sizes)
 
     def __call__(self, group: tp.dependency.Group) -> Tensor:

@@ -16,5 +16,5 @@ def table(folder: str, split: str) -> tuple[Tensor, Tensor]:
     """
     from datasets import load_dataset
 
-    found = load_dataset(str(data_root() / folder), split=split)
-    return pixels(found), torch.tensor(found["label"])
+    images = load_dataset(str(data_root() / folder), split=split)
+    return pixels(images), torch.tensor(images["label"])

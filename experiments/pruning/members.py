@@ -59,10 +59,12 @@ def members(group: tp.dependency.Group, frozen: bool = False) -> Iterator[Member
 
 def without_frozen(group: tp.dependency.Group) -> tp.dependency.Group:
     """The same group for criteria that would count, or stumble over, weights that nothing trains."""
-    kept = tp.dependency.Group()
-    kept._DG = group._DG
-    kept._group = [item for item in group.items if all(p.requires_grad for p in _parameters(item.dep.layer))]
-    return kept
+    trained = tp.dependency.Group()
+    trained._DG = group._DG
+    trained._group = [
+        item for item in group.items if all(p.requires_grad for p in _parameters(item.dep.layer))
+    ]
+    return trained
 
 
 def groups(model: nn.Module, x: Tensor) -> list[tp.dependency.Group]:

@@ -39,10 +39,10 @@ class Network:
     model: Callable[[], nn.Module]
     folder: str
 
-    def images(self, split: str, chosen: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
+    def images(self, split: str, indices: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
         """Normalised images (N, 3, 32, 32) and labels (N,) of the split "train" or "test"."""
         x, y = table(self.folder, split) if self.folder else _random_table()
-        return normalised(x[chosen]), y[chosen]
+        return normalised(x[indices]), y[indices]
 
     def random_images(self, split: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
         """``n`` different ones."""

@@ -60,7 +60,8 @@ class Row:
 
     def __str__(self) -> str:
         spread = f"{self.lowest:5.3f} … {self.highest:.3f}" if len(self.ranks) > 1 else ""
-        return f"{self.name:19} {self.mean:5.3f}   {spread:15} [{self.ranks[0].low:.3f}, {self.ranks[0].high:.3f}]"
+        first = self.ranks[0]
+        return f"{self.name:19} {self.mean:5.3f}   {spread:15} [{first.low:.3f}, {first.high:.3f}]"
 
 
 def calibration(network: Network, seed: int, n: int = 512) -> Calibration:
@@ -71,9 +72,10 @@ def calibration(network: Network, seed: int, n: int = 512) -> Calibration:
 def scores(criterion: Criterion, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """By the name of a group's root, the score of each channel."""
     criterion.refresh(model)
-    found = groups(model, x)
+    all_groups = groups(model, x)
     return {
-        name: criterion(group).detach() for name, group in zip(root_names(model, found), found, strict=True)
+        name: criterion(group).detach()
+        for name, group in zip(root_names(model, all_groups), all_groups, strict=True)
     }
 
 
@@ -91,7 +93,7 @@ def rank_table(
         ranks = []
         for data in sets[:1] if name in WITHOUT_DATA else sets:
             model = network.model()
-            found = scores(make(model, data), model, data.images)
-            ranks.append(spearman(torch.cat([found[k] for k in damage]), torch.cat(list(damage.values()))))
+            score_of = scores(make(model, data), model, data.images)
+            ranks.append(spearman(torch.cat([score_of[k] for k in damage]), torch.cat(list(damage.values()))))
         rows.append(Row(name, tuple(ranks)))
     return rows

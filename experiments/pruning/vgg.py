@@ -56,16 +56,16 @@ def train() -> VGG:
     )
     for epoch in range(EPOCHS):
         total = 0.0
-        for chosen in torch.randperm(len(x)).split(BATCH):
-            batch = normalised(augmented(x[chosen])).contiguous(memory_format=torch.channels_last)
+        for indices in torch.randperm(len(x)).split(BATCH):
+            batch = normalised(augmented(x[indices])).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
                 outputs = network(batch)
-            loss = F.cross_entropy(outputs.float(), y[chosen])
+            loss = F.cross_entropy(outputs.float(), y[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += loss.item() * len(chosen)
+            total += loss.item() * len(indices)
         print(f"epoch {epoch + 1} of {EPOCHS}: loss {total / len(x):.3f}", file=sys.stderr, flush=True)
     return network.to(memory_format=torch.contiguous_format).eval()
 

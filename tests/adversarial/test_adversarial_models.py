@@ -19,7 +19,7 @@ from tpv.jacobian.formulas.linear import LinearCall
 from tpv.model.batches import batch_size
 from tpv.testing import assert_unchanged, dense_tpv
 
-LAW = tpv.Isotropic(0.3)
+NOISE = tpv.Isotropic(0.3)
 
 
 def tokens(n: int, length: int, seed: int = 0) -> Tensor:
@@ -44,15 +44,15 @@ def linear(inputs: int = 4, outputs: int = 4) -> nn.Linear:
     return nn.Linear(inputs, outputs)
 
 
-def assert_exact(model: nn.Module, data: list[Any], law: tpv.Perturbation = LAW) -> tpv.TPVResult:
+def assert_exact(model: nn.Module, data: list[Any], perturbation: tpv.Perturbation = NOISE) -> tpv.TPVResult:
     sizes = [batch_size(batch) for batch in data]
-    found = [dense_tpv(model, batch, law) for batch in data]
+    found = [dense_tpv(model, batch, perturbation) for batch in data]
     expected = {
         name: sum(n * f[name] for n, f in zip(sizes, found, strict=True)) / sum(sizes) for name in found[0]
     }
     for chunk in (None, 2):
         with assert_unchanged(model):
-            result = tpv.estimate(model, data, law, estimator=tpv.Exact(), chunk_size=chunk)
+            result = tpv.estimate(model, data, perturbation, estimator=tpv.Exact(), chunk_size=chunk)
         assert result.value == pytest.approx(expected["total"], rel=1e-9)
         for name, layer in result.layers.items():
             assert layer.value == pytest.approx(expected[name], rel=1e-9, abs=1e-9 * expected["total"]), name
@@ -145,8 +145,8 @@ def test_an_attribute_that_another_module_sets() -> None:
     def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return model(*batch)
 
-    expected = [dense_tpv(model, batch, LAW, forward) for batch in data]
-    found = tpv.estimate(model, data, LAW, estimator=tpv.Exact(), forward=forward)
+    expected = [dense_tpv(model, batch, NOISE, forward) for batch in data]
+    found = tpv.estimate(model, data, NOISE, estimator=tpv.Exact(), forward=forward)
     for name, layer in found.layers.items():
         assert layer.value == pytest.approx((3 * expected[0][name] + 4 * expected[1][name]) / 7, rel=1e-9), (
             name
@@ -186,7 +186,7 @@ def test_a_side_channel_that_some_batches_use() -> None:
 def test_a_layer_called_total() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(OrderedDict(total=linear(), last=linear(4, 3))).double()
-    found = tpv.estimate(model, randn(5, 4), LAW)
+    found = tpv.estimate(model, randn(5, 4), NOISE)
     assert found.value == pytest.approx(found.layers["total"].value + found.layers["last"].value, rel=1e-12)
 
 
@@ -208,7 +208,7 @@ def test_a_function_without_a_gradient_for_one_argument() -> None:
         second=linear(),
         head=linear(4, 3),
     )
-    assert tpv.estimate(model, randn(5, 4), LAW).layers["second"].value == 0
+    assert tpv.estimate(model, randn(5, 4), NOISE).layers["second"].value == 0
 
 
 def test_checkpointing_of_a_block_that_reads_attributes() -> None:
@@ -244,7 +244,7 @@ def test_state_of_every_kind_is_put_back() -> None:
     )
     model.register_buffer("running", torch.ones(3))
     x = randn(5, 4)
-    found = tpv.estimate(model, x, LAW)
+    found = tpv.estimate(model, x, NOISE)
     assert found.layers["(model)"].value > 0
     assert (model.ordered, model.nested, model.seen, model.table.tolist()) == (
         OrderedDict(),
@@ -260,7 +260,7 @@ def test_a_saturated_softmax_sends_nothing_the_slow_way() -> None:
     model = nn.Sequential(linear(), nn.Tanh(), linear(4, 3)).double()
     with torch.no_grad():
         model[2].bias.copy_(torch.tensor([90.0, 0.0, 0.0]))
-    assert "slow_routes" not in tpv.estimate(model, randn(5, 4), LAW, output="probabilities").metadata
+    assert "slow_routes" not in tpv.estimate(model, randn(5, 4), NOISE, output="probabilities").metadata
 
 
 def test_running_out_of_memory_is_not_taken_for_a_missing_formula(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,25 +274,26 @@ def test_running_out_of_memory_is_not_taken_for_a_missing_formula(monkeypatch: p
     monkeypatch.setattr(whole_model, "_gradients", failing)
     model = Model(lambda m, x: torch.tanh(x @ m.matrix), matrix=nn.Parameter(randn(4, 3)))
     with pytest.warns(UserWarning, match="out of memory"):
-        found = tpv.estimate(model, randn(8, 4), LAW)
+        found = tpv.estimate(model, randn(8, 4), NOISE)
     assert not failures
-    assert found.metadata["slow_routes"] == {"matrix": "per-example gradients of the whole model"}
+    reason = "held by the model itself"
+    assert found.metadata["slow_routes"] == {"matrix": f"per-example gradients of the whole model: {reason}"}
 
 
 def test_group_wise_quantization_of_single_rows_needs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model, x, law = (
+    model, x, perturbation = (
         nn.Sequential(linear(6, 8), nn.Tanh(), linear(8, 3)).double(),
         randn(5, 6),
         tpv.Quantization(4, "group", group_size=2),
     )
-    expected = dense_tpv(model, x, law)["total"]
+    expected = dense_tpv(model, x, perturbation)["total"]
     monkeypatch.setattr(LinearCall, "gradients", lambda *_: pytest.fail("a gradient was written out"))
-    assert tpv.estimate(model, x, law).value == pytest.approx(expected, rel=1e-10)
+    assert tpv.estimate(model, x, perturbation).value == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize("layers", [{"a": "*", "b": "2.*"}, {"a": []}, "(zz"])
 def test_groups_are_checked_whatever_the_estimator(layers: Any) -> None:
     model = nn.Sequential(linear(), nn.Tanh(), linear())
     with pytest.raises(tpv.TPVError, match="layers"):
-        tpv.estimate(model, torch.ones(3, 4), LAW, estimator=tpv.MonteCarlo(2), layers=layers)
+        tpv.estimate(model, torch.ones(3, 4), NOISE, estimator=tpv.MonteCarlo(2), layers=layers)

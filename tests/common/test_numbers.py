@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tpv
 from tpv.testing import assert_unchanged
 
-LAW = tpv.Isotropic(0.1)
+NOISE = tpv.Isotropic(0.1)
 HALVES = [torch.bfloat16, torch.float16]
 
 
@@ -45,9 +45,9 @@ def test_half_precision_agrees_with_the_same_weights_in_float64(
     dtype: torch.dtype, estimator: tpv.Estimator
 ) -> None:
     half, x = network().to(dtype), randn(32, 5, 6).to(dtype)
-    expected = tpv.estimate(copy.deepcopy(half).double(), x.double(), LAW, estimator=estimator)
+    expected = tpv.estimate(copy.deepcopy(half).double(), x.double(), NOISE, estimator=estimator)
     with assert_unchanged(half):
-        found = tpv.estimate(half, x, LAW, estimator=estimator)
+        found = tpv.estimate(half, x, NOISE, estimator=estimator)
     assert found.metadata["dtype"] == str(dtype).removeprefix("torch.")
     assert found.value == pytest.approx(expected.value, rel=0.05)
     for name, layer in found.layers.items():
@@ -64,9 +64,9 @@ def test_small_half_precision_gradients_do_not_vanish_when_squared() -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 def test_autocast_around_the_call(dtype: torch.dtype) -> None:
     model, x = network(), randn(32, 5, 6).float()
-    full = tpv.estimate(model, x, LAW, estimator=tpv.Exact())
+    full = tpv.estimate(model, x, NOISE, estimator=tpv.Exact())
     with torch.autocast("cpu", dtype):
-        mixed = tpv.estimate(model, x, LAW, estimator=tpv.Exact())
+        mixed = tpv.estimate(model, x, NOISE, estimator=tpv.Exact())
     assert mixed.value == pytest.approx(full.value, rel=0.03)
 
 
@@ -74,7 +74,7 @@ def test_autocast_around_the_call(dtype: torch.dtype) -> None:
 def test_probes_do_not_depend_on_chunks_or_batches(probes: int) -> None:
     model, x = nn.Linear(4, 5).double(), randn(11, 4)
     values = [
-        tpv.estimate(model, list(x.split(b)), LAW, estimator=tpv.Hutchinson(probes), chunk_size=c).value
+        tpv.estimate(model, list(x.split(b)), NOISE, estimator=tpv.Hutchinson(probes), chunk_size=c).value
         for b, c in ((7, 1), (7, 3), (7, 8), (11, 11), (3, 2))
     ]
     assert values == pytest.approx([values[0]] * 5, rel=1e-12)
@@ -98,9 +98,9 @@ class Hungry(nn.Linear):
 def test_out_of_memory_halves_the_chunk_says_so_and_changes_nothing(estimator: tpv.Estimator) -> None:
     torch.manual_seed(0)
     model, x = Hungry(4, 5).double(), randn(13, 4)
-    expected = tpv.estimate(model, x, LAW, estimator=estimator, chunk_size=2)
+    expected = tpv.estimate(model, x, NOISE, estimator=estimator, chunk_size=2)
     with assert_unchanged(model), pytest.warns(UserWarning, match="out of memory: going on with chunk_size="):
-        found = tpv.estimate(model, x, LAW, estimator=estimator, chunk_size=12)
+        found = tpv.estimate(model, x, NOISE, estimator=estimator, chunk_size=12)
     assert found.value == pytest.approx(expected.value, rel=1e-12)
     assert found.n_examples == 13
     assert found.metadata["chunk_size"] == 3
@@ -110,7 +110,7 @@ def test_out_of_memory_for_a_single_example_is_told() -> None:
     model = Hungry(4, 5)
     model.most = 0
     with pytest.raises(torch.OutOfMemoryError):
-        tpv.estimate(model, torch.ones(4, 4), LAW)
+        tpv.estimate(model, torch.ones(4, 4), NOISE)
 
 
 def language_model(vocabulary: int, **settings: int) -> nn.Module:
@@ -139,7 +139,7 @@ def test_a_tied_language_model_never_holds_a_gradient_of_its_vocabulary(
         EmbeddingCall, "gradients", lambda *_: pytest.fail("the whole vocabulary's gradient was written out")
     )
     model, tokens = language_model(5000), torch.arange(24).reshape(2, 12)
-    result = tpv.estimate(model, [{"input_ids": tokens}], LAW, estimator=tpv.Hutchinson(1))
+    result = tpv.estimate(model, [{"input_ids": tokens}], NOISE, estimator=tpv.Hutchinson(1))
     assert result.metadata["outputs"] == 12 * 5000
     assert "slow_routes" not in result.metadata
     assert result.layers["transformer.wte"].value > 0
@@ -149,8 +149,8 @@ def test_probes_of_a_language_model_average_to_the_exact_value() -> None:
     model = language_model(30).double()
     tokens = torch.randint(0, 30, (64, 4), generator=torch.Generator().manual_seed(0))
     data = [{"input_ids": tokens}]
-    exact = tpv.estimate(model, data, LAW, estimator=tpv.Exact())
-    drawn = tpv.estimate(model, data, LAW, estimator=tpv.Hutchinson(1))
+    exact = tpv.estimate(model, data, NOISE, estimator=tpv.Exact())
+    drawn = tpv.estimate(model, data, NOISE, estimator=tpv.Hutchinson(1))
     for name, layer in drawn.layers.items():
         assert abs(layer.value - exact.layers[name].value) < 4 * layer.mc_stderr, name
 
@@ -163,7 +163,7 @@ def test_gpt2_layers_are_quantized_like_linear_ones() -> None:
         linear.weight.copy_(conv.weight.T)
         linear.bias.copy_(conv.bias)
     for error in ("noise", "actual"):
-        law = tpv.Quantization(bits=4, error=error)
-        assert tpv.estimate(conv, randn(5, 4), law).value == pytest.approx(
-            tpv.estimate(linear, randn(5, 4), law).value, rel=1e-10
+        perturbation = tpv.Quantization(bits=4, error=error)
+        assert tpv.estimate(conv, randn(5, 4), perturbation).value == pytest.approx(
+            tpv.estimate(linear, randn(5, 4), perturbation).value, rel=1e-10
         )

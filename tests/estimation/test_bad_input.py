@@ -16,7 +16,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3)).double().eval()
 
 
-LAW = tpv.Isotropic(0.1)
+NOISE = tpv.Isotropic(0.1)
 X = randn(6, 4)
 
 
@@ -93,7 +93,7 @@ def test_models_without_a_fixed_point_are_refused(build, sentence: str, verb) ->
     if isinstance(model, nn.Module):
         model = model.double()
     with pytest.raises(tpv.TPVError, match=sentence) as caught:
-        verb(model, X, LAW)
+        verb(model, X, NOISE)
     assert "\n" not in str(caught.value)
 
 
@@ -123,7 +123,7 @@ DATA = [
 def test_data_that_gives_no_number_is_refused(data, sentence: str, estimator: tpv.Estimator) -> None:
     model = network()
     with assert_unchanged(model), pytest.raises(tpv.TPVError, match=sentence) as caught:
-        tpv.estimate(model, data(), LAW, estimator=estimator)
+        tpv.estimate(model, data(), NOISE, estimator=estimator)
     assert "\n" not in str(caught.value)
 
 
@@ -136,7 +136,7 @@ def test_data_that_gives_no_number_is_refused(data, sentence: str, estimator: tp
 )
 def test_wrong_options_are_refused(options, sentence: str) -> None:
     with pytest.raises(tpv.TPVError, match=sentence):
-        tpv.estimate(network(), X, LAW, **options)
+        tpv.estimate(network(), X, NOISE, **options)
 
 
 def test_what_is_not_a_perturbation_is_refused() -> None:
@@ -151,7 +151,7 @@ def test_a_model_under_no_grad_is_refused() -> None:
             return super().forward(x)
 
     with pytest.raises(tpv.TPVError, match=r"torch\.no_grad\(\)"):
-        tpv.estimate(Silent(4, 3).double(), X, LAW)
+        tpv.estimate(Silent(4, 3).double(), X, NOISE)
 
 
 def test_overflowing_displacements_are_refused() -> None:

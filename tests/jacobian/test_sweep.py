@@ -11,7 +11,8 @@ from cases import CASES, Case, randn, seeded
 from torch import nn
 
 import tpv
-from tpv.jacobian.routes.recorder import Graph, Recorder
+from tpv.jacobian.routes.graph import Graph
+from tpv.jacobian.routes.recorder import Recorder
 from tpv.model.batches import batch_size, narrow
 from tpv.testing import assert_unchanged, dense_tpv
 
@@ -99,9 +100,9 @@ def test_uses_outside_recorded_calls_are_seen_in_the_graph() -> None:
     model = case.model()
     names = {id(p): name for name, p in model.named_parameters()}
     layers = [model.layer, model.head]
-    with Recorder(layers, n=4, known=layers) as recorder:
+    with Recorder(layers, n=4, analytic=layers) as recorder:
         graph = Graph(model(case.batch()), recorder.calls)
-    uncovered = {name for key, name in names.items() if not graph.covered(key, recorder.calls)}
+    uncovered = {name for key, name in names.items() if graph.coverage_gap(key, recorder.calls)}
     assert uncovered == {"layer.weight", "scale"}
 
 

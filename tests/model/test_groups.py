@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tpv
 from tpv.plots.layers import plot_layers
 
-LAW = tpv.Isotropic(0.3)
+NOISE = tpv.Isotropic(0.3)
 X = randn(5, 4)
 
 
@@ -45,8 +45,8 @@ def network() -> nn.Module:
 )
 @pytest.mark.parametrize("estimator", [tpv.Exact(), tpv.Hutchinson(2)])
 def test_groups_are_sums_of_modules(layers, expected, estimator) -> None:
-    by_module = tpv.estimate(network(), X, LAW, estimator=estimator).layers
-    grouped = tpv.estimate(network(), X, LAW, estimator=estimator, layers=layers)
+    by_module = tpv.estimate(network(), X, NOISE, estimator=estimator).layers
+    grouped = tpv.estimate(network(), X, NOISE, estimator=estimator, layers=layers)
     assert set(grouped.layers) == set(expected)
     for name, modules in expected.items():
         assert grouped.layers[name].value == pytest.approx(
@@ -57,7 +57,7 @@ def test_groups_are_sums_of_modules(layers, expected, estimator) -> None:
 
 
 def test_stability_and_plots_take_groups() -> None:
-    found = tpv.stability(network(), X, randn(4, 4, seed=1), LAW, layers=r"block\d|stem")
+    found = tpv.stability(network(), X, randn(4, 4, seed=1), NOISE, layers=r"block\d|stem")
     assert set(found.layers) == {"stem", "block1", "block2"}
     assert [text.get_text() for text in plot_layers(found.train.layers).get_yticklabels()] == [
         "stem",
@@ -69,7 +69,7 @@ def test_stability_and_plots_take_groups() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("block(", r"layers='block\(' is no regular expression"),
+        ("block(", r"layers='block\(' is not a regular expression"),
         ("layer9", r"layers='layer9' matches no parameter: names look like 'stem\.weight'"),
         ({"a": "*stm*"}, r"matches no parameter"),
         (3, "give a regular expression, a mapping"),
@@ -77,15 +77,15 @@ def test_stability_and_plots_take_groups() -> None:
 )
 def test_groups_that_cannot_be_are_refused(layers, message) -> None:
     with pytest.raises(tpv.TPVError, match=message):
-        tpv.estimate(network(), X, LAW, layers=layers)
+        tpv.estimate(network(), X, NOISE, layers=layers)
 
 
 def test_a_predicate_selects_parameters() -> None:
     def matrices(name: str, weight: Tensor) -> bool:
         return weight.ndim == 2 and "block" in name
 
-    law = tpv.Isotropic(0.3, params=matrices)
-    result = tpv.estimate(network(), X, law)
+    perturbation = tpv.Isotropic(0.3, params=matrices)
+    result = tpv.estimate(network(), X, perturbation)
     assert set(result.layers) == {"block1.0", "block2.0"}
     assert result.value == pytest.approx(
         tpv.estimate(network(), X, tpv.Isotropic(0.3, params="*block*.0.weight")).value, rel=1e-12

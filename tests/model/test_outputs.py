@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import tpv
 from tpv.testing import dense_jacobian, dense_tpv
 
-LAW = tpv.Isotropic(0.3)
+NOISE = tpv.Isotropic(0.3)
 X = randn(4, 6, 5)
 
 
@@ -56,7 +56,7 @@ def by_hand(form: str, matrix: Any) -> float:
         )  # (P·N, ..., K)
         j = j.reshape(-1, *f.shape)
         total += torch.einsum("p...k,...kl,p...l->", j, matrix(f.softmax(-1)), j).item()
-    return LAW.std**2 * total / len(X)
+    return NOISE.std**2 * total / len(X)
 
 
 def fisher(p: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def fisher(p: Tensor) -> Tensor:
 )
 def test_probabilities_and_kl_agree_with_the_dense_jacobian(form: str, output: str, matrix: Any) -> None:
     model = Shaped(SHAPES[form])
-    result = tpv.estimate(model, X, LAW, output=output, estimator=tpv.Exact())
+    result = tpv.estimate(model, X, NOISE, output=output, estimator=tpv.Exact())
     assert result.value == pytest.approx(by_hand(form, matrix), rel=1e-10)
     assert sum(e.value for e in result.layers.values()) == pytest.approx(result.value, rel=1e-10)
     assert result.metadata["output"] == output
@@ -80,15 +80,15 @@ def test_probabilities_and_kl_agree_with_the_dense_jacobian(form: str, output: s
 def test_kl_of_a_small_displacement_is_the_finite_divergence(form: str) -> None:
     model = Shaped(SHAPES[form])
     moved = {name: p.detach() + 1e-4 * randn(*p.shape, seed=3) for name, p in model.named_parameters()}
-    law = tpv.Displacement(moved)
+    perturbation = tpv.Displacement(moved)
     p, q = (
         scores(form, f).log_softmax(-1) for f in (model(X), torch.func.functional_call(model, moved, (X,)))
     )
     expected = F.kl_div(q, p, log_target=True, reduction="sum").item() / len(X)
-    finite = tpv.estimate(model, X, law, output="kl", estimator=tpv.MonteCarlo())
+    finite = tpv.estimate(model, X, perturbation, output="kl", estimator=tpv.MonteCarlo())
     assert finite.value == pytest.approx(expected, rel=1e-8)
-    assert tpv.estimate(model, X, law, output="kl").value == pytest.approx(expected, rel=1e-3)
-    line = tpv.linearity(model, X, law, output="kl")
+    assert tpv.estimate(model, X, perturbation, output="kl").value == pytest.approx(expected, rel=1e-3)
+    line = tpv.linearity(model, X, perturbation, output="kl")
     assert line.value < 1e-6
     assert line.ratio == pytest.approx(1, rel=1e-3)
     assert "nats" in str(finite)
@@ -101,8 +101,8 @@ def test_linearity_in_kl_grows_with_the_displacement() -> None:
 
 def test_the_kl_probes_average_to_the_exact_value() -> None:
     model, x = Shaped(SHAPES["(N, K)"]), randn(400, 6, 5)
-    exact = tpv.estimate(model, x, LAW, output="kl", estimator=tpv.Exact()).value
-    drawn = tpv.estimate(model, x, LAW, output="kl", estimator=tpv.Hutchinson(1))
+    exact = tpv.estimate(model, x, NOISE, output="kl", estimator=tpv.Exact()).value
+    drawn = tpv.estimate(model, x, NOISE, output="kl", estimator=tpv.Hutchinson(1))
     assert abs(drawn.value - exact) < 4 * drawn.mc_stderr
 
 
@@ -119,20 +119,22 @@ def test_the_kl_probes_average_to_the_exact_value() -> None:
     ids=["tuple", "list", "logits", "only", "out", "attribute"],
 )
 def test_outputs_are_found_in_what_a_model_returns(form: Any) -> None:
-    plain = tpv.estimate(Shaped(), X, LAW)
-    assert tpv.estimate(Shaped(form), X, LAW).value == pytest.approx(plain.value, rel=1e-12)
+    plain = tpv.estimate(Shaped(), X, NOISE)
+    assert tpv.estimate(Shaped(form), X, NOISE).value == pytest.approx(plain.value, rel=1e-12)
 
 
 def test_scalars_and_a_function_of_what_is_returned() -> None:
     scalar = Shaped(lambda f: f.sum((1, 2)))
-    assert tpv.estimate(scalar, X, LAW).value == pytest.approx(dense_tpv(scalar, X, LAW)["total"], rel=1e-10)
+    assert tpv.estimate(scalar, X, NOISE).value == pytest.approx(
+        dense_tpv(scalar, X, NOISE)["total"], rel=1e-10
+    )
     both = Shaped(lambda f: {"a": f.sum((1, 2)), "b": 2 * f})
 
     def chosen(returned: dict[str, Tensor]) -> Tensor:
         return returned["a"]
 
-    result = tpv.estimate(both, X, LAW, output=chosen)
-    assert result.value == pytest.approx(tpv.estimate(scalar, X, LAW).value, rel=1e-12)
+    result = tpv.estimate(both, X, NOISE, output=chosen)
+    assert result.value == pytest.approx(tpv.estimate(scalar, X, NOISE).value, rel=1e-12)
     assert "chosen" in result.metadata["output"]
 
 
@@ -146,8 +148,8 @@ def test_padded_positions_do_not_count() -> None:
         {"estimator": tpv.Exact(), "output": "kl"},
         {"estimator": tpv.MonteCarlo(3), "output": "kl"},
     ):
-        assert tpv.estimate(model, padded, LAW, **settings).value == pytest.approx(
-            tpv.estimate(model, alone, LAW, **settings).value, rel=1e-10
+        assert tpv.estimate(model, padded, NOISE, **settings).value == pytest.approx(
+            tpv.estimate(model, alone, NOISE, **settings).value, rel=1e-10
         )
     line, reference = (tpv.linearity(model, data, tpv.Isotropic(0.2)) for data in (padded, alone))
     assert line.value == pytest.approx(reference.value, rel=1e-8)
@@ -157,9 +159,9 @@ def test_decoder_inputs_are_masked_by_their_own_mask() -> None:
     model = Shaped()
     encoder = torch.tensor([[1, 1, 1, 1, 1, 0]] * 4)
     ids = torch.zeros(4, 6)
-    unmasked = tpv.estimate(model, X, LAW).value
+    unmasked = tpv.estimate(model, X, NOISE).value
     assert tpv.estimate(
-        model, [{"x": X, "attention_mask": encoder, "decoder_input_ids": ids}], LAW
+        model, [{"x": X, "attention_mask": encoder, "decoder_input_ids": ids}], NOISE
     ).value == pytest.approx(unmasked)
     own = {
         "x": X,
@@ -167,21 +169,23 @@ def test_decoder_inputs_are_masked_by_their_own_mask() -> None:
         "decoder_input_ids": ids,
         "decoder_attention_mask": encoder,
     }
-    assert tpv.estimate(model, [own], LAW).value == pytest.approx(tpv.estimate(model, X[:, :5], LAW).value)
+    assert tpv.estimate(model, [own], NOISE).value == pytest.approx(
+        tpv.estimate(model, X[:, :5], NOISE).value
+    )
 
 
 def test_class_scores_as_long_as_the_mask_are_not_masked() -> None:
     model = Shaped(lambda f: f.mean(1))
     mask = torch.tensor([[1, 0, 0]] * 4)
-    assert tpv.estimate(model, [{"x": X, "attention_mask": mask}], LAW).value == pytest.approx(
-        tpv.estimate(model, X, LAW).value
+    assert tpv.estimate(model, [{"x": X, "attention_mask": mask}], NOISE).value == pytest.approx(
+        tpv.estimate(model, X, NOISE).value
     )
 
 
 def test_bad_outputs_are_refused_in_one_sentence() -> None:
     with pytest.raises(tpv.TPVError, match=r"output='probabilites'.*Did you mean 'probabilities'"):
-        tpv.estimate(Shaped(), X, LAW, output="probabilites")
+        tpv.estimate(Shaped(), X, NOISE, output="probabilites")
     with pytest.raises(tpv.TPVError, match="at least two classes"):
-        tpv.estimate(Shaped(lambda f: f[:, 0, 0]), X, LAW, output="kl")
+        tpv.estimate(Shaped(lambda f: f[:, 0, 0]), X, NOISE, output="kl")
     with pytest.raises(tpv.TPVError, match=r"dict with a, b.*pass output="):
-        tpv.estimate(Shaped(lambda f: {"a": f, "b": f}), X, LAW)
+        tpv.estimate(Shaped(lambda f: {"a": f, "b": f}), X, NOISE)

@@ -18,6 +18,7 @@ from zoo import ZOO, Architecture
 import tpv
 from tpv import NTK
 from tpv.jacobian.fallback.whole_model import vmappable
+from tpv.jacobian.routes.table import Kind
 from tpv.model.batches import batch_size, narrow
 from tpv.ntk.jacobian import blocks
 from tpv.testing import assert_unchanged, dense_jacobian
@@ -87,7 +88,7 @@ def test_kernels_of_all_cases(case: Case) -> None:
     with assert_unchanged(model):
         ntk = NTK(model, [batch], center=False)
         assert_is_the_kernel(ntk, dense(model, batch))
-    assert {name for name, route in ntk.rows.sweep.routes.items() if "gradients" in route} == set(case.slow)
+    assert set(ntk.rows.sweep.table.slow) == set(case.slow)
 
 
 def test_the_cases_go_by_every_route() -> None:
@@ -97,7 +98,7 @@ def test_the_cases_go_by_every_route() -> None:
         case = case_named(name)
         ntk = NTK(case.model(), [case.batch()], center=False)
         assert ntk.matrix.isfinite().all()
-        return {re.sub(" of (?!the).*", "", route) for route in ntk.rows.sweep.routes.values()}
+        return {re.sub(" of (?!the).*", "", str(route)) for route in ntk.rows.sweep.table.routes.values()}
 
     assert routes("recurrent") == {"local gradients"}
     assert "per-example gradients of the whole model" in routes("functional use")
@@ -465,4 +466,4 @@ def test_a_block_that_does_not_repeat_goes_by_the_whole_model() -> None:
     ntk = NTK(model, parts, center=False)
     j = torch.cat([dense(model, part) for part in parts])
     assert_close(ntk.matrix, j @ j.T)
-    assert ntk.rows.sweep.routes["scaled.weight"].startswith("per-example gradients of the whole model")
+    assert str(ntk.rows.sweep.table.routes["scaled.weight"]).startswith(Kind.WHOLE_MODEL.value)

@@ -190,8 +190,14 @@ def test_padding_rows_never_move() -> None:
         (lambda: tpv.SGDNoise(lr=0, batch_size=8), r"lr must be a number in \(0, inf\)"),
         (lambda: tpv.SGDNoise(lr=0.1, batch_size=0), "batch_size must be an int of at least 1"),
         (lambda: tpv.SGDNoise(lr=0.1, batch_size=8, momentum=1.0), r"momentum must be a number in \[0, 1\)"),
+        (lambda: tpv.Displacement(None), r"Displacement\(state_dict=\.\.\.\) is a NoneType: give a mapping"),
+        (lambda: tpv.Masking(torch.ones(2)), r"Masking\(masks=\.\.\.\) is a Tensor: give a mapping"),
+        (lambda: tpv.NTK(nn.Linear(4, 2), randn(3, 4).float(), chunk_size=-1), "chunk_size must be an int of at least 1"),
+        (lambda: tpv.estimate(nn.Linear(4, 2), randn(3, 4).float(), tpv.Isotropic(0.1, params=5)), "params=5: give a glob"),
+        (lambda: tpv.estimate(nn.Linear(4, 2), randn(3, 4).float(), tpv.Isotropic(0.1), output=["logits"]), "output=.*: give 'logits'"),
+        (lambda: tpv.estimate(nn.Linear(4, 2), randn(3, 4).float(), tpv.Isotropic(0.1), forward="f"), r"forward='f' is a str: give a function"),
     ],
-)
+)  # fmt: skip
 def test_wrong_options_get_one_sentence(make, sentence: str) -> None:
     with pytest.raises(tpv.TPVError, match=sentence) as caught:
         make()
@@ -276,3 +282,12 @@ def test_perturbations_that_do_not_fit_the_model_are_refused(
 ) -> None:
     with pytest.raises(tpv.TPVError, match=sentence):
         tpv.estimate(network(), randn(2, 2, 4, 4), perturbation)
+
+
+def test_masks_may_be_arrays_and_lists() -> None:
+    model = nn.Linear(3, 2, bias=False).double()
+    mask = torch.tensor([[1.0, 0, 1], [0, 1, 1]])
+    deltas = [bound(tpv.Masking({"weight": m}), model).sample(torch.Generator())["weight"] for m in (mask, mask.numpy(), mask.tolist())]  # fmt: skip
+    assert torch.equal(deltas[0], deltas[1])
+    assert torch.equal(deltas[0], deltas[2])
+    assert torch.equal(model.weight + deltas[0], model.weight * mask)

@@ -57,12 +57,12 @@ def test_json_round_trips(estimator: tpv.Estimator, tmp_path) -> None:
 
 
 def test_other_results_round_trip() -> None:
-    model, law = network(), tpv.Isotropic(0.1)
-    stability = tpv.stability(model, randn(6, 4), randn(5, 4, seed=1), law)
+    model, perturbation = network(), tpv.Isotropic(0.1)
+    stability = tpv.stability(model, randn(6, 4), randn(5, 4, seed=1), perturbation)
     again = tpv.StabilityResult.from_json(stability.to_json())
     assert again.ratio == stability.ratio
     assert again.to_dict() == stability.to_dict()
-    linearity = tpv.linearity(model, randn(6, 4), law)
+    linearity = tpv.linearity(model, randn(6, 4), perturbation)
     assert tpv.LinearityResult.from_json(linearity.to_json()).to_dict() == linearity.to_dict()
 
 
@@ -120,11 +120,24 @@ def test_batches_of_every_form_give_the_same(batch) -> None:
 
 
 def test_progress_counts_examples() -> None:
-    seen: list[tuple[int, int | None]] = []
-    tpv.estimate(
-        network(), randn(6, 4), tpv.Isotropic(0.1), chunk_size=4, progress=lambda *step: seen.append(step)
-    )
-    assert seen == [(4, 6), (6, 6)]
+    seen: list[tpv.ProgressEvent] = []
+    tpv.estimate(network(), randn(6, 4), tpv.Isotropic(0.1), chunk_size=4, progress=seen.append)
+    assert seen == [tpv.ProgressEvent("measuring", 1, 1, done, 6) for done in (0, 4, 6)]
+    seen.clear()
+    tpv.stability(network(), randn(6, 4), randn(3, 4), tpv.Isotropic(0.1), progress=seen.append)
+    assert [(e.stage, e.part, e.parts) for e in seen if e.done == e.total] == [
+        ("train · measuring", 1, 2),
+        ("test · measuring", 2, 2),
+    ]
+    seen.clear()
+    noise = tpv.LabelNoise(0.1, randn(6, 4), tpv.Ridge(0.1))
+    tpv.stability(network(), randn(6, 4), randn(3, 4), noise, progress=seen.append)
+    stages = dict.fromkeys((e.part, e.stage.partition(" · ")[0]) for e in seen)
+    names = ["train", "test", "cross-fitted", "cross-fitted", "test of halves", "test of halves"]
+    assert list(stages) == list(enumerate(names, 1))
+    assert {"train · measuring · kernel"} <= {e.stage for e in seen}
+    with pytest.raises(tpv.TPVError, match="progress='bar': give True"):
+        tpv.estimate(network(), randn(6, 4), tpv.Isotropic(0.1), progress="bar")
 
 
 def test_stability_verdicts() -> None:
@@ -144,9 +157,9 @@ def test_stability_verdicts() -> None:
 
 
 def test_stability_pairs_draws() -> None:
-    model, law = network(), tpv.Isotropic(0.01)
+    model, perturbation = network(), tpv.Isotropic(0.01)
     pair = tpv.stability(
-        model, randn(300, 4), randn(300, 4, seed=1), law, estimator=tpv.LinearizedMonteCarlo(8)
+        model, randn(300, 4), randn(300, 4, seed=1), perturbation, estimator=tpv.LinearizedMonteCarlo(8)
     )
     unpaired = math.hypot(pair.train.stderr, pair.ratio * pair.test.stderr) / pair.test.value
     assert pair.ratio_stderr < 0.5 * unpaired

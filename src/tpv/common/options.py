@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping
 
 from tpv.common.errors import TPVError, did_you_mean
 
@@ -62,6 +63,16 @@ def require_bool(owner: str, name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise TPVError(f"{owner}({name}={value!r}): {name} must be True or False.")
+
+
+def require_mapping(owner: str, name: str, value: object, example: str) -> None:
+    """Refuse what is not a mapping of names.
+
+    Raises:
+        TPVError: such as "Masking(masks=...) is a Tensor: give a mapping such as {'0.weight': mask}."
+    """
+    if not isinstance(value, Mapping):
+        raise TPVError(f"{owner}({name}=...) is a {type(value).__name__}: give a mapping such as {example}.")
 
 
 def int_field(spec: object, name: str, low: int, high: int | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from tpv.common.errors import TPVError
@@ -94,14 +95,23 @@ class Progress:
             name = f"{above.stage} · {name}"
             part, parts = (above.part, above.parts) if above.parts > 1 else (part, parts)
         inner = Progress(self._listener, None, ProgressEvent(name, part, parts, 0, total))
+        token = _current.set(inner)
         try:
             inner._emit()
             yield inner
         finally:
+            _current.reset(token)
             if self._close is not None:
                 self._close()
         if above is not None:
             self._emit()
+
+    @staticmethod
+    def current() -> Progress:
+        """The stage that this thread is in, for work deep inside it such as the blocks of a kernel; outside
+        any stage, one that nobody listens to.
+        """
+        return _current.get() or Progress(None)
 
     def advance(self, n: int = 1, text: str | None = None) -> None:
         """``n`` more are done; ``text`` replaces the remark."""
@@ -113,3 +123,6 @@ class Progress:
     def _emit(self) -> None:
         if self._listener is not None and self._state is not None:
             self._listener(self._state)
+
+
+_current: ContextVar[Progress | None] = ContextVar("tpv_progress", default=None)

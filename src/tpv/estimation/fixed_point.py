@@ -28,6 +28,10 @@ def fixed_point(
         raise TPVError(
             f"perturbation must be a tpv.Perturbation such as tpv.Quantization(bits=8), got {perturbation!r}."
         )
+    if forward is not None and not callable(forward):
+        raise TPVError(
+            f"forward={forward!r} is a {type(forward).__name__}: give a function (model, batch) -> outputs."
+        )
     check_model(model)
     output_space = as_output(perturbation.output if output is None else output)
     with twin_of(model, forward) as (twin, remapped):

@@ -36,20 +36,18 @@ class LayerSweep:
         return self.sweep.scratch(batch)
 
     def metadata(self) -> dict[str, Any]:
-        """How many weights move, the parameters without an analytic formula, and those that the outputs do
-        not depend on.
+        """How many weights move, the parameters without an analytic formula with the reason, and those that
+        the outputs do not depend on.
         """
-        sweep = self.sweep
+        sweep, unused = self.sweep, self.sweep.unused or frozenset()
         slow = {
-            name: route
-            for name, route in sweep.routes.items()
-            if "gradients" in route and name not in (sweep.unreached or ())
+            name: f"{route}: {route.reason}" for name, route in sweep.table.slow.items() if name not in unused
         }
         metadata: dict[str, Any] = {
             "moved_parameters": sum(sweep.lin.weights[n].numel() for n in sweep.names)
         }
         if slow:
             metadata["slow_routes"] = slow
-        if sweep.unreached:
-            metadata["unused_parameters"] = sorted(sweep.unreached)
+        if unused:
+            metadata["unused_parameters"] = sorted(unused)
         return metadata

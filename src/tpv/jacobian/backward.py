@@ -1,70 +1,84 @@
-"""Recorded calls, and the output gradients that a backward pass brings them."""
+"""One backward pass that stops at the outputs of calls and hands each its output gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
-from tpv.jacobian.fallback.local import LocalCall
-from tpv.jacobian.formulas.base import LayerCall, widened
-
-
-@dataclass(eq=False)
-class Call:
-    """A recorded call with its layer's formula, its parameters by local name, and the outputs that lead on.
-
-    ``plain``: one row for each example, planned, in a graph in which rows keep their order.
-    """
-
-    layer: LayerCall
-    names: dict[str, str]
-    edges: list[GradientEdge]
-    shapes: list[torch.Size]
-    axes: list[int]
-    plain: bool
-
-    def joined(self, found: list[Tensor | None], n: int) -> Tensor:
-        """A layer's output gradient; those of several outputs flattened and joined by example."""
-        known = next(g for g in found if g is not None)
-        gradients = [
-            known.new_zeros(shape) if g is None else g for g, shape in zip(found, self.shapes, strict=True)
-        ]
-        gradients = [widened(g).movedim(axis, 0) for g, axis in zip(gradients, self.axes, strict=True)]
-        return (
-            torch.cat([g.reshape(n, -1) for g in gradients], dim=1)
-            if isinstance(self.layer, LocalCall)
-            else gradients[0]
-        )
+from tpv.jacobian.calls import Call
+from tpv.jacobian.routes.graph import Graph
 
 
-class Arrivals:
-    """Output gradients as a backward pass brings them; a call's are handed on when they are complete."""
+class GradientCollector:
+    """Collects output gradients during a backward pass; a call's are handed on when they are complete."""
 
-    def __init__(self, calls: list[Call], hand_on: Callable[[Call, list[Tensor | None]], None]) -> None:
-        self._found: dict[Call, list[Tensor | None]] = {call: [None] * len(call.edges) for call in calls}
+    def __init__(self, calls: Sequence[Call], hand_on: Callable[[Call, list[Tensor | None]], None]) -> None:
+        self._gradients: dict[Call, list[Tensor | None]] = {call: [None] * len(call.edges) for call in calls}
         self._missing = {call: len(call.edges) for call in calls}
         self._hand_on = hand_on
 
-    def hooked(self, call: Call, position: int, output: int, gradients: tuple[Tensor | None, ...]) -> None:
-        """As a hook of the node that made the output."""
+    def hook(self, call: Call, position: int, output: int, gradients: tuple[Tensor | None, ...]) -> None:
+        """A pre-hook of the node that made the output."""
         self.add(call, position, gradients[output])
 
     def add(self, call: Call, position: int, g: Tensor | None) -> None:
-        self._found[call][position] = g
+        self._gradients[call][position] = g
         self._missing[call] -= 1
         if self._missing[call] == 0:
-            self._pass_on(call)
+            self._finish(call)
 
-    def hand_on_rest(self) -> None:
-        """What never became complete, because no gradient reaches some of the outputs."""
-        for call in list(self._found):
-            self._pass_on(call)
+    def finish_all(self) -> None:
+        """Hand on what never became complete, because no gradient reaches some of the outputs."""
+        for call in list(self._gradients):
+            self._finish(call)
 
-    def _pass_on(self, call: Call) -> None:
-        found = self._found.pop(call)
-        if any(g is not None for g in found):
-            self._hand_on(call, found)
+    def _finish(self, call: Call) -> None:
+        gradients = self._gradients.pop(call)
+        if any(g is not None for g in gradients):
+            self._hand_on(call, gradients)
+
+
+def backward(
+    outputs: Tensor,
+    graph: Graph,
+    v: Tensor,
+    calls: Sequence[Call],
+    receive: Callable[[Call, Tensor], None],
+    *,
+    retain: bool,
+) -> None:
+    """Hand each call its output gradient the moment it is complete: during the pass where it goes on below,
+    else at its end.
+
+    Args:
+        outputs, graph: of the model.
+        v: cotangents, like the outputs.
+        calls: whose output gradients are wanted.
+        receive: called with each call that a gradient reaches, and with the gradient.
+        retain: whether another pass follows.
+    """
+    if not calls:
+        return
+    n = len(outputs)
+    collector = GradientCollector(calls, lambda call, gradients: receive(call, call.joined(gradients, n)))
+    sites = [(call, position, edge) for call in calls for position, edge in enumerate(call.edges)]
+    above = graph.above(frozenset(edge.node for _, _, edge in sites))
+    at_the_end = [site for site in sites if site[2].node not in above]
+    handles = [
+        edge.node.register_prehook(functools.partial(collector.hook, call, i, edge.output_nr))
+        for call, i, edge in sites
+        if edge.node in above
+    ]
+    try:
+        gradients = torch.autograd.grad(
+            outputs, [edge for _, _, edge in at_the_end], v, retain_graph=retain, allow_unused=True
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+    for (call, position, _), g in zip(at_the_end, gradients, strict=True):
+        collector.add(call, position, g)
+    collector.finish_all()

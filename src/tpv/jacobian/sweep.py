@@ -2,86 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tpv.common.errors import TPVError, is_out_of_memory
-from tpv.jacobian.batch_pass import LOCAL, ONE_BY_ONE, WHOLE, BatchPass, random_signs
+from tpv.jacobian.batch_pass import BatchPass, DemotedError
+from tpv.jacobian.calls import Call, CallBuilder
 from tpv.jacobian.fallback.whole_model import one_by_one
-from tpv.jacobian.formulas.base import Variance, tolerance
-from tpv.jacobian.routes.planner import Plan, Router
-from tpv.jacobian.routes.recorder import Graph, Recorded, Recorder
-from tpv.model.batches import batch_size, duplicated, ends
+from tpv.jacobian.reducers import Gradients, Reducer, Squares
+from tpv.jacobian.routes.graph import Graph
+from tpv.jacobian.routes.planner import Planner
+from tpv.jacobian.routes.recorder import Recorded, Recorder, Site
+from tpv.jacobian.routes.table import NOT_EXPANDABLE, Demotion, Kind, RouteTable
+from tpv.jacobian.routes.verify import (
+    ExpansionProof,
+    differing,
+    misplaced_rows,
+    random_signs,
+    refuse_hidden_use,
+    uncovered,
+)
+from tpv.model.batches import batch_size, ends
 from tpv.model.linearization import Linearization
 
+_CHECKS = 8
 
-class Squares(Protocol):
-    """v (N, K) ↦ squares (N, number of parameters); ``last=True`` frees the graph on the way."""
+
+class SquaresOf(Protocol):
+    """v (N, K) ↦ squares (N, number of parameters); ``last=True`` frees the graph during the pass."""
 
     def __call__(self, v: Tensor, last: bool = False) -> Tensor: ...
 
 
-Gradients = Callable[[Tensor, Collection[str]], dict[str, Tensor]]
-_CHECKS = 8
+GradientsOf = Callable[[Tensor, Collection[str]], dict[str, Tensor]]
+_Reduced = Callable[[Tensor, Collection[str], bool], dict[str, Tensor]]
 
 
 @dataclass
-class Sweep:
-    r"""Per-example squares :math:`\sum_{i \in p} c_i (J(x)^\top v)_i^2` of every parameter p, without batch
-    weight gradients.
+class _Unverified:
+    """Parameters not yet compared with single-example gradients, and how many batches were tried."""
 
-    Layers with a closed form turn (input, output gradient) into exact per-example numbers; any other module
-    that holds parameters runs again by itself under ``torch.func``. Whatever the calls of modules do not
-    account for, by the autograd graph or by a comparison with single-example gradients on the first batches,
-    goes through the whole model; ``routes`` says how each parameter went, and ``unreached`` which of them no
-    output of any batch depended on.
+    names: set[str]
+    checks: int = 0
+
+    @property
+    def due(self) -> bool:
+        return bool(self.names) and self.checks < _CHECKS
+
+
+class Sweep:
+    r"""Per-example squares :math:`\sum_{i \in p} c_i (J(x)^\top v)_i^2` of every parameter p, or the
+    gradients :math:`J(x)^\top v` themselves, without batch weight gradients.
+
+    Layers with an analytic formula turn (input, output gradient) into exact per-example numbers; any other
+    module that holds parameters runs again by itself under ``torch.func``. Parameters that the calls of
+    modules do not account for, by the autograd graph or by a comparison with single-example gradients on the
+    first batches, fall back to the whole model.
 
     Args:
         lin: the model at w*.
         variance: c, per parameter, broadcastable to its shape.
         passes: how many cotangents each batch will see (what they share is worth more preparation).
+
+    Attributes:
+        names: of the parameters.
+        table: the route of each parameter, with its reason; ``print`` it.
+        unused: parameters that no output of any batch has depended on; None before the first batch.
     """
 
-    lin: Linearization
-    variance: Mapping[str, Tensor]
-    passes: int = 1
-    unreached: set[str] | None = None
-    whole: dict[str, str] = field(default_factory=dict)
-    plan: Plan = field(init=False, default_factory=Plan)
-    _unverified: set[str] = field(init=False)
-    newly_expanded: bool = False
-    _checks: int = 0
-    _harmless: set[Any] = field(init=False, default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.ids = {id(p): n for n, p in self.lin.model.named_parameters() if n in self.variance}
-        self.names = list(self.variance)
-        self.variances = {n: Variance(c, self.lin.weights[n].ndim) for n, c in self.variance.items()}
-        self._modules = {module: name for name, module in self.lin.model.named_modules()}
-        self._router = Router(self.lin, self.ids)
-        self._unverified = set(self.names)
-
-    @property
-    def routes(self) -> dict[str, str]:
-        """Parameter → the formula of its layer, or how else its gradients were found."""
-        return {
-            name: self.whole.get(name) or self._route(self.plan.owners.get(name, ())) for name in self.names
-        }
-
-    def _route(self, owners: tuple[nn.Module, ...]) -> str:
-        if not owners:
-            return WHOLE
-        if all(module in self._router.known for module in owners):
-            return " and ".join(dict.fromkeys(type(module).__name__ for module in owners))
-        return f"{LOCAL} of {' and '.join(self._modules[module] for module in owners)}"
+    def __init__(self, lin: Linearization, variance: Mapping[str, Tensor], passes: int = 1) -> None:
+        self.lin, self.names, self.table = lin, list(variance), RouteTable()
+        self.unused: frozenset[str] | None = None
+        self._passes = passes
+        self._ids = {id(p): name for name, p in lin.model.named_parameters() if name in variance}
+        self._planner = Planner(lin, self._ids)
+        self._expansion = ExpansionProof(lin)
+        self._squares = Squares(variance, lin.weights, passes)
+        self._gradients = Gradients(self._squares, lin.weights)
+        self._restart_checks()
 
     @contextmanager
-    def linearized(self, batch: Any) -> Iterator[tuple[Tensor, Squares]]:
+    def linearized(self, batch: Any) -> Iterator[tuple[Tensor, SquaresOf]]:
         """Outputs (N, ...) and the function from cotangents to per-example squares.
 
         Cost: one forward pass, then per call one backward pass to the layer outputs plus the layers'
@@ -89,166 +95,162 @@ class Sweep:
         have changed places; and before the first batches, passes over two examples to plan and verify the
         routes.
         """
-        if self.lin.needs_padding(batch):
-            with self.linearized(duplicated(batch)) as (outputs, both):
-                yield outputs[:1], lambda v, last=False: both(torch.cat([v, torch.zeros_like(v)]), last)[:1]
-            return
-        self.prepare(batch)
-        with self._recorded(batch) as pass_:
-            yield pass_.outputs.detach(), pass_.squares
+        with self._reduced(batch, self._squares) as (outputs, reduce):
+
+            def squares(v: Tensor, last: bool = False) -> Tensor:
+                by_name = reduce(v, self.names, last)
+                return torch.stack([by_name[name].double() for name in self.names], dim=1)
+
+            yield outputs, squares
 
     @contextmanager
-    def jacobian(self, batch: Any) -> Iterator[tuple[Tensor, Gradients]]:
+    def jacobian(self, batch: Any) -> Iterator[tuple[Tensor, GradientsOf]]:
         """Outputs (N, ...) and the function from cotangents v (N, K) and names to per-example gradients (N,
         *shape).
 
         Cost: one forward pass, then per call one backward pass to the outputs of the layers that own these
-            parameters.
+        parameters.
         """
-        if self.lin.needs_padding(batch):
-            with self.jacobian(duplicated(batch)) as (outputs, both):
-                yield (
-                    outputs[:1],
-                    lambda v, names: {
-                        n: g[:1] for n, g in both(torch.cat([v, torch.zeros_like(v)]), names).items()
-                    },
-                )
-            return
-        self.prepare(batch)
-        with self._recorded(batch) as pass_:
-            yield pass_.outputs.detach(), pass_.gradients
+        with self._reduced(batch, self._gradients) as (outputs, reduce):
+            yield outputs, lambda v, names: reduce(v, names, False)
 
     def scratch(self, batch: Any) -> int:
         """Most numbers per example that any layer writes out at a time."""
-        with self._recorded(self._few(batch)) as pass_:
-            return pass_.scratch
-
-    def _few(self, batch: Any) -> Any:
-        return duplicated(batch) if self.lin.needs_padding(batch) else ends(batch, batch_size(batch))
+        padded = self.lin.padded(batch)
+        return self._squares.scratch(self._begin(ends(padded, batch_size(padded))).uses)
 
     def prepare(self, batch: Any) -> None:
-        """Plan the routes with the batch's first and last example, and compare them with single-example
-        gradients.
+        """Plan the routes with the batch's first and last example, and compare their squares with those of
+        single-example gradients.
         """
-        unplanned = self.plan.examples < min(2, batch_size(batch))
-        if not unplanned and not (self._unverified and self._checks < _CHECKS):
-            return
-        few = self._few(batch)
-        with self.lin.raw():
-            if unplanned:
-                self.plan = self._router.plan(few)
-                self._unverified, self._checks = set(self.names), 0
-            if self._unverified and self._checks < _CHECKS:
-                self._verify(few)
+        self._prepare(self.lin.padded(batch), self._squares)
 
     @contextmanager
-    def _recorded(self, batch: Any) -> Iterator[BatchPass]:
-        outputs, calls = self._run(batch)
-        if not outputs.requires_grad:
-            raise TPVError(
-                "the outputs do not depend on any perturbed parameter: the model runs under torch.no_grad() "
-                "or detaches its outputs, or params= selects parameters that it does not use."
-            )
-        with torch.no_grad():
-            pass_ = BatchPass(self, batch, outputs, Graph(outputs, calls))
-            self.unreached = pass_.unreached if self.unreached is None else self.unreached & pass_.unreached
-            yield pass_
+    def _reduced(self, batch: Any, reducer: Reducer) -> Iterator[tuple[Tensor, _Reduced]]:
+        """Outputs, and the function from (cotangents, names, whether they are the last) to reduced gradients.
 
-    def _run(self, batch: Any) -> tuple[Tensor, list[Recorded]]:
-        """The forward pass. Where giving shared outputs an axis of examples changes what the model computes,
-        never again that.
+        A failed proof runs the batch again by another table. A single example may be padded to two.
         """
-        plan = self.plan
+        padded, n = self.lin.padded(batch), batch_size(batch)
+        self._prepare(padded, reducer)
+        with torch.no_grad():
+            attempt = self._begin(padded)
+
+            def reduce(v: Tensor, names: Collection[str], last: bool) -> dict[str, Tensor]:
+                nonlocal attempt
+                if len(v) < len(attempt.outputs):
+                    v = torch.cat([v, v.new_zeros(len(attempt.outputs) - len(v), *v.shape[1:])])
+                while True:
+                    try:
+                        reduced = attempt.reduce(v, reducer, names, last=last)
+                        return {name: value[:n] for name, value in reduced.items()}
+                    except DemotedError as error:
+                        self.table = self.table.demoted(error.demotions)
+                    attempt = self._begin(padded)
+
+            yield attempt.outputs[:n].detach(), reduce
+
+    @torch.no_grad()
+    def _begin(self, batch: Any) -> BatchPass:
+        """The batch's forward pass, under a table for which coverage and the order of rows are proven."""
+        while True:
+            outputs, recorded, unproven = self._forward(batch)
+            graph = Graph(outputs, recorded)
+            unused = frozenset(name for key, name in self._ids.items() if key not in graph.uses)
+            self.unused = unused if self.unused is None else self.unused & unused
+            builder = CallBuilder(self.table, self._ids, graph, len(outputs), self._passes, unproven)
+            calls, demotions = builder.build()
+            demotions += uncovered(self.table, graph, self._ids)
+            attempt = BatchPass(self.lin, self.table, batch, outputs, graph, calls, unused)
+            demotions = demotions or _out_of_order(attempt)
+            if not demotions:
+                return attempt
+            self.table = self.table.demoted(demotions)
+
+    def _forward(self, batch: Any) -> tuple[Tensor, list[Recorded], frozenset[Site]]:
+        """Outputs, recorded calls, and those with a new expansion. Where giving shared outputs an axis of
+        examples changes what the model computes, the table goes on without it.
+        """
+        table = self.table
         with (
-            Recorder(plan.modules, batch_size(batch), self._router.known, plan.expand) as recorder,
+            Recorder(table.modules, batch_size(batch), self._planner.analytic, table.expand) as recorder,
             torch.enable_grad(),
         ):
             try:
                 outputs = self.lin(batch)
             except Exception as error:
-                if not plan.expand or is_out_of_memory(error):
+                if not table.expand or is_out_of_memory(error):
                     raise
                 outputs = None
-        if outputs is not None and self._as_without_expansion(batch, outputs, recorder.calls):
-            return outputs, recorder.calls
-        expanded = {module for module, _ in plan.expand}
-        self.send_whole(name for name, owners in plan.owners.items() if expanded & set(owners))
-        self.plan = replace(plan, expand=frozenset())
-        return self._run(batch)
+        unproven = None
+        if outputs is not None:
+            unproven = self._expansion.unproven(batch, outputs, recorder.calls, table.expand)
+        if outputs is None or unproven is None:
+            self.table = table.without_expansion(NOT_EXPANDABLE)
+            return self._forward(batch)
+        if not outputs.requires_grad:
+            raise TPVError(
+                "the outputs do not depend on any perturbed parameter: the model runs under torch.no_grad() "
+                "or detaches its outputs, or params= selects parameters that it does not use."
+            )
+        return outputs, recorder.calls, unproven
+
+    def _restart_checks(self) -> None:
+        reducers: tuple[Reducer, ...] = self._squares, self._gradients
+        self._unverified = {reducer: _Unverified(set(self.names)) for reducer in reducers}
+
+    def _prepare(self, batch: Any, reducer: Reducer) -> None:
+        unplanned = self.table.examples < min(2, batch_size(batch))
+        if not unplanned and not self._unverified[reducer].due:
+            return
+        few = ends(batch, batch_size(batch))
+        with self.lin.raw():
+            if unplanned:
+                self.table = self._planner.plan(few, self.table.demotions)
+                self._restart_checks()
+            if self._unverified[reducer].due:
+                self._verify(few, reducer)
 
     @torch.no_grad()
-    def _as_without_expansion(self, batch: Any, outputs: Tensor, calls: list[Recorded]) -> bool:
-        """Whether the outputs are those of the plain model, asked whenever the shared inputs are new."""
-        shared = [call for call in calls if call.site in self.plan.expand]
-        key = (
-            tuple(outputs.shape),
-            *((call.shapes, *((t.shape, t.double().sum().item()) for t in call.inputs)) for call in shared),
-        )
-        self.newly_expanded = bool(shared) and key not in self._harmless
-        if self.newly_expanded:
-            plain = self.lin(batch)
-            if plain.shape != outputs.shape or not torch.allclose(
-                plain, outputs, rtol=tolerance(plain.dtype) / 10, atol=1e-5
-            ):
-                return False
-            self._harmless.add(key)
-        return True
+    def _verify(self, few: Any, reducer: Reducer) -> None:
+        """Demote every route that differs from plain single-example gradients, until all agree.
 
-    def _verify(self, few: Any) -> None:
-        """Ban every route whose squares differ from plain single-example gradients, until all agree.
-
-        A parameter that the examples do not move at all stays unverified, for the next batch to tell.
+        A parameter that these examples do not depend on stays unverified, for the next batch to show.
         """
-        self._checks += batch_size(few) > 1
-        reference: dict[str, Tensor] = {}
+        unverified = self._unverified[reducer]
+        unverified.checks += batch_size(few) > 1
+        expected: dict[str, Tensor] = {}
         while True:
-            with self._recorded(few) as pass_:
-                v = random_signs(pass_.outputs)
-                mine = pass_.squares(v.reshape(len(v), -1))
-                self._refuse_hidden_use(
-                    few, pass_.outputs.detach(), sorted(pass_.unreached & self._unverified)
-                )
-            reference = reference or one_by_one(self.lin, self.variances, few, v)
+            attempt = self._begin(few)
+            v = random_signs(attempt.outputs)
+            try:
+                values = attempt.reduce(v, reducer, self.names)
+            except DemotedError as error:
+                self.table = self.table.demoted(error.demotions)
+                continue
+            hidden = sorted(attempt.unused & unverified.names)
+            refuse_hidden_use(self.lin, few, attempt.outputs.detach(), hidden)
+            expected = expected or one_by_one(self.lin, self.names, few, v, reducer.of_gradient)
+            routes = self.table.routes
             wrong = [
-                name
-                for i, name in enumerate(self.names)
-                if _differs(mine[:, i], reference[name], v.dtype, mine.sum(1))
+                name for name in differing(values, expected, reducer.size, v.dtype) if routes[name].modules
             ]
-            wrong = [name for name in wrong if self.plan.owners[name] and name not in self.whole]
             if not wrong:
                 break
-            for name in wrong:
-                self._router.ban(name, self.plan.owners[name])
-            self.plan = self._router.plan(few)
+            reason = "differs from single-example gradients"
+            demotions = tuple(Demotion(name, reason, Kind.LOCAL, routes[name].modules) for name in wrong)
+            self.table = self._planner.plan(few, self.table.demotions + demotions)
         if len(v) > 1:
-            self._unverified -= {name for name in self.names if (reference[name] > 0).all()}
-
-    @torch.no_grad()
-    def _refuse_hidden_use(self, few: Any, outputs: Tensor, names: list[str]) -> None:
-        """Refuse parameters that move the outputs although autograd does not see it."""
-        weights = self.lin.weights
-        moved = (
-            self.lin.at({name: weights[name] + 0.1 * (weights[name].abs() + 0.1) for name in names}, few)
-            if names
-            else outputs
-        )
-        if not torch.allclose(moved, outputs, rtol=1e-3, atol=1e-6):
-            raise TPVError(
-                f"the model uses {', '.join(names[:3])} under torch.no_grad() or detached, so that their "
-                "effect has no gradient: "
-                "freeze them with requires_grad_(False), or leave them out with params=."
-            )
-
-    def send_whole(self, names: Iterable[str]) -> None:
-        """From now on find the parameters' gradients by passes through the whole model."""
-        for name in names:
-            self.whole.setdefault(name, WHOLE)
-
-    def sent_one_by_one(self, names: list[str]) -> None:
-        """Note that ``torch.func`` cannot trace the model."""
-        self.whole.update(dict.fromkeys(names, ONE_BY_ONE))
+            unverified.names -= {
+                name for name in self.names if (reducer.size(name, expected[name]) > 0).all()
+            }
 
 
-def _differs(mine: Tensor, expected: Tensor, dtype: torch.dtype, total: Tensor) -> bool:
-    gap = (mine - expected).abs()
-    return bool((gap > tolerance(dtype) * expected.abs() + 1e-9 * total).any())
+def _out_of_order(attempt: BatchPass) -> list[Demotion]:
+    """Of the parameters of calls whose rows do not belong to the examples they are counted for."""
+    doubtful: list[Call] = [call for call in attempt.calls if not call.ordered]
+    if not doubtful or len(attempt.outputs) == 1:
+        return []
+    misplaced = misplaced_rows(attempt.outputs, lambda v: attempt.output_gradients(v, doubtful))
+    reason = "the rows of its layer do not belong to the examples in order"
+    return [Demotion(name, reason) for call in misplaced for name in call.names.values()]

@@ -1,4 +1,4 @@
-"""Which layer a parameter counts for: its module, or a group of one's own."""
+"""Which layer a parameter belongs to: its module, or a group of the user's."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def layer_of(parameter: str) -> str:
 
 
 def groups(spec: LayersSpec, names: Iterable[str]) -> dict[str, str]:
-    """Parameter name → the layer that it counts for.
+    """Parameter name → the layer that it belongs to.
 
     Args:
         spec: None for modules; a regular expression searched in the names, whose first group (or whole match)
             is the layer; a mapping from layers to glob patterns, the first match counting; or a function of
             the name.
-        names: of the parameters. What no pattern matches counts for "(other)".
+        names: of the parameters. What no pattern matches belongs to "(other)".
 
     Raises:
         TPVError: for a pattern that is none or that matches nothing.
@@ -55,15 +55,15 @@ def _by_expression(text: str, names: list[str]) -> dict[str, str]:
     try:
         expression = re.compile(text)
     except re.error as error:
-        raise TPVError(f"layers={text!r} is no regular expression: {error}.") from error
-    found = {name: expression.search(name) for name in names}
-    if not any(found.values()):
+        raise TPVError(f"layers={text!r} is not a regular expression: {error}.") from error
+    match_of = {name: expression.search(name) for name in names}
+    if not any(match_of.values()):
         raise TPVError(
             f"layers={text!r} matches no parameter: names look like {next(iter(names), '(none)')!r}."
         )
     return {
         name: (match.group(1 if expression.groups else 0) or OTHER) if match else OTHER
-        for name, match in found.items()
+        for name, match in match_of.items()
     }
 
 
@@ -74,16 +74,16 @@ def _by_globs(layers: Mapping[str, list[str]], names: list[str]) -> dict[str, st
                 raise TPVError(
                     f"layers={{{layer!r}: {glob!r}}} matches no parameter.{did_you_mean(glob, names)}"
                 )
-    found = {
+    layer_of = {
         name: next(
             (layer for layer, globs in layers.items() if any(fnmatch.fnmatchcase(name, g) for g in globs)),
             OTHER,
         )
         for name in names
     }
-    if empty := [layer for layer in layers if layer not in found.values()]:
+    if empty := [layer for layer in layers if layer not in layer_of.values()]:
         raise TPVError(
             f"layers: {empty[0]!r} gets no parameter, because earlier patterns match all of its own or it "
             "has none."
         )
-    return found
+    return layer_of

@@ -33,7 +33,7 @@ class Linearization:
     Args:
         model: any ``nn.Module`` in evaluation mode.
         forward: ``(model, batch) -> outputs``; by default a batch's tensor, first element or keywords go in.
-        output: what of the outputs counts.
+        output: the output space.
     """
 
     def __init__(
@@ -49,26 +49,28 @@ class Linearization:
         self._caller = _Caller(model, self.forward)
         self._normalised = any(isinstance(m, _BatchNorm | _InstanceNorm) for m in model.modules())
 
-    def needs_padding(self, batch: Any) -> bool:
-        """Whether gradients of this batch need a second example beside it.
+    def padded(self, batch: Any) -> Any:
+        """The batch; one of a single example with that example twice, where torch's gradients need it.
 
         On the CPU the backward pass of BatchNorm and InstanceNorm over a single example is wrong (torch 2.13)
         where the gradient that it gets is laid out channels last.
         """
-        return (
-            self._normalised
-            and batch_size(batch) == 1
-            and next(iter(self.weights.values())).device.type == "cpu"
-        )
+        single = batch_size(batch) == 1
+        on_cpu = next(iter(self.weights.values())).device.type == "cpu"
+        return duplicated(batch) if self._normalised and single and on_cpu else batch
 
     def __call__(self, batch: Any) -> Tensor:
         """Predictions z (N, ...), with gradients wherever the caller enabled them."""
         with eager():
             return self._predictions(self.output.select(self._caller(batch)), batch)
 
-    def alone(self, example: Any) -> Tensor:
-        """Predictions (1, ...) of a batch of one example, with gradients that can be trusted."""
-        return self(duplicated(example))[:1] if self.needs_padding(example) else self(example)
+    def differentiable(self, batch: Any, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Predictions (N, ...) with gradients that can be trusted (:meth:`padded`), if wanted with some
+        parameters replaced.
+        """
+        padded = self.padded(batch)
+        z = self(padded) if weights is None else self.at(weights, padded)
+        return z if padded is batch else z[:1]
 
     def at(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Predictions with some parameters replaced; the model itself is not touched."""
@@ -88,15 +90,13 @@ class Linearization:
 
     @contextmanager
     def raw(self) -> Iterator[None]:
-        """Meanwhile the predictions are the outputs themselves: the ways of parameters do not depend on what
-        counts.
-        """
-        chosen = self.output
-        self.output = replace(chosen, coordinates=as_output("logits").coordinates)
+        """A context in which predictions are the outputs: routes do not depend on the output space."""
+        asked = self.output
+        self.output = replace(asked, coordinates=as_output("logits").coordinates)
         try:
             yield
         finally:
-            self.output = chosen
+            self.output = asked
 
     def _predictions(self, f: Tensor, batch: Any) -> Tensor:
         return masked(self.output.coordinates(f, f), batch)
@@ -112,8 +112,8 @@ class Linearization:
         Cost: about 1.2 forward+backward passes by forward mode; two backward passes more for a model
         with an operation that has no forward-mode formula.
         """
-        if self.needs_padding(batch):
-            value, tangent = self.jvp(duplicated(batch), delta)
+        if (padded := self.padded(batch)) is not batch:
+            value, tangent = self.jvp(padded, delta)
             return value[:1], tangent[:1]
         point = {name: self.weights[name] for name in delta}
 

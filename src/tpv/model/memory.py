@@ -21,33 +21,33 @@ def choose_chunk_size(lin: Linearization, batch: Any, scratch: int = 0, *, backw
     """Examples per chunk, a power of two, so that the work of a sweep stays within 256 MiB (on a GPU, a
     quarter of what is free).
 
-    An example counts with twice what autograd saves for it, because layer inputs are held as well and output
-    gradients are on their way, and with twice the ``scratch`` numbers that a layer writes out; without
+    An example counts with twice what autograd saves for it, because layer inputs and output gradients are in
+    memory as well, and with twice the ``scratch`` numbers that a layer writes out; without
     ``backward`` passes, with half of what autograd would save.
     """
     saved = _saved_bytes(lin, narrow(batch, 0, 1, batch_size(batch)))
     weight = next(iter(lin.weights.values()))
-    kept = 2 * saved if backward else saved // 2
-    fitting = _budget(weight.device) // max(kept + 2 * scratch * max(4, weight.element_size()), 1)
+    graph_bytes = 2 * saved if backward else saved // 2
+    fitting = _budget(weight.device) // max(graph_bytes + 2 * scratch * max(4, weight.element_size()), 1)
     return min(_LARGEST, 1 << (max(fitting, 1).bit_length() - 1))
 
 
 def _saved_bytes(lin: Linearization, example: Any) -> int:
     """Bytes that autograd keeps for the backward pass of one example, parameters aside."""
     parameters = {p.untyped_storage().data_ptr() for p in lin.model.parameters()}
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            found[storage.data_ptr()] = max(
-                found.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size()
+            sizes[storage.data_ptr()] = max(
+                sizes.get(storage.data_ptr(), 0), tensor.numel() * tensor.element_size()
             )
         return tensor.detach()  # the tensor itself would tie the graph to itself
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = lin(example)
-    return sum(found.values()) + outputs.numel() * outputs.element_size()
+    return sum(sizes.values()) + outputs.numel() * outputs.element_size()
 
 
 def _budget(device: torch.device) -> int:

@@ -101,8 +101,8 @@ def watch_twin(twin: nn.Module, model: nn.Module, storages: Storages) -> None:
 
 def watch_of(model: nn.Module) -> Watch:
     """The watch of a twin; of any other model, one that finds nothing."""
-    found = _watches.get(model)
-    return Watch(nn.Module(), Storages(())) if found is None else found
+    known = _watches.get(model)
+    return Watch(nn.Module(), Storages(())) if known is None else known
 
 
 class _Watching(TorchDispatchMode):

@@ -1,10 +1,10 @@
-"""The weights that a perturbation meets: names, values and the layers they belong to."""
+"""The weights that a perturbation displaces: names, values and the modules they belong to."""
 
 from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Weights(Mapping[str, Tensor]):
     This is what :meth:`tpv.Perturbation.sample` and :meth:`tpv.DiagonalPerturbation.variance` receive.
     It holds the floating-point parameters with ``requires_grad=True`` that the perturbation's
     ``params=`` selects; a parameter shared by several modules appears once, under its first name. The
-    ``padding_idx`` row of an ``nn.Embedding`` counts as frozen: whatever is asked of it, it stays.
+    ``padding_idx`` row of an ``nn.Embedding`` counts as frozen and is never displaced.
 
     Example:
         >>> import torch, tpv
@@ -53,7 +53,7 @@ class Weights(Mapping[str, Tensor]):
 
     @property
     def fixed(self) -> dict[str, Tensor]:
-        """What no perturbation moves: buffers (BatchNorm statistics and the like) and frozen parameters."""
+        """What no perturbation displaces: buffers, such as BatchNorm statistics, and frozen parameters."""
         frozen = {name: p.detach() for name, p in self._model.named_parameters() if not p.requires_grad}
         return frozen | {name: buffer.detach() for name, buffer in self._model.named_buffers()}
 
@@ -79,11 +79,11 @@ class Weights(Mapping[str, Tensor]):
 
     @functools.cached_property
     def _padding(self) -> dict[int, set[int]]:
-        found: dict[int, set[int]] = {}
+        rows_of: dict[int, set[int]] = {}
         for module in self._model.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                found.setdefault(id(module.weight), set()).add(module.padding_idx)
-        return found
+                rows_of.setdefault(id(module.weight), set()).add(module.padding_idx)
+        return rows_of
 
     def select(self, patterns: Patterns) -> Weights:
         """The weights whose names match one of the glob ``patterns`` (``"layer1.*"``, ``"*.weight"``); None
@@ -98,12 +98,17 @@ class Weights(Mapping[str, Tensor]):
         if patterns is None:
             return self
         if callable(patterns):
-            chosen = [name for name, weight in self._tensors.items() if patterns(name, weight)]
-            if not chosen:
+            selected_names = [name for name, weight in self._tensors.items() if patterns(name, weight)]
+            if not selected_names:
                 raise TPVError(
                     f"params={called(patterns)} selects none of the {len(self)} trainable parameters."
                 )
-            return Weights(self._model, chosen)
+            return Weights(self._model, selected_names)
+        if not isinstance(patterns, Iterable):
+            raise TPVError(
+                f"params={patterns!r}: give a glob pattern such as '*.weight', several, or a function "
+                "(name, weight) -> bool."
+            )
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
         for glob in globs:
             if not fnmatch.filter(self._tensors, glob):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.common.fingerprint import weights_digest
+from tpv.common.options import require_bool, require_int
 from tpv.jacobian import Sweep
 from tpv.model.batches import batches
 from tpv.model.checks import check_model
@@ -97,6 +98,9 @@ class NTK:
             "chunk_size": chunk_size,
         }  # fmt: skip
         self._arguments = (model, data), options
+        require_bool("NTK", "center", center)
+        if chunk_size is not None:
+            chunk_size = require_int("NTK", "chunk_size", chunk_size, 1)
         with _linearized(model, forward, output) as lin:
             self.fingerprint = weights_digest(lin.model)
             self.names = list(selected(lin, params))

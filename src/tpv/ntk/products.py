@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpv.model.batches import duplicated
 from tpv.model.linearization import Linearization
 from tpv.ntk.training_set import TrainingSet
 
@@ -23,7 +22,7 @@ def pull(train: TrainingSet, names: Sequence[str], v: Tensor) -> dict[str, Tenso
     sums = [p.new_zeros(v.shape[1], *p.shape, requires_grad=False) for p in parameters]
     for batch, places in train.chunks():
         with torch.enable_grad():
-            z = lin(duplicated(batch))[:1] if lin.needs_padding(batch) else lin(batch)
+            z = lin.differentiable(batch)
         train.check_order(z.detach(), places)
         for r in range(v.shape[1]):
             cotangent = v[places, r].reshape(z.shape).to(z.dtype)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError, did_you_mean
+from tpv.common.options import require_mapping
 from tpv.model.weights import Patterns, Weights
 from tpv.perturbations.base import Perturbation
 from tpv.perturbations.bound import Displacements
@@ -21,7 +22,7 @@ class Displacement(Perturbation):
 
     Args:
         state_dict: the other checkpoint, with every parameter that moves. Buffers and frozen
-            parameters in it are not applied; a warning says so where they differ from the model's.
+            parameters in it are not applied; there is a warning where they differ from the model's.
         params: glob patterns of the parameters that move, or a function ``(name, weight) -> bool``.
 
     Raises:
@@ -38,6 +39,9 @@ class Displacement(Perturbation):
     state_dict: Mapping[str, Tensor] = field(repr=False)
     params: Patterns = None
     deterministic = True
+
+    def __post_init__(self) -> None:
+        require_mapping("Displacement", "state_dict", self.state_dict, "other_model.state_dict()")
 
     def sample(self, weights: Weights, generator: torch.Generator) -> Displacements:
         """δ, the same for every generator."""

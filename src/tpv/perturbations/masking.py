@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError, did_you_mean
+from tpv.common.options import require_mapping
 from tpv.model.weights import Patterns, Weights
 from tpv.perturbations.base import Perturbation
 from tpv.perturbations.bound import Displacements
@@ -40,6 +41,9 @@ class Masking(Perturbation):
     params: Patterns = None
     deterministic = True
 
+    def __post_init__(self) -> None:
+        require_mapping("Masking", "masks", self.masks, "{'0.weight': mask}")
+
     def sample(self, weights: Weights, generator: torch.Generator) -> Displacements:
         """δ, the same for every generator."""
         delta = {}
@@ -57,7 +61,7 @@ class Masking(Perturbation):
 
 def _checked(name: str, mask: Tensor, w: Tensor) -> Tensor:
     try:
-        mask = mask.to(w).expand_as(w)
+        mask = torch.as_tensor(mask).to(w).expand_as(w)
     except RuntimeError:
         raise TPVError(
             f"the mask of {name!r} has shape {tuple(mask.shape)}, which does not broadcast to "

@@ -46,12 +46,13 @@ class PruningLoop:
         _check_data(task)
         self._replaced = replace_padding_shortcuts(task.model, task.example, forward=task.forward)
         with progress.stage("tracing"):
-            self._candidates = candidates(task.model, task.example, ignore, task.parameters, task.forward)
-        self._groups = self._candidates.groups
+            self._groups, everything, self._excluded = candidates(
+                task.model, task.example, ignore, task.parameters, task.forward
+            )
         self._macs = budget(task.model, task.example, self._groups, "macs", task.forward)
         self._params = budget(task.model, task.example, self._groups, "params", task.forward)
         known = {"macs": self._macs, "params": self._params}
-        self._costs = task.target.budget(self._groups, known, self._candidates.everything)
+        self._costs = task.target.budget(self._groups, known, everything)
         check_attainable(self._costs, [1] * len(self._groups), task.target.keep * self._costs.total)
         self._calibration = OutputChangeMeter(task.model, task.data, self._output, task.forward)
         self._test = None
@@ -67,8 +68,7 @@ class PruningLoop:
             step, model = self._step(k, model, steps[-1].removed if steps else {}, curves)
             steps.append(step)
             self._progress.advance()
-        excluded = self._candidates.excluded
-        return PruningResult(model, tuple(steps), curves, excluded, self._metadata(), self._unpruned)
+        return PruningResult(model, tuple(steps), curves, self._excluded, self._metadata(), self._unpruned)
 
     @functools.cached_property
     def _unpruned_values(self) -> dict[str, Tensor]:
@@ -139,8 +139,8 @@ class PruningLoop:
         """Re-fit and recalibrate, as far as asked."""
         task = self._task
         if task.compensate:
-            kept = kept_outputs(self._groups, removed)
-            compensate(model, task.model, task.data, kept, forward=task.forward, progress=self._progress)
+            outputs = kept_outputs(self._groups, removed)
+            compensate(model, task.model, task.data, outputs, forward=task.forward, progress=self._progress)
         if task.config.recalibrate:
             recalibrate(model, task.data, forward=task.forward)
 

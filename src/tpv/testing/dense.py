@@ -33,7 +33,7 @@ def dense_jacobian(
         lin = Linearization(twin, remapped, as_output(output))
         parameters = [twin.get_parameter(name) for name in lin.weights]
         for i in range(n):
-            outputs = lin.alone(narrow(batch, i, i + 1, n)).flatten()
+            outputs = lin.differentiable(narrow(batch, i, i + 1, n)).flatten()
             rows = [torch.autograd.grad(y, parameters, retain_graph=True, allow_unused=True) for y in outputs]
             examples.append(
                 [

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tpv.common.counters import independent_signs
 from tpv.common.format import table
 from tpv.jacobian import Sweep
-from tpv.jacobian.batch_pass import LOCAL
 from tpv.jacobian.formulas.base import Variance
+from tpv.jacobian.routes.table import Kind
 from tpv.model.batches import batch_size, map_tensors, narrow
 from tpv.model.checks import check_device, check_outputs
 from tpv.model.checks import check_model as check_fixed_point
@@ -29,7 +29,7 @@ _MOST_PASSES, _RANDOM = 4096, 8
 
 @dataclass(frozen=True, repr=False)
 class ModelCheck:
-    """What :func:`check_model` found.
+    """The result of :func:`check_model`.
 
     Attributes:
         model: the model's class.
@@ -37,7 +37,8 @@ class ModelCheck:
         cotangents: how many were compared for each example; all of them if as many as outputs.
         error: largest difference of a parameter's squared gradient from single-example autograd, relative to
             the largest one of that parameter or to 1e-3 of the largest total.
-        routes: parameter → the formula of its layer, or how else its gradients are found.
+        routes: parameter → the layer with its analytic formula, or how else its gradients are computed.
+        reasons: parameter → why it has no analytic formula, for those without one.
         sizes: parameter → number of weights.
         unused: parameters that no output depends on.
         cost: of one cotangent's sweep with its forward pass, in forward+backward passes over the same batch.
@@ -49,6 +50,7 @@ class ModelCheck:
     cotangents: int
     error: float
     routes: dict[str, str]
+    reasons: dict[str, str]
     sizes: dict[str, int]
     unused: tuple[str, ...]
     cost: float
@@ -59,10 +61,16 @@ class ModelCheck:
         )
         by_route: dict[str, list[str]] = {}
         for name, route in self.routes.items():
-            kind = LOCAL if route.startswith(LOCAL) else route
+            kind = Kind.LOCAL.value if route.startswith(Kind.LOCAL.value) else route
             by_route.setdefault("not used" if name in self.unused else kind, []).append(name)
         rows = [
-            (route, str(len(names)), f"{sum(self.sizes[n] for n in names):,}", names[0])
+            (
+                route,
+                str(len(names)),
+                f"{sum(self.sizes[n] for n in names):,}",
+                names[0],
+                "" if route == "not used" else self.reasons.get(names[0], ""),
+            )
             for route, names in by_route.items()
         ]
         return "\n".join(
@@ -72,7 +80,7 @@ class ModelCheck:
                 "example)",
                 f"one probe for each example costs {self.cost:.2g} forward+backward passes",
                 "",
-                table(("route", "tensors", "weights", "such as"), rows),
+                table(("route", "tensors", "weights", "such as", "why"), rows),
             ]
         )
 
@@ -85,8 +93,8 @@ def check_model(
     r"""Check on a model that the sweep gives every parameter's per-example :math:`\sum_i (J^\top v)_i^2` as
     plain autograd does.
 
-    The model runs in float64, and each example alone through plain ``torch.autograd``: for every
-    output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints what it found.
+    The model runs in float64, and each single example through plain ``torch.autograd``: for every
+    output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints the result.
 
     Args:
         model: in evaluation mode.
@@ -118,9 +126,9 @@ def check_model(
         if forward is None:
             check_device(twin, batch)
         outputs = check_outputs(lin, batch)[0].numel()
-        found = _compared(lin, batch, outputs)
-    print(found)
-    return found
+        comparison = _compared(lin, batch, outputs)
+    print(comparison)
+    return comparison
 
 
 def _compared(lin: Linearization, batch: Any, outputs: int) -> ModelCheck:
@@ -136,7 +144,7 @@ def _compared(lin: Linearization, batch: Any, outputs: int) -> ModelCheck:
     errors = ((mine - reference).abs().amax((0, 1)) / reference.amax((0, 1)).clamp(min=floor)).tolist()
     worst = max(range(len(names)), key=lambda i: errors[i])
     assert errors[worst] < _TOLERANCE, (
-        f"the squared gradient of {names[worst]!r} ({sweep.routes[names[worst]]}) differs by "
+        f"the squared gradient of {names[worst]!r} ({sweep.table.routes[names[worst]]}) differs by "
         f"{errors[worst]:.1e} from plain autograd: "
         "please report this model"
     )
@@ -146,9 +154,10 @@ def _compared(lin: Linearization, batch: Any, outputs: int) -> ModelCheck:
         outputs=outputs,
         cotangents=cotangents.shape[1],
         error=errors[worst],
-        routes=sweep.routes,
+        routes={name: str(route) for name, route in sweep.table.routes.items()},
+        reasons={name: route.reason for name, route in sweep.table.slow.items()},
         sizes={name: lin.weights[name].numel() for name in names},
-        unused=tuple(sorted(sweep.unreached or ())),
+        unused=tuple(sorted(sweep.unused or ())),
         cost=_cost(lin, names, batch, cotangents[:, 0]),
     )
 
@@ -161,22 +170,22 @@ def _cotangents(n: int, outputs: int) -> Tensor:
 
 
 def _reference(lin: Linearization, names: list[str], batch: Any, cotangents: Tensor) -> Tensor:
-    """(n, R, number of parameters) squares by one backward pass each, every example alone."""
+    """(n, R, number of parameters) squares by one backward pass each, of single examples."""
     parameters = [lin.model.get_parameter(name) for name in names]
     one, n = Variance(torch.ones(()), 0), len(cotangents)
     rows = []
     for i in range(n):
         with torch.enable_grad():
-            z = lin.alone(narrow(batch, i, i + 1, n))[0]
+            z = lin.differentiable(narrow(batch, i, i + 1, n))[0]
         for v in cotangents[i].to(z):
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 z, parameters, v.reshape(z.shape), retain_graph=True, allow_unused=True
             )
             rows.append(
                 torch.stack(
                     [
                         torch.zeros((), dtype=torch.float64) if g is None else one.square(g[None])[0].cpu()
-                        for g in found
+                        for g in gradients
                     ]
                 )
             )

@@ -39,18 +39,18 @@ def assert_unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _fingerprint(model: nn.Module) -> dict[str, Any]:
-    found: dict[str, Any] = {"global random state": torch.get_rng_state()}
+    contents: dict[str, Any] = {"global random state": torch.get_rng_state()}
     for name, module in model.named_modules():
-        found[f"{name}.training"] = module.training
+        contents[f"{name}.training"] = module.training
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            found[f"{name}.{kind}"] = list(getattr(module, kind))
+            contents[f"{name}.{kind}"] = list(getattr(module, kind))
     for name, tensor in [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ]:
         grad = None if tensor.grad is None else tensor.grad.clone()
-        found[name] = (id(tensor), tensor.requires_grad, tensor.detach().clone(), grad)
-    return found
+        contents[name] = (id(tensor), tensor.requires_grad, tensor.detach().clone(), grad)
+    return contents
 
 
 def _same(a: Any, b: Any) -> bool:

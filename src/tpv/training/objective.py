@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tpv.common.errors import is_out_of_memory
-from tpv.model.batches import batch_size, duplicated, narrow
+from tpv.model.batches import batch_size, narrow
 from tpv.model.linearization import masked
 from tpv.model.memory import release_memory
 from tpv.ntk.training_set import TrainingSet
@@ -107,7 +107,7 @@ class Objective:
         part, rows = chunk
         lin, leaves = self._train.lin, list(weights.values())
         with torch.enable_grad():
-            z = lin.at(weights, duplicated(part))[:1] if lin.needs_padding(part) else lin.at(weights, part)
+            z = lin.differentiable(part, weights)
             if initial:
                 self._train.check_order(z.detach(), rows)
             squares = self._squares(z, rows)

@@ -1,6 +1,4 @@
-"""Any other module: its own per-example gradients by ``torch.func``, from its inputs and its output gradients
-alone.
-"""
+"""The route of a module without a formula: it runs again by itself, differentiated by ``torch.func``."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from tpv.common.errors import is_out_of_memory
-from tpv.jacobian.fallback.whole_model import vmappable
+from tpv.jacobian.fallback.whole_model import Reduce, vmappable
 from tpv.jacobian.formulas.base import LayerCall, Variance, checksum, widened
 from tpv.model.attributes import Attributes
 from tpv.model.batches import map_tensors, tensors
@@ -21,16 +19,14 @@ from tpv.model.memory import SCRATCH_BYTES
 
 
 class NotRepeatedError(Exception):
-    """A module that runs again does not do what it did before."""
+    """A module that runs again does not compute what it computed before."""
 
 
 class LocalCall(LayerCall):
-    """The module runs again with its recorded arguments, differentiated by the parameters that it is asked
-    for.
+    """The module runs again with its recorded arguments, differentiated by some of its parameters.
 
-    ``g`` is (n, total size of the outputs of an example), all outputs flattened and joined. Cost: one
-    forward+backward pass through this module, ``vmap``-ed over examples, or one example at a time if
-    ``torch.func`` refuses.
+    Cost: one forward+backward pass through this module, ``vmap``-ed over examples, or one example at a time
+    if ``torch.func`` refuses.
 
     Args:
         module: any module whose outputs depend on parameters and arguments alone.
@@ -45,6 +41,8 @@ class LocalCall(LayerCall):
     Raises:
         NotRepeatedError: by its methods, if the module gives other outputs than were recorded.
     """
+
+    reruns = True
 
     def __init__(
         self,
@@ -67,25 +65,24 @@ class LocalCall(LayerCall):
         ]
 
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        blocks = list(self._blocks(g, names))
-        return {name: torch.cat([block[name] for block in blocks]) for name in names}
+        return self._reduced(g, names, lambda name, gradient: gradient)
 
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
-        blocks = [{k: variance[k].square(d) for k, d in block.items()} for block in self._blocks(g, variance)]
-        return {name: torch.cat([block[name] for block in blocks]) for name in variance}
+        return self._reduced(g, variance, lambda name, gradient: variance[name].square(gradient))
 
-    def _blocks(self, g: Tensor, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
-        """Gradients of as many examples at a time as fit the scratch memory."""
+    def _reduced(self, g: Tensor, names: Collection[str], reduce: Reduce) -> dict[str, Tensor]:
+        """As many examples at a time as have gradients that fit the scratch memory."""
         point = {name: widened(self.module.get_parameter(name).detach()) for name in names}
         at_a_time = max(1, SCRATCH_BYTES // sum(w.numel() * w.element_size() for w in point.values()))
-        sums = []
+        blocks, sums = [], []
         for start in range(0, self.n, at_a_time):
             rows = [g[start : start + at_a_time], *(r[start : start + at_a_time] for r in self.rows)]
             with vmappable():
-                found, outputs = self._block(point, rows)
-            sums.append(outputs.sum(0))
-            yield found
+                gradients, checksums = self._block(point, rows)
+            blocks.append({name: reduce(name, gradients.pop(name)) for name in names})
+            sums.append(checksums.sum(0))
         self._compare(torch.stack(sums).sum(0))
+        return {name: torch.cat([block[name] for block in blocks]) for name in names}
 
     def _block(self, point: dict[str, Tensor], rows: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of some examples, and (examples, 2) checksums of their outputs."""
@@ -100,27 +97,28 @@ class LocalCall(LayerCall):
                     raise
                 self.vectorised = False
         try:
-            found, sums = zip(*(self._single(point, *row) for row in zip(*rows, strict=True)), strict=True)
+            singles = [self._single(point, *row) for row in zip(*rows, strict=True)]
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             raise NotRepeatedError from error
-        return {name: torch.stack([f[name] for f in found]) for name in point}, torch.stack(sums)
+        gradients = {name: torch.stack([single[name] for single, _ in singles]) for name in point}
+        return gradients, torch.stack([checksums for _, checksums in singles])
 
     @torch.enable_grad()
     def _single(self, point: dict[str, Tensor], g: Tensor, *rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The same for one example, by plain autograd."""
         w = {name: p.clone().requires_grad_() for name, p in point.items()}
-        inner, sums = self._inner(w, g, *rows)
-        found = torch.autograd.grad(inner, list(w.values()), allow_unused=True)
+        inner, checksums = self._inner(w, g, *rows)
+        gradients = torch.autograd.grad(inner, list(w.values()), allow_unused=True)
         return {
-            name: torch.zeros_like(p) if d is None else d
-            for (name, p), d in zip(point.items(), found, strict=True)
-        }, sums
+            name: torch.zeros_like(p) if gradient is None else gradient
+            for (name, p), gradient in zip(point.items(), gradients, strict=True)
+        }, checksums
 
     def _compare(self, sums: Tensor) -> None:
         """Once, whether the outputs are those that were recorded: attributes set from outside may have
-        changed since.
+        changed.
         """
         if self._expected is not None:
             tolerance = 5e-2 if self._half or torch.is_autocast_enabled(sums.device.type) else 1e-3
@@ -139,10 +137,10 @@ class LocalCall(LayerCall):
         args, kwargs = map_tensors(self.arguments, own)
         self._before.restore()
         try:
-            found = list(tensors(functional_call(self.module, self._half | w, args, kwargs)))
+            outputs = list(tensors(functional_call(self.module, self._half | w, args, kwargs)))
         finally:
             self._after.restore()
-        joined = torch.cat([found[i].movedim(axis, 0).reshape(-1) for i, axis in self.outputs.items()])
+        joined = torch.cat([outputs[i].movedim(axis, 0).reshape(-1) for i, axis in self.outputs.items()])
         return (joined * g).sum(), checksum(joined)
 
 
@@ -150,15 +148,6 @@ def by_example(t: Tensor, axis: int, n: int) -> Tensor:
     """(n, r, ...) from a tensor whose ``axis`` has n · r rows, r for each example."""
     t = t.movedim(axis, 0)
     return t.reshape(n, -1, *t.shape[1:])
-
-
-def is_plain(argument: Any) -> bool:
-    """Whether an argument can be used again: tensors, numbers and text, and containers of them."""
-    if isinstance(argument, Mapping):
-        return all(map(is_plain, argument.values()))
-    if isinstance(argument, list | tuple):
-        return all(map(is_plain, argument))
-    return argument is None or isinstance(argument, Tensor | int | float | str | torch.dtype | torch.device)
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -5,7 +5,7 @@ example.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,41 +13,19 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from tpv.jacobian.formulas.base import Variance
 from tpv.model.attention import MathAttention
 from tpv.model.batches import has_plain_rows, map_tensors, narrow, per_example, tensors
 from tpv.model.linearization import Linearization
 from tpv.model.memory import SCRATCH_BYTES
 
-
-def vectorised_gradients(
-    lin: Linearization, names: Sequence[str], batch: Any, v: Tensor
-) -> dict[str, Tensor]:
-    """Gradients (n, *shape) of ⟨v, z⟩ for each example by ``vmap(grad)``. Raises what :func:`vectorised`
-    raises.
-    """
-    if has_plain_rows(batch, len(v)):
-        raise TypeError("only tensors can be vectorised over")
-    return _gradients(lin, names, batch, v)
-
-
-def gradients_one_by_one(
-    lin: Linearization, names: Sequence[str], batch: Any, v: Tensor
-) -> dict[str, Tensor]:
-    """The same by a loop over examples."""
-    rows = [
-        _gradients_of_one(lin, names, narrow(batch, i, i + 1, len(v)), v[i : i + 1]) for i in range(len(v))
-    ]
-    zeros = [torch.zeros_like(lin.weights[name]) for name in names]
-    columns = zip(names, zeros, zip(*rows, strict=True), strict=True)
-    return {name: torch.stack([zero if g is None else g for g in column]) for name, zero, column in columns}
+Reduce = Callable[[str, Tensor], Tensor]
+"""(parameter, per-example gradients (n, *shape)) ↦ what is wanted of them, (n, ...)."""
 
 
 def vectorised(
-    lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor
+    lin: Linearization, names: Sequence[str], batch: Any, v: Tensor, reduce: Reduce
 ) -> dict[str, Tensor]:
-    """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance`` by ``vmap(grad)``; v is (n, ...) like the
-    outputs.
+    """Reduced gradients of ⟨v, z⟩ for each example by ``vmap(grad)``; v is (n, ...) like the outputs.
 
     As many examples at a time as have gradients that fit the scratch memory. Cost: about one forward+backward
     pass through the whole model. Raises whatever ``torch.func`` raises for a model that it cannot trace, and
@@ -55,14 +33,28 @@ def vectorised(
     """
     if has_plain_rows(batch, len(v)):
         raise TypeError("only tensors can be vectorised over")
-    size = sum(lin.weights[name].numel() * lin.weights[name].element_size() for name in variance)
-    at_a_time = max(1, SCRATCH_BYTES // size)
+    size = sum(lin.weights[name].numel() * lin.weights[name].element_size() for name in names)
+    at_a_time = max(1, SCRATCH_BYTES // max(size, 1))
     blocks = []
     for start in range(0, len(v), at_a_time):
         stop = min(start + at_a_time, len(v))
-        gradients = _gradients(lin, list(variance), narrow(batch, start, stop, len(v)), v[start:stop])
-        blocks.append({name: variance[name].square(gradients.pop(name)) for name in variance})
-    return {name: torch.cat([block[name] for block in blocks]) for name in variance}
+        gradients = _gradients(lin, names, narrow(batch, start, stop, len(v)), v[start:stop])
+        blocks.append({name: reduce(name, gradients.pop(name)) for name in names})
+    return {name: torch.cat([block[name] for block in blocks]) for name in names}
+
+
+def one_by_one(
+    lin: Linearization, names: Sequence[str], batch: Any, v: Tensor, reduce: Reduce
+) -> dict[str, Tensor]:
+    """The same by a loop over examples: slow, but works for whatever autograd can differentiate."""
+    rows = [
+        {
+            name: reduce(name, gradient.unsqueeze(0))
+            for name, gradient in _gradients_of_one(lin, names, narrow(batch, i, i + 1, len(v)), v[i : i + 1])
+        }
+        for i in range(len(v))
+    ]
+    return {name: torch.cat([row[name] for row in rows]) for name in names}
 
 
 @contextmanager
@@ -85,35 +77,18 @@ def _gradients(lin: Linearization, names: Sequence[str], batch: Any, v: Tensor) 
         return (lin.at(w, single).squeeze(0) * v).sum()
 
     with vmappable():
-        found: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(point, v, *leaves)
-    return found
-
-
-def one_by_one(
-    lin: Linearization, variance: Mapping[str, Variance], batch: Any, v: Tensor
-) -> dict[str, Tensor]:
-    """The same by a loop over examples: slow, but works for whatever autograd can differentiate."""
-    rows = [
-        list(_squares(lin, variance, narrow(batch, i, i + 1, len(v)), v[i : i + 1])) for i in range(len(v))
-    ]
-    return {name: torch.stack(column) for name, column in zip(variance, zip(*rows, strict=True), strict=True)}
-
-
-def _squares(
-    lin: Linearization, variance: Mapping[str, Variance], example: Any, v: Tensor
-) -> Iterator[Tensor]:
-    for g, c in zip(_gradients_of_one(lin, variance, example, v), variance.values(), strict=True):
-        yield (
-            torch.zeros((), dtype=torch.float64, device=v.device)
-            if g is None
-            else c.square(g.unsqueeze(0))[0].double()
+        gradients: dict[str, Tensor] = vmap(grad(inner), in_dims=(None, 0, *[0] * len(leaves)))(
+            point, v, *leaves
         )
+    return gradients
 
 
 def _gradients_of_one(
-    lin: Linearization, names: Iterable[str], example: Any, v: Tensor
-) -> Sequence[Tensor | None]:
+    lin: Linearization, names: Sequence[str], example: Any, v: Tensor
+) -> Iterable[tuple[str, Tensor]]:
     with torch.enable_grad():
-        f = lin.alone(example)
+        z = lin.differentiable(example)
     parameters = [lin.model.get_parameter(name) for name in names]
-    return torch.autograd.grad(f, parameters, v.reshape(f.shape), allow_unused=True)
+    gradients = torch.autograd.grad(z, parameters, v.reshape(z.shape), allow_unused=True)
+    for name, gradient in zip(names, gradients, strict=True):
+        yield name, torch.zeros_like(lin.weights[name]) if gradient is None else gradient

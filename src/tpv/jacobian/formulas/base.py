@@ -1,4 +1,4 @@
-"""What the sweep asks of a layer: per-example gradients from its input and its output gradient."""
+"""The interface of a layer formula: per-example gradients from the input and the output gradient."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from tpv.jacobian.formulas.factors import Factors
 class LayerCall(ABC):
     """One call of one layer on n examples, with its input recorded.
 
-    Subclasses know a single layer type. ``g`` is always the gradient of ⟨v, f⟩ with respect to the
+    Each subclass handles a single layer type. ``g`` is always the gradient of ⟨v, f⟩ with respect to the
     layer's output, one cotangent v per example; parameters go by their local names ("weight", "bias").
 
     Attributes:
         scratch: numbers per example that :meth:`squares` writes out at a time, beyond the size of g.
         positions: how many outer products make up the gradient of "weight" (:meth:`factors`), 0 if it has no
             such form.
+        reruns: whether the module itself runs again, which no backward hook may do; g is then
+            (n, total size of the outputs of an example), all outputs flattened and joined.
     """
 
     scratch: int = 0
     positions: int = 0
+    reruns: bool = False
 
     @abstractmethod
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
@@ -33,7 +36,7 @@ class LayerCall(ABC):
 
     @abstractmethod
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
-        """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance``, the cheapest way."""
+        """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance``."""
 
     def factors(self, g: Tensor) -> Factors:
         """The gradient of "weight" as a sum of outer products, for calls with ``positions``."""
@@ -41,8 +44,7 @@ class LayerCall(ABC):
 
 
 class Variance:
-    """A parameter's variance c, broadcastable to its shape, with what the formulas need of it worked out
-    once.
+    """A parameter's variance c, broadcastable to its shape, in the forms that the formulas need.
 
     Attributes:
         full: c itself.
@@ -95,5 +97,5 @@ def checksum(t: Tensor) -> Tensor:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Relative difference that rounding and activations at their kinks can make in a squared gradient."""
+    """Relative difference in a squared gradient that rounding, and activations at their kinks, can cause."""
     return {torch.float64: 1e-6, torch.float32: 2e-2}.get(dtype, 0.3)

@@ -11,9 +11,7 @@ from tpv.jacobian.formulas.factors import Factors, squared_norm
 
 
 class EmbeddingCall(LayerCall):
-    """Closed form: positions with the same token add before squaring, so Σ_pq [token_p = token_q] ⟨g_p,
-    g_q⟩.
-    """
+    """Positions with the same token add before squaring: Σ_pq [token_p = token_q] ⟨g_p, g_q⟩."""
 
     def __init__(self, module: nn.Embedding, x: Tensor, n: int) -> None:
         self.rows, self.n = module.num_embeddings, n

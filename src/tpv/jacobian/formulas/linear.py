@@ -1,4 +1,4 @@
-"""nn.Linear and its transposed twin: the gradient of an example is Σ_p g_p ⊗ a_p over its positions p."""
+"""nn.Linear, and the same with a transposed weight: Σ_p g_p ⊗ a_p over the positions p of an example."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ class LinearCall(LayerCall):
         return out
 
     def _gram(self, rows: float | Tensor) -> Tensor:
-        """(n, P, P) inner products of inputs, scaled by the weight's one variance and kept for the next
-        cotangent.
-        """
+        """(n, P, P) inner products of inputs, scaled by the variance; cached for later cotangents."""
         if self._input_gram is None:
             a = self.a * rows
             self._input_gram = torch.bmm(a, a.transpose(1, 2))

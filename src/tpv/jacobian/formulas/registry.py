@@ -1,4 +1,4 @@
-"""Which layer types the sweep knows in closed form."""
+"""Which layer types have an analytic formula: one line each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tpv.jacobian.formulas.norm import ChannelNormCall, LastNormCall
 from tpv.model.types import TRANSPOSED_LINEAR, type_name
 
 Formula = Callable[[Any, Tensor, int, int], LayerCall | None]
-"""(module, input, number of examples, number of cotangents) to the call, None for an input of another
+"""(module, input, number of examples, number of cotangents) ↦ the call, or None for an input of another
 layout.
 """
 
@@ -66,20 +66,26 @@ _FORMULAS: dict[str, Formula] = {
     "torch.nn.modules.normalization.RMSNorm": _last_norm,
     TRANSPOSED_LINEAR: _transposed_linear,
 }
-"""By the type's full name, so that no other library is imported; a subclass may compute anything and is not
-known.
+"""By the type's full name, so that no other library is imported. A subclass may compute anything, and has no
+formula.
 """
 
 
-def is_known(module: nn.Module) -> bool:
-    """Whether the exact type has a formula, holds its own weight and bias, and computes what its type does.
+def formula_obstacle(module: nn.Module) -> str:
+    """Why no analytic formula applies to the module; "" if one does.
 
-    Pruning and weight norm leave the type only; a ``forward`` of the instance or a forward hook may change
-    the outputs.
+    One applies to the exact type that holds its own weight and bias and computes what its type does. Pruning
+    and weight norm leave only the type; an instance's own ``forward`` or a forward hook may change the
+    outputs.
     """
-    own = {name for name, p in module._parameters.items() if p is not None} <= {"weight", "bias"}
-    hooked = module._forward_hooks or torch.nn.modules.module._global_forward_hooks
-    return type_name(module) in _FORMULAS and own and not hooked and "forward" not in vars(module)
+    kind = type(module).__name__
+    if type_name(module) not in _FORMULAS:
+        return f"{kind} has no analytic formula"
+    if not {name for name, p in module._parameters.items() if p is not None} <= {"weight", "bias"}:
+        return f"{kind} is reparametrized"
+    if module._forward_hooks or torch.nn.modules.module._global_forward_hooks:
+        return f"{kind} has a forward hook"
+    return f"{kind} has a forward of its own" if "forward" in vars(module) else ""
 
 
 def layer_call(module: nn.Module, x: Tensor, n: int, passes: int) -> LayerCall | None:

@@ -5,7 +5,6 @@ traced graph can be wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,20 +25,11 @@ WRONG = "computes something else"
 _MIXING = (nn.LayerNorm, nn.GroupNorm)
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """Groups that can be scored and removed, all groups, and why the others are left alone."""
-
-    groups: list[ChannelGroup]
-    everything: list[ChannelGroup]
-    excluded: dict[str, str]
-
-
 def candidates(
     model: nn.Module, example: Any, ignore: Sequence[str], parameters: Parameters, forward: Forward | None
-) -> Candidates:
-    """What may be removed from a model: no groups that match a pattern in ``ignore``, and only those that can
-    be scored.
+) -> tuple[list[ChannelGroup], list[ChannelGroup], dict[str, str]]:
+    """Groups that can be scored and removed, all groups, and why the others are left alone; those that match
+    a pattern in ``ignore`` are.
 
     Raises:
         TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is
@@ -63,7 +53,7 @@ def candidates(
             "no channel of the model can be removed "
             f"({reasons or 'it has no hidden convolution or linear layer'})."
         )
-    return Candidates(groups, everything, excluded)
+    return groups, everything, excluded
 
 
 def _why_not(group: ChannelGroup, ignore: Sequence[str], parameters: Parameters) -> str | None:

@@ -32,12 +32,8 @@ _SMALLEST_SLOPE = 1e-3
 
 @dataclass(frozen=True)
 class Refit:
-    """The fit of one layer.
-
-    Attributes:
-        layer: its name.
-        ridge: chosen on held-out examples.
-        error: E‖W x + b − y‖² over E‖y − E y‖², after the fit, on all examples.
+    """The fit of a layer: the ridge chosen on held-out examples, and E‖W x + b − y‖² over E‖y − E y‖² after
+    it, on all examples.
     """
 
     layer: str

@@ -14,7 +14,7 @@ from tpv.common.errors import TPVError
 from tpv.estimation.loop import Seed, accumulate
 from tpv.estimators.base import TOTAL, Chunk, Contribution, EstimatorRun
 from tpv.jacobian.formulas.base import tolerance
-from tpv.model.batches import batch_size, batches, duplicated, ends, narrow
+from tpv.model.batches import batch_size, batches, ends, narrow
 from tpv.model.linearization import Forward, Linearization, masked
 from tpv.model.outputs import same
 from tpv.pruning.channels.groups import ChannelGroup
@@ -82,7 +82,7 @@ def score(
         raise TPVError("there is no group of channels to score.")
     with linearized(model, criterion, forward) as lin:
         scoring = _Scoring(lin, criterion, groups, Cotangents(criterion, generator, frozen))
-        run = accumulate(lin, batches(data), lambda _: scoring, chunk_size, None)
+        run = accumulate(lin, batches(data), lambda _: scoring, chunk_size, False)
     scoring.check_complete()
     if not scoring.sums.count:
         raise TPVError(f"no example counts for {criterion!r}: all are below the confidence or ignored.")
@@ -150,13 +150,12 @@ class _Scoring(EstimatorRun):
     def _tapped(self, batch: Any) -> Iterator[tuple[Tensor, Tensor, list[Tap]]]:
         """Outputs f, predictions z with a graph, and the activations that members take in or give out.
 
-        A single example that must be padded to two is there twice, and its output is the mean of both:
-        whichever rows are whose, sums over all are its.
+        Where a single example is padded to two, the second gets no gradient, so that sums over all rows are
+        the first's.
         """
         outputs = self._lin.reading(same)
         with torch.enable_grad(), taps(self._lin.model, self._sites, self._modified) as tapped:
-            padded = self._lin.needs_padding(batch)
-            f = outputs(duplicated(batch)).mean(0, keepdim=True) if padded else outputs(batch)
+            f = outputs.differentiable(batch)
             z = masked(self._lin.output.coordinates(f, f), batch)
             modified = {tap.site for tap in tapped if tap.modified}
         self._called |= {tap.site for tap in tapped}

@@ -1,0 +1,137 @@
+"""Proofs of a route table: each returns what fails, as data; the sweep makes a new table from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tpv.common.counters import signs
+from tpv.common.errors import TPVError
+from tpv.jacobian.formulas.base import tolerance
+from tpv.jacobian.routes.graph import Graph
+from tpv.jacobian.routes.recorder import Recorded, Site
+from tpv.jacobian.routes.table import Demotion, RouteTable
+from tpv.model.linearization import Linearization
+
+K = TypeVar("K", bound=Hashable)
+
+
+def uncovered(table: RouteTable, graph: Graph, names: Mapping[int, str]) -> list[Demotion]:
+    """Parameters (``id`` → name) with a use in the graph outside of the calls that their route relies on."""
+    calls: dict[nn.Module, list[Recorded]] = {}
+    for recorded in graph.calls:
+        calls.setdefault(recorded.module, []).append(recorded)
+    demotions = []
+    for key, name in names.items():
+        modules = table.routes[name].modules
+        relied_on = [call for module in modules for call in calls.get(module, [])]
+        gap = graph.coverage_gap(key, relied_on) if modules and key in graph.uses else ""
+        demotions += [Demotion(name, gap)] if gap else []
+    return demotions
+
+
+def misplaced_rows(outputs: Tensor, output_gradients: Callable[[Tensor], dict[K, Tensor]]) -> list[K]:
+    """Calls with rows that do not belong to the examples they are counted for.
+
+    Gradients are linear in v: scaling each example's cotangent must scale just its own rows. The cotangent is
+    of random signs, so that no output can hide a call. Cost: two backward passes.
+
+    Args:
+        outputs: of the model, (N, ...).
+        output_gradients: cotangents like the outputs ↦ call → output gradient.
+    """
+    v = random_signs(outputs)
+    scale = 1 + (torch.arange(len(v), device=v.device) * 0.618034) % 1
+    plain = output_gradients(v)
+    scaled = output_gradients(scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v)
+    return [
+        call for call in plain.keys() & scaled.keys() if not _rows_scale(plain[call], scaled[call], scale)
+    ]
+
+
+def _rows_scale(g: Tensor, scaled: Tensor, scale: Tensor) -> bool:
+    expected = g.reshape(len(scale), -1) * scale.unsqueeze(1)
+    gap = (scaled.reshape(len(scale), -1) - expected).abs().amax(1)
+    return bool((gap <= tolerance(g.dtype) * expected.abs().amax(1) + torch.finfo(g.dtype).tiny).all())
+
+
+def differing(
+    values: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    size: Callable[[str, Tensor], Tensor],
+    dtype: torch.dtype,
+) -> list[str]:
+    """Parameters whose reduced gradients (n, ...) are not the expected ones.
+
+    Args:
+        values, expected: parameter → reduced gradients.
+        size: (parameter, reduced gradients) ↦ their weighted squares (n,).
+        dtype: of the outputs, which sets the tolerance.
+    """
+    sizes = {name: size(name, value).double() for name, value in values.items()}
+    total = torch.stack(list(sizes.values())).sum(0)
+    wrong = []
+    for name, value in values.items():
+        reference = size(name, expected[name]).double()
+        gap = (sizes[name] - reference).abs()
+        gap = gap.maximum(size(name, value - expected[name].to(value)).abs())
+        if (gap > tolerance(dtype) * reference.abs() + 1e-9 * total).any():
+            wrong.append(name)
+    return wrong
+
+
+@torch.no_grad()
+def refuse_hidden_use(lin: Linearization, few: Any, outputs: Tensor, names: list[str]) -> None:
+    """Refuse parameters that change the outputs although autograd does not see it.
+
+    Raises:
+        TPVError: naming them.
+    """
+    shifted = {name: lin.weights[name] + 0.1 * (lin.weights[name].abs() + 0.1) for name in names}
+    if names and not torch.allclose(lin.at(shifted, few), outputs, rtol=1e-3, atol=1e-6):
+        raise TPVError(
+            f"the model uses {', '.join(names[:3])} under torch.no_grad() or detached, so that their "
+            "effect has no gradient: "
+            "freeze them with requires_grad_(False), or leave them out with params=."
+        )
+
+
+class ExpansionProof:
+    """Whether giving shared outputs an axis of examples leaves the model's outputs as they are: asked
+    whenever the shared inputs are new.
+    """
+
+    def __init__(self, lin: Linearization) -> None:
+        self._lin = lin
+        self._harmless: set[Any] = set()
+
+    @torch.no_grad()
+    def unproven(
+        self, batch: Any, outputs: Tensor, calls: Iterable[Recorded], expand: frozenset[Site]
+    ) -> frozenset[Site] | None:
+        """The expanded calls that this batch shows for the first time; None where they change the outputs.
+
+        Cost: a forward pass where there are any.
+        """
+        shared = [call for call in calls if call.site in expand]
+        inputs = [[(t.shape, t.double().sum().item()) for t in call.inputs] for call in shared]
+        shapes = [call.shapes for call in shared]
+        key = (outputs.shape, tuple(map(tuple, inputs)), tuple(shapes))
+        if not shared or key in self._harmless:
+            return frozenset()
+        plain = self._lin(batch)
+        if plain.shape != outputs.shape or not torch.allclose(
+            plain, outputs, rtol=tolerance(plain.dtype) / 10, atol=1e-5
+        ):
+            return None
+        self._harmless.add(key)
+        return frozenset(call.site for call in shared)
+
+
+def random_signs(outputs: Tensor) -> Tensor:
+    """±1 of the shape of the outputs, always the same."""
+    rows = torch.arange(len(outputs), device=outputs.device)
+    return signs(0, rows, outputs[0].numel()).reshape(outputs.shape).to(outputs)
