@@ -83,12 +83,11 @@ def _graph_class() -> Any:
             try:
                 super().build_dependency(*args, **kwargs)
             except Exception:
-                self.broken = _without_index_mapping(self)
+                self.broken = _unfollowed(self)
                 if not self.broken:
                     raise
             for node in self.module2node.values():
                 node.dependencies = _Edges(node.dependencies)
-                node.type = tp.ops.OPTYPE.ELEMENTWISE if node in self.broken else node.type
             return self
 
         def get_pruning_group(self, module: nn.Module, pruning_fn: Any, idxs: Sequence[int]) -> Any:
@@ -111,8 +110,10 @@ def _graph_class() -> Any:
     return Graph
 
 
-def _without_index_mapping(graph: Any) -> set[Any]:
-    """The concatenations, splits and the like that Torch-Pruning cannot follow channels through."""
+def _unfollowed(graph: Any) -> set[Any]:
+    """The concatenations, splits and the like that Torch-Pruning cannot follow channels through; from now on
+    it takes them for operations by element.
+    """
     broken, alone = set(), copy.copy(graph)
     for module, node in getattr(graph, "module2node", {}).items():
         alone.module2node = {module: node}
@@ -120,6 +121,7 @@ def _without_index_mapping(graph: Any) -> set[Any]:
             torch_pruning().dependency.index_mapping.update_index_mapping(alone)
         except Exception:
             broken.add(node)
+            node.type = torch_pruning().ops.OPTYPE.ELEMENTWISE
     return broken
 
 
