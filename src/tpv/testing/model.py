@@ -73,6 +73,7 @@ class ModelCheck:
             )
             for route, names in by_route.items()
         ]
+        columns = 5 if any(row[4] for row in rows) else 4
         return "\n".join(
             [
                 f"{self.model}: {self.examples} examples × {self.outputs} outputs",
@@ -80,7 +81,10 @@ class ModelCheck:
                 "example)",
                 f"one probe for each example costs {self.cost:.2g} forward+backward passes",
                 "",
-                table(("route", "tensors", "weights", "such as", "why"), rows),
+                table(
+                    ("route", "tensors", "weights", "such as", "why")[:columns],
+                    [row[:columns] for row in rows],
+                ),
             ]
         )
 
