@@ -162,8 +162,9 @@ def _checked(value: Any, raw: Any) -> Tensor:
     if not isinstance(value, Tensor):
         keys = f" with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else ""
         raise TPVError(
-            f"the model returned a {type(raw).__name__}{keys}, not a tensor of outputs: pass output=lambda "
-            "returned: ... that picks it out."
+            f"the model returned a {type(raw).__name__}{keys}, not a tensor of outputs: pass "
+            "output=lambda returned: ... that picks it out, or where there is no output=, "
+            "forward=lambda model, batch: ... that gives it."
         )
     if value.ndim == 0 or not value.is_floating_point():
         raise TPVError(
