@@ -42,3 +42,9 @@ except ImportError as error:
 """
     assert "pip install 'tpv[pandas]'" in run(code.format(module="pandas", call="to_pandas"))
     assert "pip install 'tpv[plot]'" in run(code.format(module="matplotlib", call="plot"))
+
+
+def test_dir_lists_the_public_names_and_nothing_else() -> None:
+    listed = run("import tpv; print(*dir(tpv))").split()
+    assert {"estimate", "prune", "testing", "__version__"} < set(listed)
+    assert not {"Any", "common", "jacobian", "model"} & set(listed)

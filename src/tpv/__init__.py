@@ -71,6 +71,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """The public names: verbs, classes, and the modules that users import."""
+    return sorted([*__all__, "__version__", "demo", "pruning", "testing", "integrations"])
+
+
 def __getattr__(name: str) -> Any:
     """``tpv.__version__``, read from the installed package when it is asked for."""
     if name == "__version__":

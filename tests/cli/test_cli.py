@@ -517,3 +517,10 @@ def test_a_real_interrupt_and_then_the_rest():
     assert found.returncode == 0, found.stderr
     assert found.stderr.startswith("Resumed: 1 of 3 parts")
     assert max(map(len, found.stdout.splitlines())) <= 80
+
+
+def test_a_misspelt_output_is_one_sentence():
+    found = run("report", "target.py", "--output", "logit")
+    assert found.exit_code == 2
+    assert "--output logit: give logits, probabilities or kl. Did you mean 'logits'?" in found.output
+    assert "Value error" not in found.output

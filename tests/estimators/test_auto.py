@@ -95,3 +95,14 @@ def test_what_is_not_an_estimator_is_refused() -> None:
     for wrong in (None, "exact", tpv.Exact):
         with pytest.raises(tpv.TPVError, match=r"estimator must be a tpv\.Estimator such as tpv\.Exact\(\)"):
             tpv.estimate(network(), TRAIN, NOISE, estimator=wrong)
+    with pytest.raises(tpv.TPVError, match=r"the class Exact and not an instance: write Exact\(\.\.\.\)\."):
+        tpv.estimate(network(), TRAIN, NOISE, estimator=tpv.Exact)
+
+
+def test_what_is_not_a_perturbation_is_named_by_its_type() -> None:
+    with pytest.raises(tpv.TPVError, match=r"got a Tensor\.$"):
+        tpv.estimate(network(), NOISE, TRAIN)
+    with pytest.raises(tpv.TPVError, match=r"got the class Isotropic and not an instance"):
+        tpv.estimate(network(), TRAIN, tpv.Isotropic)
+    with pytest.raises(tpv.TPVError, match=r"got a str 'Isotropic'\.$"):
+        tpv.estimate(network(), TRAIN, "Isotropic")

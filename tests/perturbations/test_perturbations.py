@@ -12,7 +12,7 @@ from cases import bound, randn, settled
 from torch import nn
 
 import tpv
-from tpv.testing import check_perturbation
+from tpv.testing import assert_unchanged, check_perturbation
 
 
 def network() -> nn.Module:
@@ -223,6 +223,12 @@ class Broken(tpv.Perturbation):
                 return {name: 1 + d for name, d in w.items()}
             case "global":
                 return {name: torch.randn_like(p) for name, p in at.items()}
+            case "in place":
+                at["0.weight"].mul_(2)
+                return w
+            case "by NumPy":
+                at["0.weight"].detach().numpy()[0] += 1
+                return w
             case "constant":
                 return {name: torch.ones_like(p) for name, p in at.items()}
             case _:
@@ -262,6 +268,24 @@ def test_broken_perturbations_are_refused(how: str, sentence: str) -> None:
 def test_check_perturbation_finds_what_is_broken(how: str, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check_perturbation(Broken(how), network(), draws=100)
+
+
+def test_check_perturbation_refuses_a_draw_that_writes_to_the_weights_before_it_does() -> None:
+    model = network()
+    with assert_unchanged(model), pytest.raises(tpv.TPVError, match=r"writes into '0\.weight'"):
+        check_perturbation(Broken("in place"), model)
+
+
+def test_check_perturbation_finds_writes_that_nothing_can_refuse() -> None:
+    with pytest.raises(AssertionError, match=r"0\.weight has changed"):
+        check_perturbation(Broken("by NumPy"), network(), draws=2)
+
+
+def test_sum_adds_perturbations() -> None:
+    a, b = tpv.Isotropic(0.1), tpv.Quantization(bits=4)
+    assert sum([a, b]) == a + b
+    with pytest.raises(TypeError):
+        1 + a
 
 
 @pytest.mark.parametrize(

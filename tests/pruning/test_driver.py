@@ -420,6 +420,20 @@ def test_the_same_for_a_seed(criterion) -> None:
         assert [s.removed for s in results[0].steps] != [s.removed for s in results[2].steps]
 
 
+def test_two_tensors_are_a_labelled_test_set() -> None:
+    model, data = make("vgg")
+    labels = model(data).argmax(1)
+    pair, listed = (
+        prune(model, data, "macs=0.7", steps=1, test=t) for t in ((data, labels), [(data, labels)])
+    )
+    assert pair.steps[-1].accuracy == listed.steps[-1].accuracy
+    assert pair.metadata["unpruned"]["accuracy"]["value"] == 1
+    with pytest.raises(TPVError, match=r"test=\(inputs, labels\) has 32 inputs and 31 labels"):
+        prune(model, data, "macs=0.7", steps=1, test=(data, labels[1:]))
+    with pytest.raises(TPVError, match=r"test=: data is a single dict"):
+        prune(model, data, "macs=0.7", steps=1, test={"x": data})
+
+
 def test_loaders_labels_and_accuracy() -> None:
     model, data = make("vgg")
     labels = model(data).argmax(1)

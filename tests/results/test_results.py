@@ -178,7 +178,8 @@ def test_stability_pairs_draws() -> None:
     ],
 )
 def test_linearity_verdicts(v: float, stderr: float, words: str) -> None:
-    assert words in tpv.LinearityResult(v, stderr, 0.0, 1.0, 0.1, 1.0, 0.1, 1.0, 0.1, 10).verdict
+    asked = {"finite_by": "MonteCarlo"}
+    assert words in tpv.LinearityResult(v, stderr, 0.0, 1.0, 0.1, 1.0, 0.1, 1.0, 0.1, 10, asked).verdict
 
 
 def test_a_displacement_without_effect_cannot_tell() -> None:
@@ -198,7 +199,13 @@ def test_large_displacements_are_not_linear() -> None:
 def a_pair() -> tpv.StabilityResult:
     def result(value: float) -> tpv.TPVResult:
         layers = {"block.0": tpv.Estimate(value, 0.1, math.nan)}
-        metadata = {"seed": 3, "perturbation": "Isotropic(std=1.0)", "versions": {"torch": "2"}, "unit": None}
+        metadata = {
+            "seed": 3,
+            "perturbation": "Isotropic(std=1.0)",
+            "versions": {"torch": "2"},
+            "unit": None,
+            "note": "",
+        }
         return tpv.TPVResult(value, 0.1, math.nan, 100, layers, None, (1.0, 2.0), metadata, 0.5)
 
     return tpv.StabilityResult(result(2.0), result(4.0))
@@ -207,8 +214,6 @@ def a_pair() -> tpv.StabilityResult:
 def test_flat_dictionaries_are_for_loggers() -> None:
     pair = a_pair()
     flat = pair.train.to_dict(flat=True)
-    assert math.isnan(flat.pop("tpv/mc_stderr"))
-    assert math.isnan(flat.pop("tpv/layers/block.0/mc_stderr"))
     assert flat == {
         "tpv/value": 2.0, "tpv/stderr": 0.1, "tpv/n_examples": 100, "tpv/draw_std": 0.5,
         "tpv/layers/block.0/value": 2.0, "tpv/layers/block.0/stderr": 0.1,
@@ -222,6 +227,22 @@ def test_flat_dictionaries_are_for_loggers() -> None:
     assert linearity.to_dict(flat=True)["linearity/value"] == 0.1
     for found in (flat, both, linearity.to_dict(flat=True)):
         assert all(isinstance(key, str) and isinstance(v, int | float | str) for key, v in found.items())
+
+
+def test_an_unknown_layer_is_named() -> None:
+    with pytest.raises(
+        tpv.TPVError, match=r"no layer 'block0': there are block\.0\. Did you mean 'block\.0'\?"
+    ):
+        a_pair().train.share("block0")
+    with pytest.raises(tpv.TPVError, match=r"no split: too many\."):
+        tpv.TPVResult(1.0, 0.1, 0.0, 10, no_layers="too many").share("0")
+
+
+@pytest.mark.parametrize(("finite_by", "end"), [("MonteCarlo", ": use MonteCarlo"), ("", "invalid")])
+def test_linearity_names_what_measures_the_finite_value(finite_by: str, end: str) -> None:
+    metadata = {"finite_by": finite_by}
+    result = tpv.LinearityResult(0.9, 0.01, 0.0, 1.0, 0.1, 1.0, 0.1, 1.0, 0.1, 10, metadata)
+    assert result.verdict.endswith(end)
 
 
 def test_intervals_are_normal() -> None:

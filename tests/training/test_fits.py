@@ -10,7 +10,7 @@ from kernels import (
 )
 from torch import nn
 
-from tpv import GradientDescent, Interpolation, Ridge
+from tpv import GradientDescent, Interpolation, Ridge, TPVError
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,9 @@ def test_interpolation_drops_what_is_below_its_threshold() -> None:
         1e-10,
     ]
     assert Interpolation(0.01).resolved(torch.float32, 5, 10.0).rcond == 0.01
+
+
+def test_the_learning_rate_of_gradient_descent_may_be_left_out() -> None:
+    assert GradientDescent(steps=5) == GradientDescent(lr=None, steps=5)
+    with pytest.raises(TPVError, match="steps must be an int"):
+        GradientDescent(lr=0.1)

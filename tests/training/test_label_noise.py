@@ -244,6 +244,31 @@ def test_layers_are_refused_with_a_reason() -> None:
     assert "all layers at once" in result.no_layers
 
 
+def test_draws_name_other_estimators_for_the_split_only_where_they_have_one() -> None:
+    draws = tpv.LinearizedMonteCarlo(2)
+    noise, isotropic = label_noise(), tpv.Isotropic(0.1)
+    reasons = [tpv.estimate(mlp(), TEST, p, estimator=draws).no_layers for p in (noise, isotropic)]
+    assert ["Hutchinson" in reason for reason in reasons] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("fit", "instead"),
+    [
+        (tpv.GradientDescent(lr=0.01, steps=3), "Retraining"),
+        (tpv.Ridge(0.1), "Retraining with a GradientDescent fit"),
+        (tpv.Interpolation(), "Retraining with a GradientDescent fit"),
+    ],
+)
+def test_linearity_names_what_follows_the_fit(fit: tpv.Fit, instead: str) -> None:
+    for noise in (label_noise(fit), label_noise(fit) + tpv.Isotropic(0.1)):
+        assert tpv.linearity(mlp(), TEST, noise, draws=2).metadata["finite_by"] == instead
+
+
+def test_retraining_is_finite_already() -> None:
+    again = tpv.Retraining(label_noise(tpv.GradientDescent(lr=0.01, steps=3)), runs=2)
+    assert tpv.linearity(mlp(), TEST, again, draws=2).metadata["finite_by"] == ""
+
+
 @pytest.mark.parametrize("fit", [FITS[0], FITS[1], FITS[6]], ids=repr)
 @pytest.mark.parametrize("center", [True, False])
 def test_draws_agree(fit: tpv.ntk.Fit, center: bool) -> None:
@@ -390,9 +415,9 @@ def test_the_text_of_a_comparison() -> None:
         "In sample the fit reproduces 19.1 % of the noise that it is evaluated with (its leverage),\n"
         "which unseen inputs do not see; cross-fitted, the noise of one half of the training inputs is\n"
         "evaluated on the other half, against the same noise on the test inputs (half as many examples\n"
-        "constrain the network less, so both are larger than the value above).\n"
+        "constrain the network less, which makes these two TPVs larger than the first two).\n"
         "\n"
-        "Cross-fitted: cannot tell: the interval of the ratio crosses the band of a factor of 1.5"
+        "Cross-fitted: cannot tell: the ratio ± 2 standard errors lies partly outside a factor of 1.5"
     )
 
 
@@ -445,7 +470,7 @@ def test_facts() -> None:
         (lambda: value(mlp(), [], label_noise()), "data is empty"),
         (lambda: value(mlp(), TEST, label_noise(params="9.*")), "matches no trainable parameter"),
         (lambda: value(mlp(), TEST, label_noise(data=TRAIN * math.inf)), "the batch holds NaN or infinity"),
-        (lambda: value(mlp(), TEST, tpv.Isotropic(0.1), estimator=tpv.HutchPlusPlus()), r"is for LabelNoise, and this is Isotropic\(std=0\.1\)"),
+        (lambda: value(mlp(), TEST, tpv.Isotropic(0.1), estimator=tpv.HutchPlusPlus(rank=3)), r"HutchPlusPlus\(rank=3, draws=8\) is for LabelNoise only, and this is Isotropic\(std=0\.1\)"),
     ],
 )  # fmt: skip
 def test_bad_input(make: Callable[[], object], sentence: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +26,7 @@ from tpv.cli.options import (
 from tpv.cli.prune import prune
 from tpv.cli.spec import parse_estimator, parse_perturbation
 from tpv.cli.target import load_target, make_importable
+from tpv.common.errors import TPVError, did_you_mean
 from tpv.common.files import put_text
 from tpv.common.resume import ResumableStore
 from tpv.report.contents import Report
@@ -55,12 +55,7 @@ app.command()(prune)
 Out = Annotated[Path, typer.Option(help="Folder for report.html and report.json.")]
 
 
-class Measured(StrEnum):
-    """The outputs that a report can be about."""
-
-    logits = "logits"
-    probabilities = "probabilities"
-    kl = "kl"
+_OUTPUTS = ("logits", "probabilities", "kl")
 
 
 def _version(asked: bool) -> None:
@@ -105,8 +100,12 @@ def report(
         str | None, typer.Option(help="Such as 'Hutchinson(probes=4)'; by default each perturbation's own.")
     ] = None,
     output: Annotated[
-        Measured, typer.Option(help="The output space: outputs, their softmax, or the KL divergence in nats.")
-    ] = Measured.logits,
+        str,
+        typer.Option(
+            metavar=f"[{'|'.join(_OUTPUTS)}]",
+            help="The output space: outputs, their softmax, or the KL divergence in nats.",
+        ),
+    ] = "logits",
     layers: Annotated[
         str | None,
         typer.Option(
@@ -137,7 +136,7 @@ def report(
             limit=limit,
             seed=seed,
             device=device_of(device),
-            output=output.value,
+            output=_output(output),
             layers=layers,
             label_noise_examples=label_noise_examples,
         )
@@ -146,6 +145,12 @@ def report(
             finished = _produce(load_target(target), plan, out, fresh=fresh, quiet=as_json)
         if as_json:
             print(finished.to_json())
+
+
+def _output(text: str) -> str:
+    if text not in _OUTPUTS:
+        raise TPVError(f"--output {text}: give logits, probabilities or kl.{did_you_mean(text, _OUTPUTS)}")
+    return text
 
 
 def _produce(subject: Subject, plan: Plan, out: Path, *, fresh: bool, quiet: bool = False) -> Report:

@@ -18,6 +18,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def what_it_is(value: object) -> str:
+    """For messages: 'a Tensor' and not its contents, or 'the class Exact and not an instance'."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} and not an instance: write {value.__name__}(...)"
+    name = type(value).__name__
+    shown = f" {value!r}" if isinstance(value, str | int | float | None) else ""
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}{shown}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the CPU's allocator, had no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from tpv.common.errors import TPVError
+from tpv.common.errors import TPVError, what_it_is
 from tpv.common.options import require_bool
 from tpv.common.progress import Listener, Progress
 from tpv.estimation.loop import Seed, accumulate, as_generator
@@ -41,7 +41,7 @@ class Evaluation:
         if not isinstance(self.estimator, Estimator):
             raise TPVError(
                 "estimator must be a tpv.Estimator such as tpv.Exact() or tpv.Hutchinson(probes=4), got "
-                f"{self.estimator!r}."
+                f"{what_it_is(self.estimator)}."
             )
 
     def problem(self, lin: Linearization, bound: Bound, outputs: int, examples: int | None) -> Problem:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from tpv.common.errors import TPVError
+from tpv.common.errors import TPVError, what_it_is
 from tpv.model.checks import check_model
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec, as_output
@@ -26,7 +26,8 @@ def fixed_point(
     """
     if not isinstance(perturbation, PerturbationSpec):
         raise TPVError(
-            f"perturbation must be a tpv.Perturbation such as tpv.Quantization(bits=8), got {perturbation!r}."
+            f"perturbation must be a tpv.Perturbation such as tpv.Quantization(bits=8), got "
+            f"{what_it_is(perturbation)}."
         )
     if forward is not None and not callable(forward):
         raise TPVError(

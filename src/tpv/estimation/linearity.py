@@ -72,7 +72,9 @@ def linearity(
             )
 
         run = accumulate(lin, batches(data), begin, chunk_size, progress)
-        metadata = run.metadata(generator, started, perturbation=repr(perturbation))
+        metadata = run.metadata(
+            generator, started, perturbation=repr(perturbation), finite_by=bound.finite_by
+        )
     return LinearityResult.from_moments(run.moments, metadata)
 
 

@@ -42,9 +42,9 @@ def stability(
 
     Both sides use the same estimator and the same draws of δ, so the error of the draws cancels in the ratio.
     For :class:`tpv.LabelNoise` and :class:`tpv.Retraining`, whose training inputs must be those of ``train``,
-    train TPV is not a good proxy for test TPV, and the ratio is cross-fitted: the noise on one half of the
-    training inputs evaluated on the other half, against the noise on the same halves evaluated on the test
-    inputs. All this shares one binding to the training inputs and one to each half, so that each kernel is
+    train TPV in sample is not a good proxy for test TPV, and the ratio is cross-fitted: the noise on one half
+    of the training inputs evaluated on the other half, against the noise on the same halves evaluated on the
+    test inputs. All this shares one binding to the training inputs and one to each half, so that each kernel is
     computed and each network trained once.
 
     Args:

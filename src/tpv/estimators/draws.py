@@ -14,7 +14,8 @@ from tpv.estimators.control import ControlSums
 from tpv.model.linearization import Linearization, masked
 
 _CACHE_BYTES = 2**30
-_NO_LAYERS = "each draw moves all layers at once; the split by layer needs Exact or Hutchinson"
+_NO_LAYERS = "each draw moves all layers at once"
+_INDEPENDENT = "; Exact and Hutchinson split by layer where the entries of δ are independent"
 
 Quantities = Callable[[Linearization, Any, dict[str, Tensor], list[Tensor]], list[Tensor]]
 """(lin, batch, δ, outputs to compare with: at w*, and at the control if there is one) to m terms, each to be
@@ -59,7 +60,6 @@ class DrawnRun(EstimatorRun):
     Where the perturbation has a control, ``names[followed]`` is measured at it too.
     """
 
-    no_layers = _NO_LAYERS
     backward = False
 
     def __init__(
@@ -73,13 +73,16 @@ class DrawnRun(EstimatorRun):
         undisturbed: bool = True,
         followed: int = 0,
     ) -> None:
-        fixed = problem.bound.deterministic
+        bound = problem.bound
+        fixed = bound.deterministic
+        dependent = fixed or bound.factor is not None or bound.finite_draws is not None
+        self.no_layers = _NO_LAYERS + ("" if dependent else _INDEPENDENT)
         self.names, self._quantities = names, quantities
         self._lin, self._undisturbed = problem.lin, undisturbed
         self._deltas = Draws(problem, 1 if fixed else draws)
         self.draws = 0 if fixed else draws
         self.method = f"{method}(draws={self._deltas.count})"
-        self._control_delta = problem.bound.control()
+        self._control_delta = bound.control()
         self._control_sums = ControlSums(followed)
 
     def contribution(self, chunk: Chunk) -> Contribution:

@@ -107,7 +107,7 @@ class HutchPlusPlus(Estimator):
         factor = problem.bound.factor
         if factor is None:
             raise TPVError(
-                f"HutchPlusPlus() is for LabelNoise, and this is {problem.bound.spec!r}: use "
+                f"{self!r} is for LabelNoise only, and this is {problem.bound.spec!r}: use "
                 "LinearizedMonteCarlo(draws=16)."
             )
         self._refuse_too_large(factor)

@@ -91,6 +91,10 @@ class PerturbationSpec(ABC):
             return NotImplemented
         return Sum((*_parts(self), *_parts(other)))
 
+    def __radd__(self, other: object) -> PerturbationSpec:
+        """``sum([a, b])``, which starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
 
 class Perturbation(PerturbationSpec):
     r"""A random displacement δ of the weights that is drawn, :math:`C = E[\delta\delta^\top]`.

@@ -33,12 +33,15 @@ class Bound(ABC):
         factor: C = AAᵀ as products with A, where δ comes from linear algebra; else None.
         finite_draws: the number of networks to evaluate at w* + δ where δ is too expensive, or not small
             enough, for anything else; else None.
+        finite_by: what measures its finite TPV, for a network that is not linear in its weights at this size;
+            empty where every estimate already is finite.
     """
 
     spec: object
     deterministic: bool = False
     factor: Factor | None = None
     finite_draws: int | None = None
+    finite_by: str = "MonteCarlo"
 
     @abstractmethod
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -137,6 +140,11 @@ class BoundSum(Bound):
 
     spec: object
     parts: tuple[Bound, ...]
+
+    @property
+    def finite_by(self) -> str:  # type: ignore[override]
+        """That of the first part that needs another one than MonteCarlo."""
+        return next((p.finite_by for p in self.parts if p.finite_by != Bound.finite_by), Bound.finite_by)
 
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Sum of one draw of each part."""

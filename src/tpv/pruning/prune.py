@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tpv.common.errors import TPVError
 from tpv.common.progress import Listener, Progress
 from tpv.model.batches import batches
 from tpv.model.checks import check_model
@@ -20,6 +21,8 @@ from tpv.pruning.result import PruningResult
 from tpv.pruning.scores.criteria import Criterion, TPVImportance
 from tpv.pruning.task import PruningConfig, PruningTask, Strategy
 from tpv.pruning.widths.budget import Target
+
+_TEST_BATCH = 256
 
 
 def prune(
@@ -56,7 +59,8 @@ def prune(
             (:func:`tpv.pruning.allocate`), in one step by default.
         compensate: re-fit the layers behind removed channels by least squares
             (:func:`tpv.pruning.compensate`).
-        test: held-out inputs, labelled for the accuracy, ``(inputs, labels)`` or mappings with labels.
+        test: held-out inputs; labelled for the accuracy: two tensors ``(inputs, labels)``, or batches of such
+            pairs or of mappings with labels.
         forward: as in :func:`tpv.estimate`.
         progress: True for a bar on standard error, or a function that gets each :class:`tpv.ProgressEvent`.
         config: steps, groups to ignore, a folder for the result and other rarer options.
@@ -91,7 +95,7 @@ def prune(
         task = PruningTask(
             model=twin,
             data=parts,
-            test=None if test is None else list(batches(test)),
+            test=None if test is None else _test_batches(test),
             target=Target.parse(target) if isinstance(target, str) else target,
             criterion=criterion or TPVImportance(interactions=True),
             allocation=allocation,
@@ -104,3 +108,15 @@ def prune(
     if folder is not None:
         result.save(folder, overwrite=True)
     return result
+
+
+def _test_batches(test: object) -> list[Any]:
+    if isinstance(test, tuple) and len(test) == 2 and all(isinstance(t, Tensor) and t.ndim for t in test):
+        examples, labels = map(len, test)
+        if examples != labels:
+            raise TPVError(f"test=(inputs, labels) has {examples} inputs and {labels} labels.")
+        return list(zip(*(part.split(_TEST_BATCH) for part in test), strict=True))
+    try:
+        return list(batches(test))
+    except TPVError as error:
+        raise TPVError(f"test=: {error}") from None

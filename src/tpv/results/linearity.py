@@ -101,10 +101,8 @@ class LinearityResult(JSONResult):
 
     def _instead(self) -> str:
         """What measures the finite value of this perturbation."""
-        perturbation = str(self.metadata.get("perturbation", ""))
-        if "Retraining(" in perturbation:
-            return ""
-        return ": use Retraining" if "LabelNoise(" in perturbation else ": use MonteCarlo"
+        instead = self.metadata.get("finite_by", "")
+        return f": use {instead}" if instead else ""
 
     def __str__(self) -> str:
         return (

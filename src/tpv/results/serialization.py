@@ -42,7 +42,7 @@ class JSONResult:
             flat: False for nested dictionaries and lists with a ``"type"``, in which nan is None; True for
                 one level of numbers and texts under keys such as ``"tpv/value"``,
                 ``"tpv/layers/<name>/stderr"`` and ``"tpv/metadata/seed"``, without lists (draws, spectrum)
-                and what is None.
+                and what is None, nan or empty.
         """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         if flat:
@@ -129,7 +129,7 @@ def flattened(value: Any, key: str = "") -> Flat:
         {'tpv/value': 1.5, 'tpv/layers/0/value': 1.5}
     """
     if isinstance(value, int | float | str):
-        return {key: value}
+        return {} if value == "" or value != value else {key: value}
     if isinstance(value, JSONResult):
         inner = value.to_dict(flat=True)
         return {f"{key}{name.removeprefix(value.prefix)}": item for name, item in inner.items()}

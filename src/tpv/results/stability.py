@@ -122,7 +122,10 @@ class StabilityResult(JSONResult):
                 "bad",
                 f"train TPV is not a good proxy for test TPV: off by more than a factor of {_FACTOR}",
             )
-        return "unclear", f"cannot tell: the interval of the ratio crosses the band of a factor of {_FACTOR}"
+        return (
+            "unclear",
+            f"cannot tell: the ratio ± 2 standard errors lies partly outside a factor of {_FACTOR}",
+        )
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Train TPV against test TPV of every layer, on logarithmic axes around the line y = x; bars of the
@@ -165,7 +168,7 @@ class StabilityResult(JSONResult):
             f"In sample the fit reproduces {share} of the noise that it is evaluated with (its leverage),\n"
             "which unseen inputs do not see; cross-fitted, the noise of one half of the training inputs is\n"
             "evaluated on the other half, against the same noise on the test inputs (half as many examples\n"
-            "constrain the network less, so both are larger than the value above)."
+            "constrain the network less, which makes these two TPVs larger than the first two)."
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tpv.common.errors import TPVError
+from tpv.common.errors import TPVError, did_you_mean
 from tpv.common.format import percent, plus_minus, table
 from tpv.common.stats import Estimate, Moments
 from tpv.results.serialization import JSONResult
@@ -109,7 +109,14 @@ class TPVResult(JSONResult):
         return sorted(self.layers.items(), key=lambda item: -item[1].value)
 
     def share(self, layer: str) -> float:
-        """A layer's part of the value, in [0, 1]."""
+        """A layer's part of the value, in [0, 1].
+
+        Raises:
+            TPVError: for a name that is not in ``layers``.
+        """
+        if layer not in self.layers:
+            there = f"there are {', '.join(self.layers)}" if self.layers else f"no split: {self.no_layers}"
+            raise TPVError(f"no layer {layer!r}: {there}.{did_you_mean(layer, self.layers)}")
         return self.layers[layer].value / self.value if self.value else float("nan")
 
     def __str__(self) -> str:

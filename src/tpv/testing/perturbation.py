@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tpv.model.linearization import Linearization
+from tpv.model.twin import twin_of
 from tpv.model.weights import Weights
 from tpv.perturbations import PerturbationSpec
 from tpv.perturbations.bound import Bound
@@ -26,7 +27,8 @@ def check_perturbation(perturbation: PerturbationSpec, model: nn.Module, draws: 
 
     Raises:
         AssertionError: naming what is broken.
-        TPVError: for names, shapes or values that the library would refuse.
+        TPVError: for what the library would refuse: names, shapes, values, and a draw that writes to the
+            model's weights, before it does.
 
     Cost: ``draws`` draws; no forward passes.
 
@@ -34,22 +36,25 @@ def check_perturbation(perturbation: PerturbationSpec, model: nn.Module, draws: 
         >>> import torch, tpv, tpv.testing
         >>> tpv.testing.check_perturbation(tpv.Quantization(bits=4), torch.nn.Linear(20, 10))
     """
-    lin = Linearization(model)
-    bound = perturbation.bind(lin)
+    with assert_unchanged(model), twin_of(model) as (twin, _):
+        lin = Linearization(twin)
+        bound = perturbation.bind(lin)
+        _check_seeds(bound, perturbation.deterministic)
+        variance = None if perturbation.deterministic else bound.variance()
+        if variance is not None:
+            _check_moments(bound, lin.weights, variance, draws)
+
+
+def _check_seeds(bound: Bound, deterministic: bool) -> None:
     first, again, other = (bound.sample(_seeded(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(first[n], again[n]) for n in first), (
         "the same seed gave different draws: use the generator for all randomness"
     )
     same = all(torch.equal(first[n], other[n]) for n in first)
-    assert same or not perturbation.deterministic, "deterministic is True, but two seeds gave different draws"
-    assert perturbation.deterministic or not same, (
+    assert same or not deterministic, "deterministic is True, but two seeds gave different draws"
+    assert deterministic or not same, (
         "two seeds gave the same draw: set deterministic = True if that is meant"
     )
-    with assert_unchanged(model):
-        bound.sample(_seeded(0))
-        variance = None if perturbation.deterministic else bound.variance()
-    if variance is not None:
-        _check_moments(bound, lin.weights, variance, draws)
 
 
 def _check_moments(bound: Bound, weights: Weights, variance: dict[str, Tensor], draws: int) -> None:

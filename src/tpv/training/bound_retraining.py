@@ -43,6 +43,8 @@ class BoundRetraining(Bound):
             that cannot be written.
     """
 
+    finite_by = ""
+
     def __init__(
         self,
         spec: object,

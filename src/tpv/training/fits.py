@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,13 @@ from tpv.common.options import int_field, number_field
 
 
 class Fit(ABC):
-    """How noisy targets are fitted: :class:`Interpolation`, :class:`Ridge` or :class:`GradientDescent`."""
+    """How noisy targets are fitted: :class:`Interpolation`, :class:`Ridge` or :class:`GradientDescent`.
+
+    Attributes:
+        has_steps: whether it is made of gradient steps, so that :class:`tpv.Retraining` can take them.
+    """
+
+    has_steps: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         """The options that differ from their defaults, and the first one always."""
@@ -130,7 +136,7 @@ class GradientDescent(Fit):
     nKγ/2; with it the two-term recursion of the heavy ball, by a matrix power for each eigenvalue.
 
     Args:
-        lr: η; None takes half of what the largest curvature 2k/nK + γ of the loss allows, 1 over it.
+        lr: η; by default (None) half of what the largest curvature 2k/nK + γ of the loss allows, 1 over it.
         steps: T.
         momentum: β, in [0, 1).
         gamma: γ of the penalty (γ/2)‖w − w*‖².
@@ -146,8 +152,10 @@ class GradientDescent(Fit):
         [0.375, 0.5]
     """
 
-    lr: float | None
-    steps: int
+    has_steps: ClassVar[bool] = True
+
+    lr: float | None = None
+    steps: int = None  # type: ignore[assignment]  # required: None is refused with a sentence
     momentum: float = 0.0
     gamma: float = 0.0
 

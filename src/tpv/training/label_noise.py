@@ -38,8 +38,9 @@ class LabelNoise(PerturbationSpec):
         \qquad\text{and on the training inputs}\qquad \frac{\mathrm{std}^2}{n}\sum_i (k_i\varphi_i)^2 .
 
     :class:`tpv.Exact` evaluates this sum, with its spectrum, where the kernel can be written out; draws of δ
-    work for any size. Train TPV is *not a good proxy* for test TPV here, because the fit has seen the noise
-    on the training inputs: use :func:`tpv.stability`, which evaluates noise on one half of them on the other.
+    work for any size. Train TPV in sample is *not a good proxy* for test TPV here, because the fit has seen
+    the noise on the training inputs: use :func:`tpv.stability`, which evaluates noise on one half of them on
+    the other.
 
     Several calls share a kernel that you make yourself and pass as ``kernel``::
 

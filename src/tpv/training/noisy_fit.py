@@ -50,6 +50,11 @@ class NoisyFit(Factor):
         return self.ntk.train
 
     @property
+    def has_steps(self) -> bool:
+        """Whether the fit is made of gradient steps."""
+        return self._fit.has_steps
+
+    @property
     def fit(self) -> Fit:
         """The fit with the defaults that it took on this kernel, as far as that is known yet."""
         k = self.ntk.eigh()[0] if self.ntk.dense else self._krylov.ritz()[0]
@@ -174,6 +179,11 @@ class BoundLabelNoise(Bound):
 
     spec: object
     factor: NoisyFit
+
+    @property
+    def finite_by(self) -> str:  # type: ignore[override]
+        """Retraining, which follows gradient descent only."""
+        return f"Retraining{'' if self.factor.has_steps else ' with a GradientDescent fit'}"
 
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
         """δ of one draw of the noise."""
