@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError, is_out_of_memory
+from tpv.common.reads import numbers
 from tpv.jacobian.batch_pass import BatchPass, DemotedError
 from tpv.jacobian.calls import Call, CallBuilder
 from tpv.jacobian.fallback.whole_model import one_by_one
@@ -241,9 +242,8 @@ class Sweep:
             demotions = tuple(Demotion(name, reason, Kind.LOCAL, routes[name].modules) for name in wrong)
             self.table = self._planner.plan(few, self.table.demotions + demotions)
         if len(v) > 1:
-            unverified.names -= {
-                name for name in self.names if (reducer.size(name, expected[name]) > 0).all()
-            }
+            seen = numbers([(reducer.size(name, expected[name]) > 0).all() for name in self.names])
+            unverified.names -= {name for name, positive in zip(self.names, seen, strict=True) if positive}
 
 
 def _out_of_order(attempt: BatchPass) -> list[Demotion]:
