@@ -58,7 +58,7 @@ def estimate(
         forward: ``(model, batch) -> outputs`` for batches of another form; outputs are (N, ...).
         generator: a seed, or a CPU ``torch.Generator``; it is the only source of randomness.
         progress: called with (examples done, examples in all or None) after each chunk.
-        chunk_size: examples at a time; by default as many as fit in 256 MiB, or a quarter of the free GPU
+        chunk_size: examples at a time; by default as many as fit in 512 MiB, or a quarter of the free GPU
             memory. Where memory runs out, it is halved and the work goes on, with a warning.
         pointwise: whether the result has the value of every example too, as ``result.pointwise``.
 

@@ -101,7 +101,8 @@ def refuse_hidden_use(lin: Linearization, few: Any, outputs: Tensor, names: list
 
 class ExpansionProof:
     """Whether giving shared outputs an axis of examples leaves the model's outputs as they are: asked
-    whenever the shared inputs are new.
+    whenever the shared inputs are new, for examples of a new shape, for the first batch of more than one, and
+    for batches as large as an axis of what is expanded, where the two could be mistaken.
     """
 
     def __init__(self, lin: Linearization) -> None:
@@ -119,8 +120,9 @@ class ExpansionProof:
         shared = [call for call in calls if call.site in expand]
         inputs = [t for call in shared for t in call.inputs]
         sums = numbers([t.double().sum() for t in inputs])
-        shapes = [call.shapes for call in shared]
-        key = (outputs.shape, tuple(t.shape for t in inputs), tuple(sums), tuple(shapes))
+        n, shapes = len(outputs), [shape[1:] for call in shared for shape in call.shapes]
+        size = n if any(n in shape for shape in shapes) else min(n, 2)
+        key = (size, outputs.shape[1:], tuple(t.shape for t in inputs), tuple(sums), tuple(shapes))
         if not shared or key in self._harmless:
             return frozenset()
         plain = self._lin(batch)
