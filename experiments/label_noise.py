@@ -22,7 +22,6 @@ import cifar10_resnet20 as target
 
 import tpv
 from tpv.common.format import plus_minus, table
-from tpv.training import ProgressBar
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Scale = Annotated[
@@ -52,8 +51,8 @@ def horizons(
     for steps in HORIZONS if not smoke else (2, 3):
         for sigma in std or (SIGMAS if not smoke else (0.1,)):
             perturbation = tpv.LabelNoise(sigma, train, tpv.GradientDescent(LR, steps), relative=True)
-            retraining = tpv.Retraining(perturbation, runs=runs, on_step=ProgressBar())
-            retrained = [tpv.estimate(model, x, retraining) for x in (train, test)]
+            retraining = tpv.Retraining(perturbation, runs=runs)
+            retrained = [tpv.estimate(model, x, retraining, progress=True) for x in (train, test)]
             same_noise = tpv.LinearizedMonteCarlo(runs)
             linear = [tpv.estimate(model, x, perturbation, estimator=same_noise) for x in (train, test)]
             v = tpv.linearity(model, test, retraining, draws=runs)
@@ -103,9 +102,7 @@ def quickstart(smoke: Scale = False) -> None:
     perturbation = tpv.LabelNoise(
         0.1, train, tpv.GradientDescent(LR, steps, momentum=0.9), center=False, relative=True
     )
-    both = tpv.stability(
-        model, train, test, tpv.Retraining(perturbation, batch_size=batch, on_step=ProgressBar())
-    )
+    both = tpv.stability(model, train, test, tpv.Retraining(perturbation, batch_size=batch), progress=True)
     print(f"{both}\n\ncontrol run on the test inputs: {both.test.metadata['control']}")
 
 

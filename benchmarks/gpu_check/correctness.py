@@ -16,27 +16,19 @@ from benchmarks.gpu_check.networks import resnet20
 from tpv.model.batches import move
 
 ARCHITECTURES = (
+    *("ResNet", "ResNet, bottleneck", "RegNet", "MobileNetV2", "EfficientNet", "SegFormer", "U-Net"),
     *(
-        "ResNet",
-        "ResNet, bottleneck",
-        "RegNet",
-        "MobileNetV2",
-        "EfficientNet",
-        "SegFormer",
-        "U-Net",
         "DenseNet",
+        "MobileViT",
+        "LeViT",
+        "PoolFormer",
+        "ConvNeXt",
+        "squeeze and excitation",
+        "in-place residuals",
     ),
-    *("MobileViT", "LeViT", "PoolFormer", "ConvNeXt", "squeeze and excitation", "patches after BatchNorm"),
-    *("in-place residuals", "ViT", "Swin", "BERT", "GPT-2", "Llama", "Mamba", "Mixtral", "T5", "Whisper"),
-    *(
-        "LSTM",
-        "MultiheadAttention",
-        "TransformerEncoder, padded",
-        "spectral norm",
-        "sharing",
-        "raw parameters",
-    ),
-    *("Mixer", "embedding bags", "Wav2Vec2", "CLIP"),
+    *("patches after BatchNorm", "LSTM", "MultiheadAttention", "TransformerEncoder, padded", "spectral norm"),
+    *("sharing", "raw parameters", "Mixer", "embedding bags", "ViT", "Swin", "BERT", "GPT-2", "Llama"),
+    *("Wav2Vec2", "CLIP", "Whisper", "Mamba", "Mixtral", "T5"),
 )
 
 
@@ -58,9 +50,9 @@ def _architecture(architecture: Any, device: str) -> Fields:
                 model, [batch], tpv.Isotropic(0.3), estimator=tpv.Exact(), forward=architecture.forward
             )
 
-    expected, found = value("cpu"), value(device)
-    slow = {k: v for r in (expected, found) for k, v in [("slow", len(r.metadata.get("slow_routes", {})))]}
-    return same(found.value, expected.value, 1e-9) | slow
+    expected, measured = value("cpu"), value(device)
+    slow = {k: v for r in (expected, measured) for k, v in [("slow", len(r.metadata.get("slow_routes", {})))]}
+    return same(measured.value, expected.value, 1e-9) | slow
 
 
 def _network() -> tuple[nn.Module, Tensor]:
@@ -169,12 +161,15 @@ def memory(log: Log) -> None:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                found = run(1024)
+                squeezed_result = run(1024)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         halved = sum("out of memory" in str(w.message) for w in caught)
-        chunks = {"chunk": found.metadata["chunk_size"], "chosen chunk": expected.metadata["chunk_size"]}
-        return same(found.value, expected.value, 1e-5) | {"halvings": halved} | chunks
+        chunks = {
+            "chunk": squeezed_result.metadata["chunk_size"],
+            "chosen chunk": expected.metadata["chunk_size"],
+        }
+        return same(squeezed_result.value, expected.value, 1e-5) | {"halvings": halved} | chunks
 
     if log.device == "cuda":
         log.check("1024 images at once in 600 MiB", squeezed)

@@ -96,7 +96,7 @@ def _row(network: Network, name: str, device: str) -> Fields:
         first = once(run, device)
         result = run()
         repeated = statistics.median(once(run, device) for _ in range(2))
-        found: Fields = {
+        fields: Fields = {
             "examples": len(network.x),
             "chunk": result.metadata["chunk_size"],
             "plain ms": 1e3 * unit,
@@ -105,15 +105,15 @@ def _row(network: Network, name: str, device: str) -> Fields:
             "value": result.value,
         }
         if device == "cuda":
-            found["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+            fields["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
         if network.name == "ResNet-20":
-            found["Exact u per cotangent"] = (
+            fields["Exact u per cotangent"] = (
                 once(estimate(network, tpv.Exact()), device) / unit / network.outputs
             )
         if network.name != "GPT-2 small":
             whole = estimate(network, tpv.Hutchinson(1), chunk_size=len(network.x))
-            found["one chunk u"] = timed(whole, device, 1) / unit
-    return found
+            fields["one chunk u"] = timed(whole, device, 1) / unit
+    return fields
 
 
 def fixed(log: Log) -> None:

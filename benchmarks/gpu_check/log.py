@@ -39,10 +39,15 @@ class Log:
         self.section_end = min(self.end, now + seconds)
         print(f"== {name} ({now - self.started:.0f} s)", flush=True)
 
+    @property
+    def late(self) -> bool:
+        """Whether no check starts any more in this section."""
+        return time.perf_counter() > self.section_end
+
     def check(self, name: str, run: Callable[[], Fields]) -> None:
         """Run a check and write its fields, or how it failed."""
         start = time.perf_counter()
-        if start > self.section_end:
+        if self.late:
             self._add({"check": name, "result": "skipped: no time left"})
             return
         try:
@@ -62,8 +67,10 @@ class Log:
         self._write()
 
     def _write(self) -> None:
-        found = {"machine": self.machine, "sections": self.sections}
-        (self.out / "gpu_check.json").write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
+        document = {"machine": self.machine, "sections": self.sections}
+        (self.out / "gpu_check.json").write_text(
+            json.dumps(document, indent=1, default=str), encoding="utf-8"
+        )
         (self.out / "gpu_check.md").write_text(self._page(), encoding="utf-8")
 
     def _page(self) -> str:

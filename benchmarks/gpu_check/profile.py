@@ -128,15 +128,15 @@ def _norms(device: str, small: bool) -> Fields:
         ),
         "one read of both": lambda: (g.sum((2, 3)), x.sum((2, 3))),
     }
-    found: Fields = {}
+    fields: Fields = {}
     for name, run in ways.items():
         try:
-            found[f"{name}, ms"] = 1e3 * timed(run, device, 5)
+            fields[f"{name}, ms"] = 1e3 * timed(run, device, 5)
         except RuntimeError as error:
-            found[f"{name}, ms"] = f"failed: {str(error)[:80]}"
+            fields[f"{name}, ms"] = f"failed: {str(error)[:80]}"
     try:
         kernel, plain = ways["group norm's kernel"](), ways["plain sums"]()
-        found["kernel − plain"] = (kernel[1].reshape(n, c) - plain[0]).abs().max().item()
+        fields["kernel − plain"] = (kernel[1].reshape(n, c) - plain[0]).abs().max().item()
     except RuntimeError:
         pass
-    return found
+    return fields

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tpv.common.errors import TPVError
-from tpv.common.progress import ProgressEvent
+from tpv.common.event import ProgressEvent
 from tpv.common.stats import Estimate
 from tpv.estimation.estimate import estimate
 from tpv.estimation.linearity import linearity

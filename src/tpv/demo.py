@@ -48,9 +48,9 @@ def test_data() -> list[tuple[Tensor, Tensor]]:
 
 def digits(split: str) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 8, 8) in [0, 1] and labels (N,) of the split "train" or "test"."""
-    chosen = slice(_TRAIN) if split == "train" else slice(_TRAIN, None)
+    part = slice(_TRAIN) if split == "train" else slice(_TRAIN, None)
     images, labels = _digits()
-    return images[chosen], labels[chosen]
+    return images[part], labels[part]
 
 
 def _network() -> nn.Sequential:
@@ -68,8 +68,8 @@ def _digits() -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise TPVError("the demo needs scikit-learn: pip install 'tpv[cli]'") from error
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(found.images, dtype=torch.float32).unsqueeze(1)[order] / 16, torch.tensor(
-        found.target
+    dataset = load_digits()
+    order = torch.randperm(len(dataset.target), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(dataset.images, dtype=torch.float32).unsqueeze(1)[order] / 16, torch.tensor(
+        dataset.target
     )[order]

@@ -1,6 +1,5 @@
 """The command line: files, exit codes, one sentence for bad input, nothing lost."""
 
-import contextlib
 import json
 import os
 import re
@@ -18,6 +17,9 @@ from typer.testing import CliRunner
 import tpv
 from tpv import __main__, demo
 from tpv.cli.app import app
+from tpv.cli.spec import parse_perturbation
+from tpv.cli.target import load_target
+from tpv.common.resume import ResumableStore
 from tpv.report import Report, measuring
 
 TARGET = """
@@ -165,7 +167,7 @@ def test_label_noise_without_test_data_is_in_sample():
     Path("target.py").write_text(TARGET.replace("def test_data", "def other"))
     found = run("report", "target.py", "-p", NOISE)
     assert found.exit_code == 0, found.output
-    assert "in sample alone" in found.stdout
+    assert "in sample only" in found.stdout
     assert Report.from_json(Path("tpv-report/report.json")).noise[0].stability is None
 
 
@@ -213,34 +215,27 @@ def test_label_noise_of_one_example_cannot_be_crossed(monkeypatch):
     assert run("report", "target.py", "--label-noise-examples", 1).exit_code == 2
 
 
-def test_stages_of_a_report(monkeypatch):
-    told = []
-
-    @contextlib.contextmanager
-    def bars(to):
-        yield lambda *said: told.append(said)
-
-    monkeypatch.setattr("tpv.cli.app.progress_bars", bars)
-    run("report", "target.py", "-p", NOISE, "-p", "Isotropic(0.1)", "--label-noise-examples", 12)
-    stages = {
-        name: list(dict.fromkeys(s for said, s, *_ in told if said.startswith(name)))
-        for name in ("LabelNoise", "Isotropic(std=0.1)")
+def test_stages_of_a_report():
+    subject, events = load_target("target.py"), []
+    perturbations = parse_perturbation(NOISE), tpv.Isotropic(0.1)
+    plan = measuring.Plan(perturbations, label_noise_examples=12)
+    measuring.measure(subject, plan, ResumableStore(None, "a" * 64), events.append)
+    stages = {part: [] for part in (1, 2, 3)}
+    for event in events:
+        assert event.parts == 3
+        name, *inner = event.stage.split(" · ")
+        assert name == repr((measuring.HEADLINE, *perturbations)[event.part - 1])
+        stages[event.part].append(" · ".join(inner))
+    passes = {part: list(dict.fromkeys(s for s in stages[part] if " · " not in s and s)) for part in stages}
+    assert passes == {
+        1: ["train", "test"],
+        2: ["train", "test", "cross-fitted", "test of halves", "linearity"],
+        3: ["train", "test", "linearity"],
     }
-    assert stages["Isotropic(std=0.1)"] == ["train", "test", "linearity"]
-    passes = [s for s in stages["LabelNoise"] if not s.endswith("kernel")]
-    assert passes == [
-        "train",
-        "test",
-        "cross-fit 1/2",
-        "cross-fit 2/2",
-        "halves 1/2",
-        "halves 2/2",
-        "linearity",
-    ]
-    assert {"train, kernel", "test, kernel", "cross-fit 1/2, kernel"} <= set(stages["LabelNoise"])
-    last = {stage: said for name, stage, *said in told if name.startswith("LabelNoise")}
-    assert last["train"] == [12, 12]
-    assert last["halves 2/2"] == [12, 12]
+    assert {"train · measuring · kernel", "test · measuring · kernel"} <= set(stages[2])
+    last = {event.stage.partition(" · ")[2]: event for event in events if event.part == 2}
+    for name in ("train · measuring", "test of halves · measuring"):
+        assert (last[name].done, last[name].total) == (12, 12)
 
 
 def test_json_alone_on_stdout():
@@ -373,7 +368,7 @@ def test_an_interrupted_run_resumes(counted):
     assert counted == ["Isotropic(std=1.0)", "Quantization(bits=4)"]
     counted.stop_at = None
     found = run("report", "target.py", *QUICK)
-    assert "Resumed: 2 of 3 parts were finished before; --fresh starts afresh." in found.stderr
+    assert "Resumed: 2 of 3 parts were finished before; --fresh starts from scratch." in found.stderr
     assert counted == ["Isotropic(std=1.0)", "Quantization(bits=4)", "SGDNoise(lr=0.01, batch_size=8)"]
     resumed = Report.from_json(Path("tpv-report/report.json"))
 
@@ -384,7 +379,8 @@ def test_an_interrupted_run_resumes(counted):
 
 
 @pytest.mark.parametrize(
-    "change", ["fresh", "seed", "limit", "estimator", "noise", "target", "weights", "data", "corrupt"]
+    "change",
+    ["fresh", "seed", "limit", "estimator", "noise", "target", "weights", "data", "later data", "corrupt"],
 )
 def test_what_would_change_a_number_does_not_resume(counted, change):
     counted.stop_at, counted.error = 2, RuntimeError("boom")
@@ -405,13 +401,21 @@ def test_what_would_change_a_number_does_not_resume(counted, change):
         sys.modules["target"].model[0].bias.data += 1
     if change == "data":
         sys.modules["target"].train_data[0] += 1
+    if change == "later data":
+        sys.modules["target"].train_data[-1] += 1
     if change == "corrupt":
-        (kept,) = Path("tpv-report").glob("unfinished-*")
-        kept.write_text('{"headline": 3')
+        entries = sorted(Path("tpv-report").glob("unfinished-*"))
+        assert len(entries) == 2
+        for entry in entries:
+            entry.write_text('{"headline": 3')
     found = run("report", "target.py", *QUICK, *options.get(change, []))
     assert found.exit_code == 0, found.output
     assert "Resumed" not in found.stderr
     assert len(counted) == 3
+    if change == "corrupt":
+        sentence = r"tpv: tpv-report/unfinished-\S+ cannot be read \(.*\), so its part is computed again: "
+        sentence += r"--fresh forgets all such files\.$"
+        assert [bool(re.match(sentence, line)) for line in found.stderr.splitlines()] == [True, True]
 
 
 def test_an_interrupted_run_keeps_its_label_noise(counted):
@@ -505,7 +509,7 @@ def test_a_bad_target_in_a_process():
 def test_a_real_interrupt_and_then_the_rest():
     stop = "def forward(model, batch):\n    import os, signal, pathlib\n    if pathlib.Path('tpv-report').exists() and kept() and not done():\n"
     stop += f"        pathlib.Path('stopped').touch()\n        signal.signal(signal.SIGINT, signal.default_int_handler)\n        os.kill(os.getpid(), {int(signal.SIGINT)})\n    return model(batch)\n"
-    stop += "def kept(): import pathlib; return 'headline' in next(pathlib.Path('tpv-report').glob('unf*')).read_text()\n"
+    stop += "def kept(): import pathlib; return any('headline' in f.read_text() for f in pathlib.Path('tpv-report').glob('unf*'))\n"
     stop += "def done(): import pathlib; return pathlib.Path('stopped').exists()\n"
     Path("t.py").write_text(TARGET.replace("model =", "torch.manual_seed(0)\nmodel =") + stop)
     found = process("report", "t.py", *QUICK)

@@ -51,7 +51,7 @@ def test_a_broken_file_counts_as_missing_and_is_named(
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-9] if damage is None else damage)
     store = ResumableStore(tmp_path, "a" * 64)
-    with pytest.warns(UserWarning, match=r"cannot be read .*computed again; delete the file") as caught:
+    with pytest.warns(UserWarning, match=r"cannot be read .*computed again: delete the file") as caught:
         assert store.get("one") is None
     assert str(file) in str(caught[0].message)
     store.put("one", entry)

@@ -12,14 +12,13 @@ import torch
 from rich.console import Console
 
 import tpv
+from tpv.cli.console import console
 from tpv.common.stats import Estimate
-from tpv.ntk.jacobian import LOG
 from tpv.report import Entry, Report
 from tpv.report.html import number, page
-from tpv.report.noise import noise_unit, too_dear
+from tpv.report.noise import noise_unit, too_expensive
 from tpv.report.notes import noted
-from tpv.report.stages import Stages
-from tpv.report.terminal import console, progress_bars, show
+from tpv.report.terminal import show
 from tpv.report.view import View
 
 matplotlib.use("Agg")
@@ -212,7 +211,7 @@ def test_page_shows_label_noise():
     source = page(with_noise(a_noise()))
     text = "".join(Page(source).text.split())
     for part in (
-        "read on TPV one draw examples",
+        "evaluated on TPV one draw examples",
         "train, in sample 2.4 ± 0.2 ± 0.25 100",
         "test 1.4 ± 0.2 ± 0.25 100",
         "train, cross-fitted 2.6 ± 0.2 – 100",
@@ -220,7 +219,7 @@ def test_page_shows_label_noise():
         "train / test, cross-fitted 1.02 ± 0.11",
         "train / test, in sample 1.7 ± 0.3",
         "degrees of freedom, Σ kφ 1.9",
-        "leverage, the part of its noise that the fit follows 0.2 %",
+        "leverage, the share of its noise that the fit reproduces 0.2 %",
         "Cross-fitted: train TPV is a good proxy for test TPV: within a factor of 1.5.",
         "standard deviation 0.5 on 1,280 outputs of the first 128 training inputs",
         "the fit is GradientDescent(lr=0.0003675, steps=50).",
@@ -247,7 +246,7 @@ def test_label_noise_is_not_among_the_other_perturbations():
 
 def test_label_noise_without_test_inputs_or_spectrum():
     text = Page(page(with_noise(a_noise(paired=False), report=a_report(paired=False)))).text
-    assert "in sample alone" in text
+    assert "in sample only" in text
     assert "Cross-fitted" not in text
     drawn = page(with_noise(a_noise(spectrum=False)))
     assert "degrees of freedom" not in drawn
@@ -293,8 +292,8 @@ def test_label_noise_that_is_left_out_says_why(capsys):
         (10, 1000, 1, r"two halves of the training examples"),
     ],
 )
-def test_when_label_noise_is_too_dear_for_every_report(outputs, parameters, examples, sentence):
-    found = too_dear({"outputs": outputs, "parameters": parameters, "dtype": "float32"}, examples)
+def test_when_label_noise_is_too_expensive_for_every_report(outputs, parameters, examples, sentence):
+    found = too_expensive({"outputs": outputs, "parameters": parameters, "dtype": "float32"}, examples)
     assert found is None if sentence is None else re.search(sentence, found), found
 
 
@@ -361,7 +360,7 @@ def test_terminal_shows_label_noise_in_80_columns(capsys):
         "train/test, cross-fitted 1.02 ± 0.11",
         "train/test, in sample 1.7 ± 0.3",
         "Cross-fitted: train TPV is a good proxy for test TPV: within a factor of 1.5.",
-        "1.9 degrees of freedom: the fit follows 0.2 % of its own noise (leverage)",
+        "1.9 degrees of freedom: the fit reproduces 0.2 % of its own noise (leverage)",
     ):
         assert line in lines, line
     assert "rounding decides it" in out
@@ -386,56 +385,6 @@ def test_every_perturbation_tells_its_layers(capsys):
     html = page(report)
     assert html.count("<summary>Layers under") == 1
     assert "Layers under <code>Quantization(<wbr>bits=4)</code>" in html
-
-
-def test_progress_only_on_a_terminal():
-    for terminal in (True, False):
-        to = Console(file=io.StringIO(), width=80, force_terminal=terminal)
-        with progress_bars(to) as tell:
-            for done in (0, 10, 20):
-                tell(
-                    "Quantization(bits=4, granularity='group', group_size=32)",
-                    "linearity",
-                    done,
-                    20 if done else None,
-                )
-        out = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", to.file.getvalue())
-        assert ("20/20" in out) if terminal else (out == "")
-        assert max(map(len, re.split("[\r\n]", out))) <= 80
-
-
-def test_stages_begin_before_their_first_example():
-    told = []
-    stages = Stages("p", ("train", "test", "again"), lambda *said: told.append(said[1:]))
-    for done, total in ((30, 100), (100, 100), (300, 300), (300, 300)):
-        stages(done, total)
-    assert told == [
-        *[("train", 0, None), ("train", 30, 100), ("train", 100, 100)],
-        *[("test", 0, None), ("test", 300, 300)],
-        *[("again", 0, None), ("again", 300, 300)],
-    ]
-
-
-def test_stages_of_unknown_length_begin_where_the_count_falls():
-    told = []
-    stages = Stages("p", ("train", "test"), lambda *said: told.append(said[1:]))
-    for done in (10, 20, 10):
-        stages(done, None)
-    assert told[-3:] == [("train", 20, None), ("test", 0, None), ("test", 10, None)]
-
-
-def test_kernels_are_told_block_by_block(monkeypatch):
-    monkeypatch.setattr(
-        "tpv.ntk.jacobian.GRAM_BYTES", 4 * 12 * 5
-    )  # five of the 15 columns for the kernel's 12 rows
-    told, model, x = [], torch.nn.Linear(4, 3), torch.randn(4, 4)
-    stages = Stages("p", ("train",), lambda *said: told.append(said[1:]))
-    with stages.watching_kernels():
-        tpv.NTK(model, x).matrix  # noqa: B018
-    assert told == [("train", 0, None), *[("train, kernel", i, 3) for i in (1, 2, 3)], ("train", 0, None)]
-    told.clear()
-    tpv.NTK(model, x).matrix  # noqa: B018
-    assert (told, LOG.handlers, LOG.level) == ([], [], 0)
 
 
 def test_notes_are_what_tpv_warns_of():

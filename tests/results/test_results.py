@@ -120,11 +120,24 @@ def test_batches_of_every_form_give_the_same(batch) -> None:
 
 
 def test_progress_counts_examples() -> None:
-    seen: list[tuple[int, int | None]] = []
-    tpv.estimate(
-        network(), randn(6, 4), tpv.Isotropic(0.1), chunk_size=4, progress=lambda *step: seen.append(step)
-    )
-    assert seen == [(4, 6), (6, 6)]
+    seen: list[tpv.ProgressEvent] = []
+    tpv.estimate(network(), randn(6, 4), tpv.Isotropic(0.1), chunk_size=4, progress=seen.append)
+    assert seen == [tpv.ProgressEvent("measuring", 1, 1, done, 6) for done in (0, 4, 6)]
+    seen.clear()
+    tpv.stability(network(), randn(6, 4), randn(3, 4), tpv.Isotropic(0.1), progress=seen.append)
+    assert [(e.stage, e.part, e.parts) for e in seen if e.done == e.total] == [
+        ("train · measuring", 1, 2),
+        ("test · measuring", 2, 2),
+    ]
+    seen.clear()
+    noise = tpv.LabelNoise(0.1, randn(6, 4), tpv.Ridge(0.1))
+    tpv.stability(network(), randn(6, 4), randn(3, 4), noise, progress=seen.append)
+    stages = dict.fromkeys((e.part, e.stage.partition(" · ")[0]) for e in seen)
+    names = ["train", "test", "cross-fitted", "cross-fitted", "test of halves", "test of halves"]
+    assert list(stages) == list(enumerate(names, 1))
+    assert {"train · measuring · kernel"} <= {e.stage for e in seen}
+    with pytest.raises(tpv.TPVError, match="progress='bar': give True"):
+        tpv.estimate(network(), randn(6, 4), tpv.Isotropic(0.1), progress="bar")
 
 
 def test_stability_verdicts() -> None:
@@ -231,6 +244,7 @@ def test_intervals_are_normal() -> None:
             pair.interval(level)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     """Binomial: |z| < 4 over 400 samples of 50 examples."""
     model, hits = nn.Linear(4, 2).double(), 0

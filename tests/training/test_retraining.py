@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -23,7 +24,6 @@ from tpv.model.linearization import Linearization
 from tpv.model.outputs import centered
 from tpv.ntk.training_set import TrainingSet
 from tpv.testing import assert_unchanged
-from tpv.training import ProgressBar
 from tpv.training.objective import minibatches
 
 TRAIN, TEST = randn(12, 4), randn(9, 4, seed=1)
@@ -43,8 +43,18 @@ def retraining(fit: Any = GD, std: float = 1e-3, runs: int = 2, **options: Any) 
     return tpv.Retraining(noisy(fit, std), runs=runs, **options)
 
 
-def counted(found: list[tuple[int, int]]) -> Callable[[int, int, int, float], None]:
-    return lambda run, step, steps, mse: found.append((run, step))
+def run_of(event: tpv.ProgressEvent) -> int | None:
+    """The number of the run that has made a step, 0 for the control."""
+    named = re.search(r" · (?:run (\d+)|control run)$", event.stage)
+    return int(named[1] or 0) if named and event.done else None
+
+
+def counted(found: list[tuple[int, int]]) -> Callable[[tpv.ProgressEvent], None]:
+    def listen(event: tpv.ProgressEvent) -> None:
+        if (run := run_of(event)) is not None:
+            found.append((run, event.done))
+
+    return listen
 
 
 def jacobian(
@@ -118,16 +128,15 @@ def test_training_to_the_end_gives_ridge_and_without_a_penalty_interpolation(
     assert (real - closed).norm() < 1e-5 * closed.norm()
 
 
-def test_the_progress_bar_follows_each_run(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = ProgressBar()
-    drawn(retraining(runs=1, on_step=bar), network())
-    assert capsys.readouterr().out == ""
-    assert bar._running is None
-    bar(1, 1, 2, 0.5)
-    assert bar._running is not None
-    assert "run 1, mean squared error 0.5" in bar._running[0].tasks[0].description
-    bar(1, 2, 2, 0.4)
-    assert bar._running is None
+def test_progress_reports_each_step_of_each_run() -> None:
+    events: list[tpv.ProgressEvent] = []
+    tpv.estimate(network(), TEST, retraining(runs=1), progress=events.append)
+    steps = [event for event in events if run_of(event) is not None]
+    assert [event.stage for event in steps] == ["measuring · control run"] * 7 + ["measuring · run 1"] * 7
+    assert [(event.done, event.total) for event in steps] == [(step, 7) for step in range(1, 8)] * 2
+    losses = [float(event.text.removeprefix("mse ")) for event in steps[7:]]
+    assert losses == sorted(losses, reverse=True)
+    assert (events[-1].stage, events[-1].done) == ("measuring", 9)
 
 
 def test_padded_positions_and_padding_rows_stay_out() -> None:
@@ -269,21 +278,21 @@ def test_the_reported_errors_are_those_of_the_noisy_targets() -> None:
 
 def test_linearity_follows_estimate_without_training_again(tmp_path: Any) -> None:
     found: list[tuple[int, int]] = []
-    model, spec = network(), retraining(std=1e-4, runs=3, folder=tmp_path, on_step=counted(found))
-    finite = tpv.estimate(model, TEST, spec)
+    model, spec = network(), retraining(std=1e-4, runs=3, folder=tmp_path)
+    finite = tpv.estimate(model, TEST, spec, progress=counted(found))
     assert len(found) == 4 * GD.steps
     assert [run for run, step in found if step == 1] == [0, 1, 2, 3]
-    result = tpv.linearity(model, TEST, spec, draws=3)
+    result = tpv.linearity(model, TEST, spec, draws=3, progress=counted(found))
     assert len(found) == 4 * GD.steps
     assert result.finite == pytest.approx(finite.value, rel=1e-12)
     assert result.value < 1e-4
-    tpv.estimate(model, TRAIN, spec, estimator=tpv.LinearizedMonteCarlo(4))
+    tpv.estimate(model, TRAIN, spec, estimator=tpv.LinearizedMonteCarlo(4), progress=counted(found))
     assert found[4 * GD.steps :] == [(4, step) for step in range(1, GD.steps + 1)]
 
 
 def test_both_sides_of_stability_share_their_runs() -> None:
     found: list[tuple[int, int]] = []
-    result = tpv.stability(network(), TRAIN, TEST, retraining(runs=3, on_step=counted(found)))
+    result = tpv.stability(network(), TRAIN, TEST, retraining(runs=3), progress=counted(found))
     assert (
         len(found) == 3 * 4 * GD.steps
     )  # all inputs and each half, three runs and the control, for two readings each
@@ -304,27 +313,27 @@ def test_single_examples_of_a_network_with_norms_add_up() -> None:
 
 def test_without_a_folder_every_call_trains_again() -> None:
     found: list[tuple[int, int]] = []
-    model, spec = network(), retraining(runs=1, on_step=counted(found))
-    first, again = (tpv.estimate(model, TEST, spec).value for _ in range(2))
+    model, spec = network(), retraining(runs=1)
+    first, again = (tpv.estimate(model, TEST, spec, progress=counted(found)).value for _ in range(2))
     assert first == again
     assert len(found) == 4 * GD.steps
 
 
 def test_another_model_other_data_or_other_noise_is_trained_again(tmp_path: Any) -> None:
     found: list[tuple[int, int]] = []
-    spec = retraining(runs=1, folder=tmp_path, on_step=counted(found))
+    spec = retraining(runs=1, folder=tmp_path)
     model = network()
-    tpv.estimate(model, TEST, spec)
-    tpv.estimate(model, TEST, spec, generator=1)
+    tpv.estimate(model, TEST, spec, progress=counted(found))
+    tpv.estimate(model, TEST, spec, generator=1, progress=counted(found))
     assert len(found) == 3 * GD.steps  # the control is the same
     with torch.no_grad():
         model[0].weight[0, 0] += 1e-9
-    tpv.estimate(model, TEST, spec)
+    tpv.estimate(model, TEST, spec, progress=counted(found))
     assert len(found) == 5 * GD.steps
-    tpv.estimate(model, TEST, spec, output="kl", chunk_size=2)
+    tpv.estimate(model, TEST, spec, output="kl", chunk_size=2, progress=counted(found))
     assert len(found) == 5 * GD.steps
     for options in ({"forward": lambda m, x: 2 * m(x)}, {"output": lambda f: f[:, :2]}):
-        tpv.estimate(model, TEST, spec, **options)
+        tpv.estimate(model, TEST, spec, **options, progress=counted(found))
     assert len(found) == 9 * GD.steps
 
 
@@ -449,9 +458,9 @@ def test_asgd_is_let_through() -> None:
 )
 def test_optimizers_that_cannot_serve_are_refused_before_any_step(make: Any, sentence: str) -> None:
     model, found = network(), []
-    spec = retraining(optimizer=make(model), on_step=counted(found), adaptive=True)
+    spec = retraining(optimizer=make(model), adaptive=True)
     with assert_unchanged(model), pytest.raises(tpv.TPVError, match=sentence):
-        tpv.estimate(model, TEST, spec)
+        tpv.estimate(model, TEST, spec, progress=counted(found))
     assert not found
 
 
@@ -505,15 +514,13 @@ def test_only_selected_weights_move() -> None:
 
 
 class Interrupt:
-    """An ``on_step`` that interrupts at a step of a run, and counts."""
+    """Progress that interrupts at a step of a run."""
 
     def __init__(self, run: int, step: int) -> None:
-        self.at, self.seen = (run, step), []
+        self.at = run, step
 
-    def __call__(self, run: int, step: int, steps: int, mse: float) -> None:
-        assert math.isfinite(mse)
-        self.seen.append((run, step))
-        if (run, step) == self.at:
+    def __call__(self, event: tpv.ProgressEvent) -> None:
+        if (run_of(event), event.done) == self.at:
             raise KeyboardInterrupt
 
 
@@ -524,7 +531,7 @@ def test_model_and_random_state_are_unchanged_also_when_interrupted(run: int) ->
     with assert_unchanged(model):
         tpv.estimate(model, TEST, retraining())
     with assert_unchanged(model), pytest.raises(KeyboardInterrupt):
-        tpv.linearity(model, TEST, retraining(on_step=Interrupt(run, 3)), draws=2)
+        tpv.linearity(model, TEST, retraining(), draws=2, progress=Interrupt(run, 3))
 
 
 def test_draws_leave_the_model_and_global_generators_alone() -> None:
@@ -536,11 +543,11 @@ def test_draws_leave_the_model_and_global_generators_alone() -> None:
 def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Any) -> None:
     whole = tpv.estimate(network(), TEST, retraining(std=0.1, runs=4))
     with pytest.raises(KeyboardInterrupt):
-        tpv.estimate(network(), TEST, retraining(std=0.1, runs=4, folder=tmp_path, on_step=Interrupt(3, 2)))
+        tpv.estimate(network(), TEST, retraining(std=0.1, runs=4, folder=tmp_path), progress=Interrupt(3, 2))
     assert len(list(tmp_path.iterdir())) == 3
     found: list[tuple[int, int]] = []
     result = tpv.estimate(
-        network(), TEST, retraining(std=0.1, runs=4, folder=str(tmp_path), on_step=counted(found))
+        network(), TEST, retraining(std=0.1, runs=4, folder=str(tmp_path)), progress=counted(found)
     )
     assert found == [(run, step) for run in (3, 4) for step in range(1, GD.steps + 1)]
     assert (result.value, result.stderr, result.draws) == (whole.value, whole.stderr, whole.draws)
@@ -559,7 +566,7 @@ def test_broken_and_foreign_files_are_done_again(tmp_path: Any, content: bytes |
         file.write_bytes(content)
     found: list[tuple[int, int]] = []
     with nullcontext() if content is None else pytest.warns(UserWarning, match="cannot be read"):
-        result = tpv.estimate(network(), TEST, retraining(runs=1, folder=tmp_path, on_step=counted(found)))
+        result = tpv.estimate(network(), TEST, retraining(runs=1, folder=tmp_path), progress=counted(found))
     assert len(found) == GD.steps * (1 if content is None else 2)
     assert result.value == expected.value
 
@@ -567,20 +574,14 @@ def test_broken_and_foreign_files_are_done_again(tmp_path: Any, content: bytes |
 @pytest.mark.parametrize(
     "other",
     [
-        lambda folder, seen: tpv.Retraining(noisy(std=2e-3), runs=1, folder=folder, on_step=seen),
-        lambda folder, seen: tpv.Retraining(
-            noisy(GradientDescent(0.2, 6)), runs=1, folder=folder, on_step=seen
-        ),
-        lambda folder, seen: tpv.Retraining(noisy(data=TRAIN + 1e-9), runs=1, folder=folder, on_step=seen),
-        lambda folder, seen: tpv.Retraining(noisy(center=False), runs=1, folder=folder, on_step=seen),
-        lambda folder, seen: tpv.Retraining(noisy(params="2.*"), runs=1, folder=folder, on_step=seen),
-        lambda folder, seen: retraining(runs=1, folder=folder, on_step=seen, batch_size=6),
-        lambda folder, seen: retraining(
-            runs=1, folder=folder, on_step=seen, optimizer=lambda p: torch.optim.SGD(p, lr=0.21)
-        ),
-        lambda folder, seen: retraining(
-            runs=1, folder=folder, on_step=seen, targets=network()(TRAIN).detach() + 1e-9
-        ),
+        lambda folder: tpv.Retraining(noisy(std=2e-3), runs=1, folder=folder),
+        lambda folder: tpv.Retraining(noisy(GradientDescent(0.2, 6)), runs=1, folder=folder),
+        lambda folder: tpv.Retraining(noisy(data=TRAIN + 1e-9), runs=1, folder=folder),
+        lambda folder: tpv.Retraining(noisy(center=False), runs=1, folder=folder),
+        lambda folder: tpv.Retraining(noisy(params="2.*"), runs=1, folder=folder),
+        lambda folder: retraining(runs=1, folder=folder, batch_size=6),
+        lambda folder: retraining(runs=1, folder=folder, optimizer=lambda p: torch.optim.SGD(p, lr=0.21)),
+        lambda folder: retraining(runs=1, folder=folder, targets=network()(TRAIN).detach() + 1e-9),
     ],
 )
 def test_runs_of_anything_else_are_not_taken_from_the_folder(tmp_path: Any, other: Any) -> None:
@@ -588,7 +589,7 @@ def test_runs_of_anything_else_are_not_taken_from_the_folder(tmp_path: Any, othe
     found: list[tuple[int, int]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tpv.estimate(network(), TEST, other(tmp_path, counted(found)))
+        tpv.estimate(network(), TEST, other(tmp_path), progress=counted(found))
     assert {run for run, _ in found} == {0, 1}
 
 
@@ -598,7 +599,7 @@ def test_what_does_not_fit_in_memory_goes_to_files_and_is_not_trained_twice(
     monkeypatch.setattr("tpv.common.resume._MEMORY_BYTES", 500)
     monkeypatch.setattr("tpv.estimators.draws._CACHE_BYTES", 0)
     found: list[tuple[int, int]] = []
-    result = tpv.estimate(network(), TEST, retraining(std=0.1, runs=3, on_step=counted(found)), chunk_size=2)
+    result = tpv.estimate(network(), TEST, retraining(std=0.1, runs=3), chunk_size=2, progress=counted(found))
     assert len(found) == 4 * GD.steps
     monkeypatch.undo()
     assert result.draws == tpv.estimate(network(), TEST, retraining(std=0.1, runs=3), chunk_size=2).draws
@@ -658,9 +659,9 @@ def test_targets_and_folders_that_do_not_fit_are_refused_before_any_step(tmp_pat
     with pytest.raises(
         tpv.TPVError, match=r"has the shape \(12, 2\); the outputs on the training data have \(12, 3\)"
     ):
-        tpv.estimate(network(), TEST, retraining(targets=randn(12, 2), on_step=counted(found)))
+        tpv.estimate(network(), TEST, retraining(targets=randn(12, 2)), progress=counted(found))
     with pytest.raises(tpv.TPVError, match=r"cannot write to .* choose another folder"):
-        tpv.estimate(network(), TEST, retraining(folder=tmp_path / "file", on_step=counted(found)))
+        tpv.estimate(network(), TEST, retraining(folder=tmp_path / "file"), progress=counted(found))
     assert not found
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 import typer
 
+from tpv.cli.console import console
 from tpv.cli.options import (
     Debug,
     Device,
@@ -25,18 +26,23 @@ from tpv.cli.options import (
 )
 from tpv.cli.prune import prune
 from tpv.cli.spec import parse_estimator, parse_perturbation
-from tpv.cli.target import Target, load_target, make_importable
+from tpv.cli.target import load_target, make_importable
+from tpv.common.files import put_text
+from tpv.common.resume import ResumableStore
 from tpv.report.contents import Report
 from tpv.report.html import page
-from tpv.report.measuring import Plan, measure
+from tpv.report.measuring import Plan, finished_parts, measure
 from tpv.report.noise import NOISE_EXAMPLES
-from tpv.report.terminal import console, progress_bars, show
-from tpv.report.unfinished import Unfinished, fingerprint, write
+from tpv.report.notes import noted
+from tpv.report.subject import Subject
+from tpv.report.terminal import show
 
+_ELSEWHERE = "choose another folder with --out"
 _EPILOG = "Exit codes: 0 done, 1 the model raised an error, 2 bad input, 130 interrupted."
 
 app = typer.Typer(
-    help="Test Prediction Variance: how much a trained network's predictions move when its weights are disturbed.",
+    help="Test Prediction Variance: how much a trained network's predictions change when its weights are "
+    "disturbed.",
     epilog=_EPILOG,
     add_completion=False,
     no_args_is_help=True,
@@ -99,7 +105,7 @@ def report(
         str | None, typer.Option(help="Such as 'Hutchinson(probes=4)'; by default each perturbation's own.")
     ] = None,
     output: Annotated[
-        Measured, typer.Option(help="What counts: outputs, their softmax, or the KL divergence in nats.")
+        Measured, typer.Option(help="The output space: outputs, their softmax, or the KL divergence in nats.")
     ] = Measured.logits,
     layers: Annotated[
         str | None,
@@ -111,7 +117,8 @@ def report(
     label_noise_examples: Annotated[
         int,
         typer.Option(
-            min=2, help="How many training inputs LabelNoise is fitted on, and test inputs it is read on."
+            min=2,
+            help="How many training inputs LabelNoise is fitted on, and test inputs it is evaluated on.",
         ),
     ] = NOISE_EXAMPLES,
     seed: Seed = 0,
@@ -121,7 +128,7 @@ def report(
     fresh: Fresh = False,
     debug: Debug = False,
 ) -> None:
-    """Report how much the predictions of TARGET's model move under perturbations of its weights."""
+    """Report how much the predictions of TARGET's model change under perturbations of its weights."""
     with one_sentence(debug):
         make_importable(target)
         plan = Plan(
@@ -136,33 +143,46 @@ def report(
         )
         with stdout_for_json(as_json):
             torch.manual_seed(seed)
-            found = load_target(target)
-            made = _produce(found, plan, out, fresh=fresh, quiet=as_json)
+            finished = _produce(load_target(target), plan, out, fresh=fresh, quiet=as_json)
         if as_json:
-            print(made.to_json())
+            print(finished.to_json())
 
 
-def _produce(target: Target, plan: Plan, out: Path, *, fresh: bool, quiet: bool = False) -> Report:
+def _produce(subject: Subject, plan: Plan, out: Path, *, fresh: bool, quiet: bool = False) -> Report:
     """Measure, write both files, print the tables."""
-    told = console(stderr=True)
     if plan.device is not None:
-        target.model.to(plan.device)
-    asked = fingerprint(target, dataclasses.replace(plan, perturbations=()))
-    kept, parts = Unfinished(out, asked, fresh=fresh), len(plan.asked) + 1
-    if len(kept):
-        told.print(f"Resumed: {len(kept)} of {parts} parts were finished before; --fresh starts afresh.")
+        subject.model.to(plan.device)
+    store, parts = _store(subject, plan, out, fresh=fresh), len(plan.asked) + 1
     try:
-        with progress_bars(told) as tell:
-            made = measure(target, plan, kept, tell)
+        report = measure(subject, plan, store, progress=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"{len(kept)} of {parts} parts are finished; the same command resumes."
+            f"{finished_parts(plan, store)} of {parts} parts are finished; the same command resumes."
         ) from None
-    write(out / "report.json", made.to_json() + "\n")
-    write(out / "report.html", page(made))
-    kept.discard()
-    printed = told if quiet else console()
+    put_text(out / "report.json", report.to_json() + "\n", _ELSEWHERE)
+    put_text(out / "report.html", page(report), _ELSEWHERE)
+    store.discard()
+    output = console(stderr=quiet)
     if not quiet:
-        show(made, printed)
-    printed.print(f"\nReport: {out / 'report.html'}")
-    return made
+        show(report, output)
+    output.print(f"\nReport: {out / 'report.html'}")
+    return report
+
+
+def _store(subject: Subject, plan: Plan, out: Path, *, fresh: bool) -> ResumableStore:
+    """What an earlier run of the same command has finished, reported on standard error."""
+    identity = subject.fingerprint(plan.limit, dataclasses.replace(plan, perturbations=()))
+    store = ResumableStore(out, identity, advice=_ELSEWHERE, remedy="--fresh forgets all such files")
+    store.prepare()
+    if fresh:
+        store.discard()
+    with noted() as unreadable:
+        finished = finished_parts(plan, store)
+    for note in unreadable:
+        print(f"tpv: {note}", file=sys.stderr)
+    if finished:
+        parts = len(plan.asked) + 1
+        console(stderr=True).print(
+            f"Resumed: {finished} of {parts} parts were finished before; --fresh starts from scratch."
+        )
+    return store

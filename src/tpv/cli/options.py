@@ -36,11 +36,11 @@ def device_of(text: str | None) -> torch.device | None:
     if text is None:
         return None
     try:
-        found = torch.device(text)
-        torch.empty(1, device=found)
+        device = torch.device(text)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise TPVError(f"--device {text}: {str(error).splitlines()[0]}") from error
-    return found
+    return device
 
 
 @contextlib.contextmanager

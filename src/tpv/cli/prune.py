@@ -12,6 +12,7 @@ import torch
 import typer
 
 import tpv.pruning
+from tpv.cli.console import console
 from tpv.cli.options import (
     Debug,
     Device,
@@ -23,7 +24,7 @@ from tpv.cli.options import (
     stdout_for_json,
 )
 from tpv.cli.spec import parse_criterion
-from tpv.cli.target import Target, load_target, make_importable
+from tpv.cli.target import load_target, make_importable
 from tpv.common.errors import TPVError, did_you_mean
 from tpv.common.files import put_text
 from tpv.plots.pruning import pruning_svg
@@ -32,7 +33,7 @@ from tpv.pruning import Target as Share
 from tpv.pruning import prune as tpv_prune
 from tpv.pruning.channels.tracing import torch_pruning
 from tpv.pruning.files.folder import PLOT, TITLE, check_writable
-from tpv.report.terminal import console
+from tpv.report.subject import Subject
 from tpv.report.view import View
 
 CALIBRATION = 512
@@ -158,7 +159,7 @@ def _criterion(text: str) -> Any:
     return parse_criterion(text)
 
 
-def _produce(target: Target, request: _Request) -> PruningResult:
+def _produce(target: Subject, request: _Request) -> PruningResult:
     """Prune, and write all files."""
     if request.device is not None:
         target.model.to(request.device)

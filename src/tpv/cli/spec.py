@@ -146,19 +146,19 @@ def _known(base: type[T]) -> dict[str, type[T]]:
 
 def _imported(module: str, name: str, base: type[T]) -> type[T]:
     try:
-        found: Any = getattr(importlib.import_module(module), name, None)
+        cls: Any = getattr(importlib.import_module(module), name, None)
     except Exception as error:
         raise TPVError(f"{module}:{name} cannot be imported: {type(error).__name__}: {error}.") from error
-    if found is None:
+    if cls is None:
         raise TPVError(
             f"{module} defines no {name!r}.{did_you_mean(name, vars(importlib.import_module(module)))}"
         )
-    if not (inspect.isclass(found) and issubclass(found, base)) or inspect.isabstract(found):
+    if not (inspect.isclass(cls) and issubclass(cls, base)) or inspect.isabstract(cls):
         home = "tpv" if hasattr(tpv, _kind(base)) else "tpv.pruning"
         raise TPVError(
             f"{module}:{name} is not {_article(base)}: subclass {home}.{_kind(base)} and write its methods."
         )
-    return found
+    return cls
 
 
 def _value(owner: str, node: ast.expr) -> Any:
@@ -216,12 +216,12 @@ def _signature(cls: type[Any]) -> inspect.Signature:
     if not cls.__module__.startswith("tpv.") or not dataclasses.is_dataclass(cls):
         return signature
     hidden = {f.name for f in dataclasses.fields(cls) if not f.repr}
-    kept, keyword_only = [], False
+    parameters, keyword_only = [], False
     for name, parameter in signature.parameters.items():
         keyword_only |= name in hidden
         if name not in hidden:
-            kept.append(parameter.replace(kind=parameter.KEYWORD_ONLY) if keyword_only else parameter)
-    return signature.replace(parameters=kept)
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY) if keyword_only else parameter)
+    return signature.replace(parameters=parameters)
 
 
 def _article(base: type[Any]) -> str:

@@ -8,7 +8,6 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,28 +15,12 @@ from typing import Any
 from torch import nn
 
 from tpv.common.errors import TPVError, did_you_mean
+from tpv.report.subject import Subject
 
-_CONTRACT = "a target defines model, train_data and optionally test_data, each an object or a function without arguments"
-
-
-@dataclass(frozen=True)
-class Target:
-    """What to measure.
-
-    Attributes:
-        title: its name for the report.
-        model: the trained network.
-        train, test: data as in :func:`tpv.estimate`; ``test`` may be None.
-        forward: ``(model, batch) -> outputs``, or None.
-        digest: a hash of the defining file.
-    """
-
-    title: str
-    model: nn.Module
-    train: Any
-    test: Any = None
-    forward: Callable[[nn.Module, Any], Any] | None = None
-    digest: str = ""
+_CONTRACT = (
+    "a target defines model, train_data and optionally test_data, each an object or a function without "
+    "arguments"
+)
 
 
 def make_importable(text: str) -> None:
@@ -46,7 +29,7 @@ def make_importable(text: str) -> None:
     sys.path[:0] = [str(folder) for folder in folders if str(folder) not in sys.path]
 
 
-def load_target(text: str) -> Target:
+def load_target(text: str) -> Subject:
     """The target in a Python file or an importable module.
 
     Raises:
@@ -58,7 +41,7 @@ def load_target(text: str) -> Target:
         raise TPVError(f"model in {text} is of type {type(model).__name__}, not a torch.nn.Module.")
     test = _value(text, module, "test_data") if hasattr(module, "test_data") else None
     source = Path(module.__file__).read_bytes() if module.__file__ else b""
-    return Target(
+    return Subject(
         title=getattr(module, "title", None) or (Path(text).stem if _is_file(text) else text),
         model=model,
         train=_value(text, module, "train_data"),
@@ -108,10 +91,10 @@ def _from_module(text: str) -> ModuleType:
         raise TPVError(
             f"there is no module {text!r}: give a Python file, or a module that can be imported from here."
         )
-    found: ModuleType = _guarded(
+    module: ModuleType = _guarded(
         text, str(spec.origin), "cannot be loaded", lambda: importlib.import_module(text)
     )
-    return found
+    return module
 
 
 def _value(text: str, module: ModuleType, name: str) -> Any:

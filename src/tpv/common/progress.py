@@ -4,29 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
+from dataclasses import replace
 
 from tpv.common.errors import TPVError
-
-
-@dataclass(frozen=True)
-class ProgressEvent:
-    """How far the work is.
-
-    Attributes:
-        stage: what is being done, such as "measuring"; " · " separates a stage from the one that it is in.
-        part, parts: this is part ``part`` of ``parts`` of the whole work, counted from 1.
-        done, total: examples, steps or blocks of this stage; ``total`` is None where nobody knows it.
-        text: a remark, such as the loss.
-    """
-
-    stage: str
-    part: int = 1
-    parts: int = 1
-    done: int = 0
-    total: int | None = None
-    text: str = ""
-
+from tpv.common.event import ProgressEvent
 
 Listener = Callable[[ProgressEvent], object]
 
@@ -94,14 +76,23 @@ class Progress:
             name = f"{above.stage} · {name}"
             part, parts = (above.part, above.parts) if above.parts > 1 else (part, parts)
         inner = Progress(self._listener, None, ProgressEvent(name, part, parts, 0, total))
+        token = _current.set(inner)
         try:
             inner._emit()
             yield inner
         finally:
+            _current.reset(token)
             if self._close is not None:
                 self._close()
         if above is not None:
             self._emit()
+
+    @staticmethod
+    def current() -> Progress:
+        """The stage that this thread is in, for work deep inside it such as the blocks of a kernel; outside
+        any stage, one that nobody listens to.
+        """
+        return _current.get() or Progress(None)
 
     def advance(self, n: int = 1, text: str | None = None) -> None:
         """``n`` more are done; ``text`` replaces the remark."""
@@ -113,3 +104,6 @@ class Progress:
     def _emit(self) -> None:
         if self._listener is not None and self._state is not None:
             self._listener(self._state)
+
+
+_current: ContextVar[Progress | None] = ContextVar("tpv_progress", default=None)

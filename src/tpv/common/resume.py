@@ -27,13 +27,14 @@ class ResumableStore:
 
     Entries are plain data (numbers, texts, None, lists, dictionaries), saved as JSON, or such data with
     tensors in it, saved by ``torch.save`` and read with ``weights_only=True``. Up to 1 GiB of tensors stays
-    in memory. A file that cannot be read counts as missing, with a warning that names it.
+    in memory. A file that cannot be read counts as missing, with one warning that names it.
 
     Args:
         folder: where the files go; None for memory, and a temporary folder for what does not fit there.
         identity: the fingerprint of everything that the entries depend on; those of others are not seen.
         name: what file names start with.
         advice: what to do if nothing can be written in the folder.
+        remedy: what to do about files that cannot be read.
 
     Example:
         >>> store = ResumableStore(None, fingerprint("settings"))
@@ -49,11 +50,14 @@ class ResumableStore:
         *,
         name: str = "unfinished",
         advice: str = "choose another folder",
+        remedy: str = "delete the file if this happens again",
     ) -> None:
         self._folder = None if folder is None else Path(folder)
         self._identity, self._prefix, self._advice = identity, f"{name}-{identity[:12]}", advice
+        self._remedy = remedy
         self._entries: dict[str, Any] = {}
         self._bytes = 0
+        self._unreadable: set[Path] = set()
 
     def prepare(self) -> None:
         """Make the folder, before any work is done for it.
@@ -76,7 +80,7 @@ class ResumableStore:
         if key in self._entries:
             return self._entries[key]
         for path in self._paths(key):
-            if path.exists():
+            if path.exists() and path not in self._unreadable:
                 entry = self._read(path, key)
                 if entry is not None:
                     self._remember(key, entry)
@@ -94,6 +98,7 @@ class ResumableStore:
             self._folder = Path(tempfile.mkdtemp(prefix="tpv-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         if self._folder is not None:
+            self._unreadable -= set(self._paths(key))
             content = {"identity": self._identity, "key": key, "entry": entry}
             plain, binary = self._paths(key)
             if any(True for _ in _tensors(entry)):
@@ -141,10 +146,10 @@ class ResumableStore:
             EOFError,
             pickle.UnpicklingError,
         ) as error:
+            self._unreadable.add(path)
             reason = str(error).partition("\n")[0] or type(error).__name__
             warnings.warn(
-                f"{path} cannot be read ({reason}), so its part is computed again; delete the file if this "
-                "happens again.",
+                f"{path} cannot be read ({reason}), so its part is computed again: {self._remedy}.",
                 stacklevel=3,
             )
             return None

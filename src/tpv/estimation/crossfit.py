@@ -18,8 +18,8 @@ from tpv.perturbations import PerturbationSpec
 from tpv.perturbations.bound import Bound
 from tpv.results import TPVResult
 
-Evaluate = Callable[[Bound, object], TPVResult]
-"""(bound perturbation, inputs) ↦ TPV."""
+Evaluate = Callable[[str, Bound, object], TPVResult]
+"""(stage, bound perturbation, inputs) ↦ TPV."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ class CrossFit:
         halves.
         """
         halves = list(bound)
-        across = [evaluate(half, other) for half, other in zip(halves, self.others, strict=True)]
-        unseen = [evaluate(half, test) for half in halves]
+        across = [
+            evaluate("cross-fitted", half, other) for half, other in zip(halves, self.others, strict=True)
+        ]
+        unseen = [evaluate("test of halves", half, test) for half in halves]
         return _average(*across, same_examples=False), _average(*unseen, same_examples=True)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from tpv.common.progress import Listener, Progress
 from tpv.estimation.evaluate import AUTO, Evaluation
 from tpv.estimation.fixed_point import fixed_point
-from tpv.estimation.loop import Progress, Seed
+from tpv.estimation.loop import Seed
 from tpv.estimators import Estimator
 from tpv.model.layers import LayersSpec, groups
 from tpv.model.linearization import Forward
@@ -26,7 +27,7 @@ def estimate(
     layers: LayersSpec = None,
     forward: Forward | None = None,
     generator: Seed = 0,
-    progress: Progress | None = None,
+    progress: bool | Listener | Progress = False,
     chunk_size: int | None = None,
     pointwise: bool = False,
 ) -> TPVResult:
@@ -57,7 +58,8 @@ def estimate(
             layers to glob patterns; or a function from name to layer.
         forward: ``(model, batch) -> outputs`` for batches of another form; outputs are (N, ...).
         generator: a seed, or a CPU ``torch.Generator``; it is the only source of randomness.
-        progress: called with (examples done, examples in all or None) after each chunk.
+        progress: True for a bar on standard error (``pip install 'tpv[cli]'``), or a function that gets every
+            :class:`tpv.ProgressEvent`.
         chunk_size: examples at a time; by default as many as fit in 512 MiB, or a quarter of the free GPU
             memory. Where memory runs out, it is halved and the work goes on, with a warning.
         pointwise: whether the result has the value of every example too, as ``result.pointwise``.

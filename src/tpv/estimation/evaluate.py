@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tpv.common.errors import TPVError
 from tpv.common.options import require_bool
-from tpv.estimation.loop import Progress, Seed, accumulate, as_generator
+from tpv.common.progress import Listener, Progress
+from tpv.estimation.loop import Seed, accumulate, as_generator
 from tpv.estimators import Auto, Estimator
 from tpv.estimators.base import EstimatorRun, Problem
 from tpv.model.batches import batches, count_examples
@@ -31,7 +32,7 @@ class Evaluation:
     estimator: Estimator = AUTO
     layers: LayersSpec = None
     generator: Seed = 0
-    progress: Progress | None = None
+    progress: bool | Listener | Progress = False
     chunk_size: int | None = None
     pointwise: bool = False
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tpv.common.options import require_int
+from tpv.common.progress import Listener, Progress
 from tpv.estimation.fixed_point import fixed_point
-from tpv.estimation.loop import Progress, Seed, accumulate, as_generator
+from tpv.estimation.loop import Seed, accumulate, as_generator
 from tpv.estimators.base import EstimatorRun, Problem
 from tpv.estimators.draws import DrawnRun
 from tpv.model.batches import batches
@@ -28,7 +29,7 @@ def linearity(
     output: OutputSpec | None = None,
     forward: Forward | None = None,
     generator: Seed = 0,
-    progress: Progress | None = None,
+    progress: bool | Listener | Progress = False,
     chunk_size: int | None = None,
 ) -> LinearityResult:
     r"""How far the network is from linear in its weights at the size of this perturbation.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tpv.common.errors import TPVError, is_out_of_memory
 from tpv.common.options import require_int
+from tpv.common.progress import Listener, Progress
 from tpv.common.stats import Moments
 from tpv.estimators.base import Chunk, EstimatorRun
 from tpv.model.batches import batch_size, count_examples, inputs, narrow
@@ -23,7 +24,6 @@ from tpv.model.checks import check_device, check_outputs, explain_non_finite
 from tpv.model.linearization import Linearization
 from tpv.model.memory import choose_chunk_size, release_memory
 
-Progress = Callable[[int, int | None], None]
 Seed = int | torch.Generator
 
 
@@ -116,12 +116,22 @@ def accumulate(
     data: Any,
     begin: Callable[[int], EstimatorRun],
     chunk_size: int | None,
-    progress: Progress | None,
+    progress: bool | Listener | Progress,
 ) -> Run:
     """One pass over the data, chunk by chunk. ``begin`` gets the number of outputs per example."""
+    with Progress.of(progress).stage("measuring", total=count_examples(data)) as stage:
+        return _accumulated(lin, data, begin, chunk_size, stage)
+
+
+def _accumulated(
+    lin: Linearization,
+    data: Any,
+    begin: Callable[[int], EstimatorRun],
+    chunk_size: int | None,
+    stage: Progress,
+) -> Run:
     run: Run | None = None
     checked: set[int] = set()
-    total = count_examples(data)
     for number, batch in enumerate(data):
         check_device(lin.model, batch if lin.custom_forward else inputs(batch))
         size = batch_size(batch)
@@ -140,9 +150,8 @@ def accumulate(
             if not _added(run, Chunk(part, batch, start, stop - start, size, number, run.moments.count)):
                 run.halve()
                 continue
+            stage.advance(stop - start)
             start = stop
-            if progress is not None:
-                progress(run.moments.count, total)
     if run is None:
         raise TPVError("data is empty: it gave no batch.")
     return run

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 
 import torch
 from torch import nn
 
 from tpv.common.errors import TPVError
+from tpv.common.progress import Listener, Progress
 from tpv.estimation.crossfit import CrossFit
 from tpv.estimation.evaluate import AUTO, Evaluation
 from tpv.estimation.fixed_point import fixed_point
-from tpv.estimation.loop import Progress, as_seed
+from tpv.estimation.loop import as_seed
 from tpv.estimators import Estimator
 from tpv.model.batches import batches, count_examples, inputs
 from tpv.model.checks import check_device, check_outputs
@@ -21,7 +22,7 @@ from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec
 from tpv.perturbations import PerturbationSpec
 from tpv.perturbations.bound import Bound, selected
-from tpv.results import StabilityResult
+from tpv.results import StabilityResult, TPVResult
 
 
 def stability(
@@ -35,7 +36,7 @@ def stability(
     layers: LayersSpec = None,
     forward: Forward | None = None,
     generator: int = 0,
-    progress: Progress | None = None,
+    progress: bool | Listener | Progress = False,
 ) -> StabilityResult:
     r"""Whether train TPV is a good proxy for test TPV: their ratio, in all and by layer.
 
@@ -81,8 +82,13 @@ def stability(
             split = CrossFit.split(perturbation, train, generator, whole_batch=lin.custom_forward)
         bound = perturbation.bind(lin)
         evaluation = _with_common_estimator(evaluation, lin, bound, (train, test))
-        evaluate = functools.partial(evaluation.tpv, lin)
-        both = evaluate(bound, train), evaluate(bound, test)
+        parts, reporter = itertools.count(1), Progress.of(progress)
+
+        def evaluate(stage: str, bound: Bound, data: object) -> TPVResult:
+            with reporter.stage(stage, part=next(parts), parts=2 if split is None else 6) as inner:
+                return dataclasses.replace(evaluation, progress=inner).tpv(lin, bound, data)
+
+        both = evaluate("train", bound, train), evaluate("test", bound, test)
         if split is None:
             return StabilityResult(*both)
         return StabilityResult(*both, *split.results([h.bind(lin) for h in split.halves], test, evaluate))

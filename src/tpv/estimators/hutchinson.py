@@ -32,8 +32,8 @@ class Hutchinson(Estimator):
 
     ``mc_stderr`` comes from the scatter of an example's probes, which are draws without replacement
     from K (variance S²/R · (1 − R/K)). With one probe, the first 8 examples and every 32nd of the data
-    after go through twice in the same pass, as two rows with independent probes, whose difference is √2
-    times the error of one; the value comes from the first of the two rows alone.
+    after go through twice in the same pass (of small chunks at most half), as two rows with independent
+    probes, whose difference is √2 times the error of one; the value comes from the first of the two alone.
 
     Cost per example: one forward pass and R sweeps, about 1.2 forward+backward passes for R = 1 and 0.8
     for each probe more.
@@ -73,21 +73,16 @@ class Hutchinson(Estimator):
         return _RandomSweep(self.probes, layers, seed_of(problem.generator))
 
 
-def _again(chunk: Chunk) -> list[int]:
-    """Which of a chunk's examples go through twice, counted from its first; by their places in the data."""
-    places = range(chunk.index, chunk.index + chunk.n)
-    return [i for i, place in enumerate(places) if place < _FIRST_AGAIN or place % _EVERY_AGAIN == 0]
-
-
 class _RandomSweep(EstimatorRun):
     def __init__(self, probes: int, layers: LayerSweep, seed: int) -> None:
         self._probes, self._layers, self._seed = probes, layers, seed
+        self._pairs = 0
         self.names = layers.names
         self.method = repr(Hutchinson(probes))
 
     def contribution(self, chunk: Chunk) -> Contribution:
         if self._probes == 1:
-            return self._of_one_probe(chunk, _again(chunk))
+            return self._of_one_probe(chunk, self._again(chunk))
         with self._layers.sweep.linearized(chunk.batch) as (outputs, squares):
             k, rows = outputs[0].numel(), chunk.rows(outputs.device)
             used = min(self._probes, k)
@@ -107,7 +102,14 @@ class _RandomSweep(EstimatorRun):
             (values,) = self._layers.by_layer([squares(probes.to(outputs), last=True)])
         values, repeated = values[: chunk.n], values[chunk.n :]
         noise = (values[again] - repeated) / math.sqrt(2)
+        self._pairs += len(again)
         return Contribution(values, noise * (k > 1))
+
+    def _again(self, chunk: Chunk) -> list[int]:
+        """Which of a chunk's examples go through twice, counted from its first."""
+        missing = _FIRST_AGAIN - self._pairs
+        again = [i for i in range(chunk.n) if i < missing or (chunk.index + i) % _EVERY_AGAIN == 0]
+        return again[: max(1, chunk.n // 2)]
 
     def scratch(self, batch: Any) -> int:
         return self._layers.scratch(batch)

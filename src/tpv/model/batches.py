@@ -140,7 +140,7 @@ def _rebuilt(batch: Any, values: list[Any]) -> Any:
 
 
 def narrow(batch: Any, start: int, stop: int, size: int) -> Any:
-    """Examples start..stop of a batch of ``size``, contiguous; what has no batch axis of that size is kept
+    """Examples start..stop of a batch of ``size``, contiguous; what has no batch axis of that size stays
     whole.
     """
     return rows_of(batch, range(start, stop), size)
@@ -179,13 +179,13 @@ def _is_plain(batch: Any, size: int) -> bool:
     )
 
 
-def rows_of(batch: Any, chosen: Sequence[int], size: int) -> Any:
-    """The chosen examples of a batch of ``size``; what has no batch axis of that size is kept whole."""
-    index = slice(chosen.start, chosen.stop) if isinstance(chosen, range) else list(chosen)
+def rows_of(batch: Any, rows: Sequence[int], size: int) -> Any:
+    """Some examples of a batch of ``size``; what has no batch axis of that size stays whole."""
+    index = slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
     if _is_plain(batch, size):
-        return [batch[i] for i in chosen]
+        return [batch[i] for i in rows]
     if isinstance(batch, Mapping | list | tuple):
-        return _rebuilt(batch, [rows_of(value, chosen, size) for value in _values(batch)])
+        return _rebuilt(batch, [rows_of(value, rows, size) for value in _values(batch)])
     return batch[index].contiguous() if isinstance(batch, Tensor) and per_example(batch, size) else batch
 
 

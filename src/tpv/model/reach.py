@@ -24,17 +24,17 @@ def leading_to(start: Any, targets: set[int], copy: Copier) -> set[int]:
     """
     users: defaultdict[int, set[int]] = defaultdict(set)
     seen: dict[int, Any] = {id(start): start}
-    stack, found = [start], set[int]()
+    stack, reached = [start], set[int]()
     while stack and len(seen) < _MOST_OBJECTS:
         user = stack.pop()
         for used in _used_by(user, copy):
             users[id(used)].add(id(user))
             if id(used) in targets:
-                found.add(id(used))
+                reached.add(id(used))
             elif id(used) not in seen:
                 seen[id(used)] = used
                 stack.append(used)
-    leading, following = set[int](), list(found)
+    leading, following = set[int](), list(reached)
     while following:
         for user_id in users[following.pop()] - leading:
             leading.add(user_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tpv.common.progress import Progress
 from tpv.jacobian import Sweep
 
 GRAM_BYTES = 2**28
-LOG = logging.getLogger("tpv.ntk")
-"""Gets :data:`BLOCK` with (blocks done, blocks in all) for every block of a kernel, at level DEBUG."""
-BLOCK = "kernel: %d of %d blocks of columns"
 Columns = list[tuple[str, int, int]]
 """(parameter, start, stop): some of the flattened entries of some parameters."""
 
@@ -90,11 +87,12 @@ def gram(left: JacobianRows, right: JacobianRows, names: Sequence[str]) -> Tenso
     width = max(1, GRAM_BYTES // (size * (left.rows if same else left.rows + right.rows)))
     total: Tensor | None = None
     parts = list(blocks([(name, weights[name].numel()) for name in names], width))
-    for done, columns in enumerate(parts, 1):
-        a = left.columns(columns)
-        b = a if same else right.columns(columns)
-        total = a @ b.T if total is None else total.addmm_(a, b.T)
-        LOG.debug(BLOCK, done, len(parts))
+    with Progress.current().stage("kernel", total=len(parts)) as stage:
+        for columns in parts:
+            a = left.columns(columns)
+            b = a if same else right.columns(columns)
+            total = a @ b.T if total is None else total.addmm_(a, b.T)
+            stage.advance()
     assert total is not None
     return total
 

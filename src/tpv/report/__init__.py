@@ -1,4 +1,4 @@
-"""What ``tpv report`` finds and shows: one page, tables, plots. Every number comes from a result."""
+"""What the page and the terminal say, from results; no arithmetic."""
 
 from tpv.report.contents import Entry, Report
 

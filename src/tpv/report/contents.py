@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tpv.common.errors import TPVError
+from tpv.common.files import put_text
 from tpv.results import LinearityResult, StabilityResult, TPVResult
 from tpv.results.serialization import read_json
 
@@ -25,9 +26,9 @@ class Entry:
     Attributes:
         perturbation: its text.
         result: train and test, or train alone where there are no test data.
-        linearity: whether first order is enough at this size; None for the headline, whose unit is no
-            displacement.
-        notes: what was warned of meanwhile.
+        linearity: whether the first-order approximation holds at this size; None for the headline, whose
+            size is arbitrary.
+        notes: warnings that tpv gave meanwhile.
     """
 
     perturbation: str
@@ -37,7 +38,7 @@ class Entry:
 
     @property
     def fitted(self) -> bool:
-        """Whether this is noise that was fitted on the training inputs, which then tell nothing in sample."""
+        """Whether δ was fitted on the training inputs, as label noise is: train TPV is then in sample."""
         return "train_outputs" in self.train.metadata
 
     @property
@@ -64,15 +65,15 @@ class Entry:
 
     def parts(self) -> list[tuple[str, TPVResult | LinearityResult]]:
         """Everything computed, by what it was computed on or for."""
-        found: list[tuple[str, TPVResult | LinearityResult]] = [("train", self.train)]
+        parts: list[tuple[str, TPVResult | LinearityResult]] = [("train", self.train)]
         if self.stability:
-            found.append(("test", self.stability.test))
+            parts.append(("test", self.stability.test))
         if self.stability and self.stability.cross_fitted and self.stability.test_of_halves:
-            found += [
+            parts += [
                 ("cross-fitted", self.stability.cross_fitted),
                 ("test of halves", self.stability.test_of_halves),
             ]
-        return [*found, ("linearity", self.linearity)] if self.linearity else found
+        return [*parts, ("linearity", self.linearity)] if self.linearity else parts
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -85,14 +86,14 @@ class Entry:
         }
 
     @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> Entry:
+    def from_dict(cls, saved: dict[str, Any]) -> Entry:
         """The inverse of :meth:`to_dict`."""
-        linearity = found["linearity"]
+        linearity = saved["linearity"]
         return cls(
-            found["perturbation"],
-            _KINDS[found["result"]["type"]].from_dict(found["result"]),
+            saved["perturbation"],
+            _KINDS[saved["result"]["type"]].from_dict(saved["result"]),
             LinearityResult.from_dict(linearity) if linearity else None,
-            tuple(found.get("notes", ())),
+            tuple(saved.get("notes", ())),
         )
 
 
@@ -104,8 +105,8 @@ class Report:
         title: what was measured.
         headline: ``Isotropic(1.0)``, whose TPV is Tr(H_eff).
         entries: the perturbations that were asked for.
-        settings: how it was asked: limit, estimator, seed, output, layers, examples and draws of the
-            linearity check, examples of label noise and why it is left out, if it is.
+        settings: limit, estimator, seed, output, layers, examples and draws of the linearity check, examples
+            of label noise and why it is left out, if it is.
     """
 
     title: str
@@ -135,7 +136,7 @@ class Report:
 
     @property
     def output(self) -> str:
-        """What of the predictions counts."""
+        """The output space."""
         return str(self.settings.get("output", "logits"))
 
     @property
@@ -148,21 +149,21 @@ class Report:
         """The headline in symbols."""
         return "½ Tr(E[JᵀFJ])" if self.output == "kl" else "Tr(H_eff)"
 
-    def facts(self, key: str) -> list[str]:
+    def noted(self, key: str) -> list[str]:
         """A metadata list or mapping ("slow_routes", "unused_parameters") over all results, as lines."""
-        found: dict[str, None] = {}
+        all_lines: dict[str, None] = {}
         for entry in self.all_entries:
             for _, result in entry.parts():
-                noted = result.metadata.get(key, [])
+                values = result.metadata.get(key, [])
                 lines = (
-                    [f"{name}: {why}" for name, why in noted.items()] if isinstance(noted, dict) else noted
+                    [f"{name}: {why}" for name, why in values.items()] if isinstance(values, dict) else values
                 )
-                found |= dict.fromkeys(lines)
-        return list(found)
+                all_lines |= dict.fromkeys(lines)
+        return list(all_lines)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """JSON text, written to ``path`` too if one is given."""
-        found = {
+        contents = {
             "format": FORMAT,
             "version": VERSION,
             "title": self.title,
@@ -170,9 +171,9 @@ class Report:
             "headline": self.headline.to_dict(),
             "entries": [entry.to_dict() for entry in self.entries],
         }
-        text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False)
         if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            put_text(Path(path), text + "\n")
         return text
 
     @classmethod
@@ -182,12 +183,12 @@ class Report:
         Raises:
             TPVError: if it is not one, or of another version.
         """
-        found = read_json(source)
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        saved = read_json(source)
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
             raise TPVError(f"this is not a saved report: its format is not {FORMAT!r}.")
-        if found.get("version") != VERSION:
+        if saved.get("version") != VERSION:
             raise TPVError(
-                f"this report has version {found.get('version')!r}, and this tpv reads version {VERSION}."
+                f"this report has version {saved.get('version')!r}, and this tpv reads version {VERSION}."
             )
-        entries = tuple(map(Entry.from_dict, found["entries"]))
-        return cls(found["title"], Entry.from_dict(found["headline"]), entries, found["settings"])
+        entries = tuple(map(Entry.from_dict, saved["entries"]))
+        return cls(saved["title"], Entry.from_dict(saved["headline"]), entries, saved["settings"])

@@ -24,14 +24,14 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def page(report: Report) -> str:
     """The page; it loads nothing from elsewhere, and all text in it is escaped."""
-    found = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {
+    environment.filters |= {
         "pm": _pm,
         "number": number,
         "sentence": _sentence,
@@ -39,15 +39,15 @@ def page(report: Report) -> str:
         "trace": _trace,
         "breakable": _breakable,
     }
-    found.filters |= {"short": short}
-    found.globals |= {
+    environment.filters |= {"short": short}
+    environment.globals |= {
         "plus_minus": plus_minus,
         "noise_unit": noise_unit,
         "noise_plots": _noise_plots,
         "isfinite": math.isfinite,
     }
-    found.globals |= {"what": WHAT, "in_sample": IN_SAMPLE, "cross_fitted": CROSS_FITTED}
-    return found.get_template("page.html.jinja").render(
+    environment.globals |= {"what": WHAT, "in_sample": IN_SAMPLE, "cross_fitted": CROSS_FITTED}
+    return environment.get_template("page.html.jinja").render(
         report=report, top=report.headline.shown, plots=_plots(report)
     )
 
@@ -76,7 +76,7 @@ def _pm(estimate: Estimate | TPVResult | LinearityResult) -> str:
 
 def _plots(report: Report) -> dict[str, Any]:
     """The drawings that there are numbers for."""
-    found: dict[str, Any] = dict.fromkeys(("totals", "by_layer", "layers"))
+    drawings: dict[str, Any] = dict.fromkeys(("totals", "by_layer", "layers"))
     pairs = [p for entry in (report.headline, *report.plain) for p in _totals(entry)]
     for name, what, shown in (
         ("totals", "perturbations", pairs),
@@ -87,12 +87,12 @@ def _plots(report: Report) -> dict[str, Any]:
                 f"Train against test on logarithmic axes: {len(shown)} {what} around the line y = x. "
                 "The numbers are in the table."
             )
-            found[name] = Markup(svg(functools.partial(plot_train_test, shown), label))
+            drawings[name] = Markup(svg(functools.partial(plot_train_test, shown), label))
     layers = report.headline.shown.layers
     if layers:
-        label = f"Bars of TPV for the {len(layers)} layers in the order of the model. The numbers are in the table."
-        found["layers"] = Markup(svg(report.headline.shown.plot, label, height=0.8 + 0.2 * len(layers)))
-    return found
+        label = f"Bars of TPV for the {len(layers)} layers in the model's order. The numbers are in a table."
+        drawings["layers"] = Markup(svg(report.headline.shown.plot, label, height=0.8 + 0.2 * len(layers)))
+    return drawings
 
 
 def _noise_plots(entry: Entry) -> list[tuple[Markup, str]]:

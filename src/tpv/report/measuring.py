@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tpv.cli.target import Target
 from tpv.common.errors import TPVError
+from tpv.common.fingerprint import fingerprint
+from tpv.common.progress import Listener, Progress
+from tpv.common.resume import ResumableStore
 from tpv.estimation.estimate import estimate
 from tpv.estimation.linearity import linearity
 from tpv.estimation.stability import stability
@@ -18,10 +19,9 @@ from tpv.estimators import Auto, Estimator, Hutchinson
 from tpv.model.batches import batch_size
 from tpv.perturbations import Isotropic, PerturbationSpec, Quantization, SGDNoise
 from tpv.report.contents import Entry, Report
-from tpv.report.noise import ASK, NOISE, NOISE_EXAMPLES, PASSES, too_dear
+from tpv.report.noise import ASK, NOISE, NOISE_EXAMPLES, too_expensive
 from tpv.report.notes import noted
-from tpv.report.stages import Stages, Tell
-from tpv.report.unfinished import Unfinished, entry_key
+from tpv.report.subject import Subject
 from tpv.report.view import View
 from tpv.results import LinearityResult, StabilityResult, TPVResult
 
@@ -37,20 +37,20 @@ LINEARITY_EXAMPLES, LINEARITY_DRAWS = 256, 8
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure a target.
+    """How to measure a subject.
 
     Attributes:
         perturbations: what to report besides the headline; None for ``DEFAULTS``, of which label noise is
-            left out where it costs too much or cannot be read.
+            left out where it costs too much or cannot be evaluated.
         estimator: None for the default of each perturbation; a fixed displacement and label noise never need
             Hutchinson's probes.
         limit: examples of each data set; None for all.
         seed: of everything random.
         device: where model and batches go; None leaves them.
-        output, layers: as in :func:`tpv.estimate`; with ``"logits"`` each perturbation reads what it reads by
-            default.
+        output, layers: as in :func:`tpv.estimate`; with ``"logits"`` each perturbation has its default output
+            space.
         label_noise_examples: how many training inputs label noise is fitted on, and how many test inputs it
-            is read on.
+            is evaluated on.
     """
 
     perturbations: tuple[PerturbationSpec, ...] | None = None
@@ -68,43 +68,41 @@ class Plan:
         return DEFAULTS if self.perturbations is None else self.perturbations
 
 
-def measure(target: Target, plan: Plan, kept: Unfinished, tell: Tell) -> Report:
-    """All the numbers of a report; what ``kept`` has is not computed again.
+def measure(
+    subject: Subject, plan: Plan, store: ResumableStore, progress: bool | Listener | Progress = False
+) -> Report:
+    """All the numbers of a report; what the store has is not computed again.
 
     Args:
-        target: what to measure; its model is where ``plan.device`` says.
+        subject: what to measure; its model is where ``plan.device`` says.
         plan: how.
-        kept: finished entries, added to as the work goes on.
-        tell: called with (perturbation, stage, examples done, examples in all or None).
+        store: finished entries, added to as the work goes on.
+        progress: as in :func:`tpv.estimate`; each perturbation is a part.
 
     Raises:
         TPVError: as :func:`tpv.estimate`.
     """
-    work = _Work(target, plan, tell)
-    headline = _finished(kept, f"headline {HEADLINE!r}", lambda: work.entry(HEADLINE, check=False))
+    work = _Work(subject, plan, store, Progress.of(progress))
+    headline = work.finished(0, HEADLINE)
     entries: list[Entry] = []
     left_out: str | None = None
-    for perturbation in plan.asked:
-        found = functools.partial(
-            _finished, kept, entry_key(perturbation), functools.partial(work.entry, perturbation, check=True)
-        )
+    for number, perturbation in enumerate(plan.asked, 1):
         if plan.perturbations is None and perturbation is NOISE:
-            noise, left_out = _if_possible(found, headline, work)
+            noise, left_out = work.finished_if_possible(number, headline)
             entries += noise
         else:
-            entries.append(found())
-    return Report(target.title, headline, tuple(entries), _settings(plan, left_out))
+            entries.append(work.finished(number, perturbation))
+    return Report(subject.title, headline, tuple(entries), _settings(plan, left_out))
 
 
-def _if_possible(found: Callable[[], Entry], headline: Entry, work: _Work) -> tuple[list[Entry], str | None]:
-    """An entry that nobody asked for, or why it is left out."""
-    why = too_dear(headline.train.metadata, work.fitted)
-    if why is not None:
-        return [], why
-    try:
-        return [found()], None
-    except TPVError as error:
-        return [], f"{error} Ask for another by {ASK} with other options."
+def finished_parts(plan: Plan, store: ResumableStore) -> int:
+    """How many parts of the report the store has."""
+    keys = [_key(0, HEADLINE), *(_key(i, p) for i, p in enumerate(plan.asked, 1))]
+    return sum(store.get(key) is not None for key in dict.fromkeys(keys))
+
+
+def _key(number: int, perturbation: PerturbationSpec) -> str:
+    return f"{perturbation!r} {fingerprint(perturbation)}" if number else f"headline {perturbation!r}"
 
 
 def _settings(plan: Plan, left_out: str | None) -> dict[str, Any]:
@@ -121,86 +119,82 @@ def _settings(plan: Plan, left_out: str | None) -> dict[str, Any]:
     }
 
 
-def _finished(kept: Unfinished, key: str, compute: Callable[[], Entry]) -> Entry:
-    found = kept.get(key)
-    if found is None:
-        found = compute()
-        kept.add(key, found)
-    return found
-
-
 class _Work:
-    """A target's data as the plan wants them."""
+    """A subject's data as the plan wants them, and the parts of the report that they give."""
 
-    def __init__(self, target: Target, plan: Plan, tell: Tell) -> None:
-        self._target, self._plan, self._tell = target, plan, tell
+    def __init__(self, subject: Subject, plan: Plan, store: ResumableStore, progress: Progress) -> None:
+        self._subject, self._plan, self._store, self._progress = subject, plan, store, progress
         self._train, self._test = self._first(plan.limit)
         few = self._first(min(LINEARITY_EXAMPLES, plan.limit or LINEARITY_EXAMPLES))
         self._few = few[0] if few[1] is None else few[1]
 
     def _first(self, limit: int | None) -> tuple[View, View | None]:
         """The first training inputs and the first test inputs."""
-        target, device = self._target, self._plan.device
-        return View(target.train, limit, device), None if target.test is None else View(
-            target.test, limit, device
-        )
+        subject, device = self._subject, self._plan.device
+        test = None if subject.test is None else View(subject.test, limit, device)
+        return View(subject.train, limit, device), test
 
     @functools.cached_property
     def _for_noise(self) -> tuple[list[Any], list[Any] | None]:
         """Batches in memory, so that a kernel's examples keep their order."""
-        train, test = self._first(
-            min(self._plan.label_noise_examples, self._plan.limit or self._plan.label_noise_examples)
-        )
+        limit = self._plan.label_noise_examples
+        train, test = self._first(min(limit, self._plan.limit or limit))
         return list(train), None if test is None else list(test)
 
-    @property
-    def fitted(self) -> int:
-        """How many examples label noise is fitted on."""
-        return sum(map(batch_size, self._for_noise[0]))
+    def finished(self, number: int, perturbation: PerturbationSpec) -> Entry:
+        """Part ``number`` of the report, from the store or computed now; part 0 is the headline."""
+        key = _key(number, perturbation)
+        stored = self._store.get(key)
+        if stored is not None:
+            return Entry.from_dict(stored)
+        parts = len(self._plan.asked) + 1
+        with self._progress.stage(repr(perturbation), part=number + 1, parts=parts) as stage:
+            entry = self._entry(perturbation, stage, check=number > 0)
+        self._store.put(key, entry.to_dict())
+        return entry
 
-    def entry(self, perturbation: PerturbationSpec, *, check: bool) -> Entry:
-        """What the report says of one perturbation."""
+    def finished_if_possible(self, number: int, headline: Entry) -> tuple[list[Entry], str | None]:
+        """The label noise that nobody asked for, or why it is left out."""
+        why = too_expensive(headline.train.metadata, sum(map(batch_size, self._for_noise[0])))
+        if why is not None:
+            return [], why
+        try:
+            return [self.finished(number, NOISE)], None
+        except TPVError as error:
+            return [], f"{error} Ask for another by {ASK} with other options."
+
+    def _entry(self, perturbation: PerturbationSpec, stage: Progress, *, check: bool) -> Entry:
         train: Any = self._train
         test: Any = self._test
-        law = perturbation
+        prepared = perturbation
         if perturbation.needs_training_data:
             train, test = self._for_noise
-            law = perturbation.prepared(self._target.model, train, self._target.forward)
-        passes = () if test is None else PASSES if law.training_data is not None else ("train", "test")
+            prepared = perturbation.prepared(self._subject.model, train, self._subject.forward)
         with noted() as notes:
-            result = self._read(train, test, law, passes or ("train",))
-            line = self._line(law) if check else None
-        return Entry(repr(perturbation), result, line, tuple(notes))
+            result = self._evaluated(train, test, prepared, stage)
+            linearity = self._linearity(prepared, stage) if check else None
+        return Entry(repr(perturbation), result, linearity, tuple(notes))
 
-    def _read(
-        self, train: Any, test: Any, law: PerturbationSpec, passes: tuple[str, ...]
+    def _evaluated(
+        self, train: Any, test: Any, perturbation: PerturbationSpec, stage: Progress
     ) -> TPVResult | StabilityResult:
-        stages = Stages(repr(law), passes, self._tell)
-        how: dict[str, Any] = {
-            "estimator": self._estimator(law),
-            "layers": self._plan.layers,
-            **self._how(stages),
-        }
-        with stages.watching_kernels():
-            if test is None:
-                return estimate(self._target.model, train, law, **how)
-            return stability(self._target.model, train, test, law, **how)
+        options = {"estimator": self._estimator(perturbation), "layers": self._plan.layers, **self._options()}
+        if test is None:
+            with stage.stage("train") as inner:
+                return estimate(self._subject.model, train, perturbation, progress=inner, **options)
+        return stability(self._subject.model, train, test, perturbation, progress=stage, **options)
 
-    def _line(self, law: PerturbationSpec) -> LinearityResult:
-        stages = Stages(repr(law), ("linearity",), self._tell)
-        with stages.watching_kernels():
-            return linearity(self._target.model, self._few, law, draws=LINEARITY_DRAWS, **self._how(stages))
+    def _linearity(self, perturbation: PerturbationSpec, stage: Progress) -> LinearityResult:
+        options = {"draws": LINEARITY_DRAWS, **self._options()}
+        with stage.stage("linearity") as inner:
+            return linearity(self._subject.model, self._few, perturbation, progress=inner, **options)
 
-    def _how(self, stages: Stages) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         output = None if self._plan.output == "logits" else self._plan.output
-        return {
-            "output": output,
-            "forward": self._target.forward,
-            "generator": self._plan.seed,
-            "progress": stages,
-        }
+        return {"output": output, "forward": self._subject.forward, "generator": self._plan.seed}
 
-    def _estimator(self, law: PerturbationSpec) -> Estimator:
-        chosen = self._plan.estimator
-        needless = (law.deterministic or law.training_data is not None) and isinstance(chosen, Hutchinson)
-        return Auto() if chosen is None or needless else chosen
+    def _estimator(self, perturbation: PerturbationSpec) -> Estimator:
+        """The one that was asked for, unless it is Hutchinson's and its probes have nothing to estimate."""
+        asked = self._plan.estimator
+        fitted = perturbation.deterministic or perturbation.training_data is not None
+        return Auto() if asked is None or (fitted and isinstance(asked, Hutchinson)) else asked

@@ -14,7 +14,7 @@ from tpv.report.tables import plain_table
 
 
 def show_noise(report: Report, to: Console) -> None:
-    """Print what label noise does, or why it is left out."""
+    """Print what label noise changes, or why it is left out."""
     if not (report.noise or report.noise_left_out):
         return
     to.print("\nLabel noise\n", style="bold")
@@ -33,24 +33,24 @@ def show_noise(report: Report, to: Console) -> None:
 
 
 def _show(entry: Entry, to: Console) -> None:
-    facts, both, read = entry.train.metadata, entry.stability, entry.shown
+    metadata, both, shown = entry.train.metadata, entry.stability, entry.shown
     to.print(f"\n{entry.perturbation}\nTPV in {noise_unit(entry.shown)}\n")
     to.print(_values(entry))
-    examples, outputs = facts["train_examples"], facts["train_outputs"]
+    examples, outputs = metadata["train_examples"], metadata["train_outputs"]
     to.print(
-        f"\nstd {facts['noise_std']:.3g} on {outputs:,} outputs of {examples:,} training inputs, fit "
-        f"{short(facts['fit'])}"
+        f"\nstd {metadata['noise_std']:.3g} on {outputs:,} outputs of {examples:,} training inputs, fit "
+        f"{short(metadata['fit'])}"
     )
-    if read.spectrum:
-        freedom = read.spectrum.degrees_of_freedom
+    if shown.spectrum:
+        freedom = shown.spectrum.degrees_of_freedom
         to.print(
-            f"{freedom:.3g} degrees of freedom: the fit follows {percent(read.leverage)} of its own noise "
-            "(leverage)"
+            f"{freedom:.3g} degrees of freedom: the fit reproduces {percent(shown.leverage)} of its own "
+            "noise (leverage)"
         )
     verdict = (
         both.verdict
         if both
-        else "there are no test inputs, so this is in sample alone and does not estimate TPV on unseen inputs"
+        else "there are no test inputs, so this is in sample only and does not estimate TPV on unseen inputs"
     )
     to.print(f"{'Cross-fitted: ' if both and both.cross_fitted else ''}{verdict}.\n")
 

@@ -1,28 +1,16 @@
-"""A report as tables for the terminal, and the progress bars on the way there. They fit 80 columns."""
+"""A report as tables for a terminal of 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tpv.common.format import percent, plus_minus
 from tpv.report.contents import Entry, Report
 from tpv.report.noise_table import show_noise
-from tpv.report.stages import Tell
 from tpv.report.tables import plain_table
 
-WIDTH, _LAYERS, _CAUSES = 80, 10, 3
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A console that takes text as it is and is at most 80 columns wide."""
-    made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-    made.width = min(made.width, WIDTH)
-    return made
+_LAYERS, _CAUSES = 10, 3
 
 
 def show(report: Report, to: Console) -> None:
@@ -40,7 +28,7 @@ def show(report: Report, to: Console) -> None:
         to.print("\nLayers that cause most of it\n", style="bold")
         to.print(_causes(split))
     if checked := [entry for entry in report.entries if entry.linearity]:
-        to.print("\nIs first order enough?\n", style="bold")
+        to.print("\nDoes the first-order approximation hold?\n", style="bold")
         to.print(_linearity(checked))
         examples, draws = report.settings["linearity_examples"], report.settings["linearity_draws"]
         to.print(f"V = E‖Δf − Jδ‖² / E‖Δf‖², on at most {examples} examples and {draws} draws.", style="dim")
@@ -48,10 +36,10 @@ def show(report: Report, to: Console) -> None:
         for note in entry.notes:
             to.print(f"\n{entry.perturbation}: {note}", style="dim")
     for key, said in (
-        ("slow_routes", "without a closed form"),
+        ("slow_routes", "without an analytic per-layer formula"),
         ("unused_parameters", "without effect on the outputs"),
     ):
-        if names := report.facts(key):
+        if names := report.noted(key):
             to.print(f"\nParameters {said}: {', '.join(names)}.", style="dim")
 
 
@@ -114,28 +102,3 @@ def _linearity(entries: list[Entry]) -> Table:
                 entry.linearity.verdict,
             )
     return table
-
-
-@contextmanager
-def progress_bars(to: Console) -> Iterator[Tell]:
-    """Bars while it works, on a terminal; nothing elsewhere."""
-    if not to.is_terminal:
-        yield lambda perturbation, stage, done, total: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(16),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=to, transient=True) as progress:
-        task, current = progress.add_task("…", total=None), ""
-
-        def tell(perturbation: str, stage: str, done: int, total: int | None) -> None:
-            nonlocal current
-            if (said := f"{perturbation[: 39 - len(stage)]} · {stage}") != current:
-                current = said
-                progress.reset(task, description=said, total=None)
-            progress.update(task, completed=done, total=total)
-
-        yield tell

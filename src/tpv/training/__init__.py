@@ -2,7 +2,6 @@
 
 from tpv.training.fits import Fit, GradientDescent, Interpolation, Ridge
 from tpv.training.label_noise import LabelNoise
-from tpv.training.progress import ProgressBar
 from tpv.training.retraining import Retraining
 
-__all__ = ["Fit", "GradientDescent", "Interpolation", "LabelNoise", "ProgressBar", "Retraining", "Ridge"]
+__all__ = ["Fit", "GradientDescent", "Interpolation", "LabelNoise", "Retraining", "Ridge"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError
+from tpv.common.progress import Progress
 from tpv.model.weights import Weights
 from tpv.ntk.operator import NTK
 from tpv.ntk.training_set import TrainingSet
@@ -17,8 +17,6 @@ from tpv.training.fits import GradientDescent
 from tpv.training.objective import Objective, Sums
 from tpv.training.optimizers import OptimizerFactory, built
 
-OnStep = Callable[[int, int, int, float], None]
-"""Called with (run, step, steps, loss of that step): run 0 is the control, steps count from 1."""
 _POWER_ITERATIONS = 10
 
 
@@ -33,7 +31,6 @@ class Trainer:
         factory: makes another optimizer than ``SGD(lr, momentum)``.
         batch_size: consecutive examples in a step; None for all.
         adaptive: whether optimizers whose steps are not linear in the gradient are allowed.
-        on_step: called after each step.
     """
 
     train: TrainingSet
@@ -42,7 +39,6 @@ class Trainer:
     factory: OptimizerFactory | None = None
     batch_size: int | None = None
     adaptive: bool = False
-    on_step: OnStep | None = None
 
     def optimizer(self, leaves: dict[str, Tensor]) -> torch.optim.Optimizer:
         """A new one, for these weights."""
@@ -62,15 +58,14 @@ class Trainer:
         """
         leaves = self.leaves()
         optimizer, objective = self.optimizer(leaves), Objective(self.train, targets)
-        for step, sums in zip(
-            range(1, self.fit.steps + 1), objective.gradients(leaves, self.batch_size), strict=False
-        ):
-            if not math.isfinite(sums.mse):
-                raise self._diverged(number, step, optimizer)
-            self._set_gradient(leaves, sums)
-            optimizer.step()
-            if self.on_step is not None:
-                self.on_step(number, step, self.fit.steps, sums.mse)
+        batches = objective.gradients(leaves, self.batch_size)
+        with Progress.current().stage(_name(number), total=self.fit.steps) as stage:
+            for step, sums in zip(range(1, self.fit.steps + 1), batches, strict=False):
+                if not math.isfinite(sums.mse):
+                    raise self._diverged(number, step, optimizer)
+                self._set_gradient(leaves, sums)
+                optimizer.step()
+                stage.advance(text=f"mse {sums.mse:.3g}")
         after = objective.mse(leaves)
         if not math.isfinite(after):
             raise self._diverged(number, self.fit.steps, optimizer)
@@ -85,9 +80,8 @@ class Trainer:
     def _diverged(self, number: int, step: int, optimizer: torch.optim.Optimizer) -> TPVError:
         momentum = optimizer.param_groups[0].get("momentum", 0.0)
         bound = 2 * (1 + momentum) / max(self._curvature(), math.ulp(0.0))
-        which = "the control run" if number == 0 else f"run {number}"
         return TPVError(
-            f"{which} of the retraining diverged at step {step} of {self.fit.steps}: lower lr; "
+            f"{_name(number)} of the retraining diverged at step {step} of {self.fit.steps}: lower lr; "
             f"at w* full-batch descent needs it below about {bound:.2g}, 2(1 + momentum) over the loss's "
             "largest curvature."
         )
@@ -110,3 +104,7 @@ class Trainer:
             v = ntk @ (v / v.norm().clamp(min=torch.finfo(v.dtype).tiny))
             k = v.norm().item()
         return 2 * k / self.train.outputs + self.fit.gamma
+
+
+def _name(number: int) -> str:
+    return f"run {number}" if number else "control run"

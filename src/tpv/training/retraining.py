@@ -21,7 +21,7 @@ from tpv.perturbations.bound import selected
 from tpv.training.bound_retraining import BoundRetraining
 from tpv.training.fits import GradientDescent
 from tpv.training.label_noise import LabelNoise
-from tpv.training.loop import OnStep, Trainer
+from tpv.training.loop import Trainer
 from tpv.training.optimizers import OptimizerFactory
 
 
@@ -57,8 +57,6 @@ class Retraining(PerturbationSpec):
             data's order.
         folder: where finished runs are saved, for other calls and so that an interrupted series continues.
         adaptive: allow optimizers such as Adam, which move the weights about as far whatever σ is.
-        on_step: called with (run, step, steps, mean squared error of the step's examples before it); run 0 is
-            the control. ``tpv.training.ProgressBar()`` draws bars.
 
     Raises:
         TPVError: for options outside these ranges; when it is bound to a model, for targets that do not fit
@@ -90,7 +88,6 @@ class Retraining(PerturbationSpec):
     targets: Tensor | None = field(default=None, repr=False)
     folder: str | os.PathLike[str] | None = field(default=None, repr=False)
     adaptive: bool = False
-    on_step: OnStep | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.noise, LabelNoise):
@@ -156,9 +153,7 @@ class Retraining(PerturbationSpec):
         assert isinstance(self.noise.fit, GradientDescent)
         train = TrainingSet(lin, self.noise.training_data, center=self.noise.center)
         weights = selected(lin, self.params)
-        trainer = Trainer(
-            train, weights, self.noise.fit, self.optimizer, self.batch_size, self.adaptive, self.on_step
-        )
+        trainer = Trainer(train, weights, self.noise.fit, self.optimizer, self.batch_size, self.adaptive)
         settings = (self.noise.std, self.noise.relative, weights_before)
         return BoundRetraining(
             self, trainer, self.noise.scale(train), self.targets, self.folder, settings, self.runs

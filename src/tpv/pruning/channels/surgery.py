@@ -65,7 +65,7 @@ def remaining_channels(group: ChannelGroup, removed: Removed) -> list[int]:
 
 def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelGroup]:
     """The groups as they are in the pruned model: positions along axes that have become shorter."""
-    kept = _kept(groups, removed)
+    positions_left = _kept(groups, removed)
     narrower = []
     for group in groups:
         stays = remaining_channels(group, removed)
@@ -74,7 +74,7 @@ def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelG
         members = []
         for m in group.members:
             there = channels[m.channel] >= 0
-            positions = kept[m.module, m.role].long().cumsum(0) - 1
+            positions = positions_left[m.module, m.role].long().cumsum(0) - 1
             members.append(Member(m.module, m.role, positions[m.index[there]], channels[m.channel[there]]))
         narrower.append(ChannelGroup(group.name, len(stays), tuple(members), group.tied))
     return narrower
@@ -82,23 +82,25 @@ def remaining(groups: Sequence[ChannelGroup], removed: Removed) -> list[ChannelG
 
 def kept_outputs(groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
     """Module → the output channels of the unpruned model that it still has, for modules that lost some."""
-    kept = _kept(groups, removed)
-    return {name: keep for (name, role), keep in kept.items() if role == "producer" and not keep.all()}
+    positions_left = _kept(groups, removed)
+    return {
+        name: keep for (name, role), keep in positions_left.items() if role == "producer" and not keep.all()
+    }
 
 
 def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, Role], Tensor]:
     """(Module, role) → which positions of the axis stay; positions beyond the last that a group knows are
     left out.
     """
-    kept: dict[tuple[str, Role], Tensor] = {}
+    positions_left: dict[tuple[str, Role], Tensor] = {}
     for group in groups:
         gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.long)
         for m in group.members:
-            known = kept.get((m.module, m.role), torch.ones(0, dtype=torch.bool))
+            known = positions_left.get((m.module, m.role), torch.ones(0, dtype=torch.bool))
             more = torch.ones(max(0, int(m.index.max()) + 1 - len(known)), dtype=torch.bool)
-            kept[m.module, m.role] = torch.cat([known, more])
-            kept[m.module, m.role][m.index[torch.isin(m.channel, gone)]] = False
-    return kept
+            positions_left[m.module, m.role] = torch.cat([known, more])
+            positions_left[m.module, m.role][m.index[torch.isin(m.channel, gone)]] = False
+    return positions_left
 
 
 def masks(model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def score(
         raise TPVError("there is no group of channels to score.")
     with linearized(model, criterion, forward) as lin:
         scoring = _Scoring(lin, criterion, groups, Cotangents(criterion, generator, frozen))
-        run = accumulate(lin, batches(data), lambda _: scoring, chunk_size, None)
+        run = accumulate(lin, batches(data), lambda _: scoring, chunk_size, False)
     scoring.check_complete()
     if not scoring.sums.count:
         raise TPVError(f"no example counts for {criterion!r}: all are below the confidence or ignored.")
