@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,17 @@ def products(a: Tensor, b: Tensor) -> Tensor:
         a, b = widened(a), widened(b)
     if widened(a) is a:
         return torch.bmm(a, b)
-    if a.is_cuda and hasattr(torch.ops.aten.bmm, "dtype"):
+    if a.is_cuda and _sums_in_float32(a.device, a.dtype):
         summed: Tensor = torch.ops.aten.bmm.dtype(a, b, torch.float32)
         return summed
     return torch.bmm(a.float(), b.float())
+
+
+@cache
+def _sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has products of this half precision with float32 results there (torch ≥ 2.8, CUDA)."""
+    ones = torch.ones(1, 16, 16, device=device, dtype=dtype)
+    try:
+        return bool(torch.ops.aten.bmm.dtype(ones, ones, torch.float32).dtype == torch.float32)
+    except (AttributeError, RuntimeError):  # NotImplementedError is one
+        return False
