@@ -36,8 +36,8 @@ class Quantization(Perturbation):
     axes longer than 1, such as experts, routers and matrices by hand, by their last axis, unless a part of
     their name says that they are added or scale: ``pos``, ``embed``, ``token``, ``table``, ``bias``,
     ``scale``, ``gamma`` or ``beta``. Biases and norms are not rounded. ``metadata["quantized"]`` says how
-    many weights are, and which matrices are not; ``params`` restricts them. With ``granularity="global"`` *all*
-    parameters get one step from their common range, norms and biases included, as in the paper (arXiv
+    many weights are, and which matrices are not; ``params`` restricts them. With ``granularity="global"``
+    *all* parameters get one step from their common range, norms and biases included, as in the paper (arXiv
     2512.11089), which overstates a real per-channel quantizer many times over.
 
     Args:
