@@ -1,4 +1,4 @@
-"""Test Prediction Variance: how much a trained network's predictions move when its weights are disturbed."""
+"""Test Prediction Variance: how much a trained network's predictions change when its weights do."""
 
 from typing import Any
 

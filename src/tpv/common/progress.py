@@ -69,7 +69,7 @@ class Progress:
             name: what is done, such as "measuring".
             total: how many examples, steps or blocks; None if unknown.
             part, parts: this stage is part ``part`` of ``parts``; inside another stage that is such a part,
-                the outer one's count is kept.
+                the outer count stays.
         """
         above = self._state
         if above is not None:
