@@ -1,0 +1,25 @@
+"""In which precision formulas multiply: that of what the model multiplied, summed in float32 or wider."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Half precision as float32, where squares neither overflow nor vanish; other dtypes as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """(B, M, N) batched matrix products: half precision is multiplied as it is where the device sums it in
+    float32, else as float32. Any other dtype follows torch's own switches, such as TF32's.
+    """
+    if a.dtype != b.dtype:
+        a, b = widened(a), widened(b)
+    if widened(a) is a:
+        return torch.bmm(a, b)
+    if a.is_cuda and hasattr(torch.ops.aten.bmm, "dtype"):
+        summed: Tensor = torch.ops.aten.bmm.dtype(a, b, torch.float32)
+        return summed
+    return torch.bmm(a.float(), b.float())
