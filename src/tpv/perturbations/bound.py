@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -77,6 +77,7 @@ class BoundSample(Bound):
         weights: the parameters that its ``params`` selects.
         draw: its ``sample``.
         variances: its ``variance``.
+        notes: its metadata.
     """
 
     spec: object
@@ -84,6 +85,11 @@ class BoundSample(Bound):
     draw: Callable[[Weights, torch.Generator], Displacements]
     variances: Callable[[Weights], Variances | None]
     deterministic: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def metadata(self) -> dict[str, Any]:
+        """The notes."""
+        return dict(self.notes)
 
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
         """δ with its names, shapes and values checked, and 0 in the padding rows of embeddings."""
