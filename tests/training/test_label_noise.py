@@ -415,7 +415,7 @@ def test_the_text_of_a_comparison() -> None:
         "In sample the fit reproduces 19.1 % of the noise that it is evaluated with (its leverage),\n"
         "which unseen inputs do not see; cross-fitted, the noise of one half of the training inputs is\n"
         "evaluated on the other half, against the same noise on the test inputs (half as many examples\n"
-        "constrain the network less, which makes these two TPVs larger than the first two).\n"
+        "constrain the network less, so these two TPVs are larger than the one of the row 'test').\n"
         "\n"
         "Cross-fitted: cannot tell: the ratio ± 2 standard errors lies partly outside a factor of 1.5"
     )

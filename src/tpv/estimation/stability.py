@@ -44,8 +44,8 @@ def stability(
     For :class:`tpv.LabelNoise` and :class:`tpv.Retraining`, whose training inputs must be those of ``train``,
     train TPV in sample is not a good proxy for test TPV, and the ratio is cross-fitted: the noise on one half
     of the training inputs evaluated on the other half, against the noise on the same halves evaluated on the
-    test inputs. All this shares one binding to the training inputs and one to each half, so that each kernel is
-    computed and each network trained once.
+    test inputs. All this shares one binding to the training inputs and one to each half, so that each kernel
+    is computed and each network trained once.
 
     Args:
         train, test: data as in :func:`estimate`.

@@ -168,7 +168,7 @@ class StabilityResult(JSONResult):
             f"In sample the fit reproduces {share} of the noise that it is evaluated with (its leverage),\n"
             "which unseen inputs do not see; cross-fitted, the noise of one half of the training inputs is\n"
             "evaluated on the other half, against the same noise on the test inputs (half as many examples\n"
-            "constrain the network less, which makes these two TPVs larger than the first two)."
+            "constrain the network less, so these two TPVs are larger than the one of the row 'test')."
         )
 
 
