@@ -17,6 +17,8 @@ from torch.autograd import forward_ad
 from torch.overrides import _pop_mode as pop_function_mode
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 
+from tpv.common.warn import begin_call
+
 _functorch: Any = torch._C._functorch
 _c: Any = torch._C
 _lock = threading.RLock()
@@ -105,7 +107,7 @@ def _run_all(steps: list[Restore]) -> None:
 
 def _snapshot() -> list[Restore]:
     """How to restore each kind of state, modes first, because they would see what follows."""
-    return [_modes(), _levels(), _switches(), _attention(), _stance(), *_random_states()]
+    return [_modes(), _levels(), _switches(), _attention(), _stance(), *_random_states(), begin_call()]
 
 
 def _modes() -> Restore:
