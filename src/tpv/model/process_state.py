@@ -6,12 +6,13 @@ import contextlib
 import random
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import _pop_mode as pop_function_mode
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
@@ -61,6 +62,18 @@ class process_state:  # noqa: N801  (used like a function)
 def eager() -> AbstractContextManager[object]:
     """Compiled modules run as written, so that the calls inside of them can be recorded."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def differentiable_kernels(module: nn.Module) -> Iterator[None]:
+    """Recurrent layers run without cuDNN, whose kernels have no backward pass in evaluation mode."""
+    enabled = _c._get_cudnn_enabled()
+    if any(isinstance(m, nn.RNNBase) for m in module.modules()):
+        _c._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        _c._set_cudnn_enabled(enabled)
 
 
 def _close_contexts(trace: TracebackType | None) -> None:
@@ -149,12 +162,13 @@ def _eager_transforms() -> Any:
 
 def _switches() -> Restore:
     grad, forward_grad, dtype = torch.is_grad_enabled(), _c._is_fwd_grad_enabled(), torch.get_default_dtype()
-    inplace = _functorch.get_inplace_requires_grad_allowed()
+    inplace, cudnn = _functorch.get_inplace_requires_grad_allowed(), _c._get_cudnn_enabled()
 
     def restore() -> None:
         torch.set_grad_enabled(grad)
         _c._set_fwd_grad_enabled(forward_grad)
         _functorch.set_inplace_requires_grad_allowed(inplace)
+        _c._set_cudnn_enabled(cudnn)
         torch.set_default_dtype(dtype)
 
     return restore
