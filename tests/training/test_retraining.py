@@ -22,6 +22,7 @@ import tpv
 from tpv import GradientDescent, Interpolation, Ridge
 from tpv.model.linearization import Linearization
 from tpv.model.outputs import centered
+from tpv.model.products import jvp
 from tpv.ntk.training_set import TrainingSet
 from tpv.testing import assert_unchanged
 from tpv.training.objective import minibatches
@@ -379,7 +380,7 @@ def test_first_order_draws_have_a_control_too() -> None:
     with pytest.warns(UserWarning, match="drift"):
         result = tpv.estimate(model, TEST, spec, output="logits", estimator=tpv.LinearizedMonteCarlo(2))
     assert set(result.metadata["control"]) == {"value"}
-    _, tangent = Linearization(model).jvp(TEST, bound(spec, model).control())
+    _, tangent = jvp(Linearization(model), TEST, bound(spec, model).control())
     assert result.metadata["control"]["value"] == pytest.approx(
         tangent.square().sum(1).mean().item(), rel=1e-10
     )

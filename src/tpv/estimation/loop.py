@@ -21,6 +21,7 @@ from tpv.common.stats import Moments
 from tpv.estimators.base import Chunk, EstimatorRun
 from tpv.model.batches import batch_size, count_examples, inputs, narrow
 from tpv.model.checks import check_device, check_outputs, explain_non_finite
+from tpv.model.independence import check_last
 from tpv.model.linearization import Linearization
 from tpv.model.memory import choose_chunk_size, release_memory
 
@@ -143,6 +144,8 @@ def _accumulated(
             at_a_time = _chunk_size(chunk_size, lin, batch, estimator_run)
             moments = Moments(estimator_run.names, estimator_run.draws)
             run = Run(moments, estimator_run, at_a_time, outputs, lin)
+            first = min(at_a_time, size)
+            check_last(lin, narrow(batch, 0, first, size), first)
         start = 0
         while start < size:
             stop = min(start + run.chunk_size, size)

@@ -268,7 +268,12 @@ class NTK:
                 other.rows * self.train.rows * self.dtype.itemsize + self._scratch(other.rows)
             )
             return gram(
-                JacobianRows(self.rows.sweep, functools.partial(other.chunks, self.chunk_size), other.rows),
+                JacobianRows(
+                    self.rows.sweep,
+                    functools.partial(other.chunks, self.chunk_size),
+                    other.rows,
+                    other.check_order,
+                ),
                 self.rows,
                 self.names,
             )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tpv.model.linearization import Linearization
+from tpv.model.products import jvp
 from tpv.ntk.training_set import TrainingSet
 
 Tangents = Mapping[str, Tensor]
@@ -38,5 +39,5 @@ def push(lin: Linearization, tangents: Tangents, parts: Iterable[Any]) -> Tensor
     """Jδ for R displacements at all examples, (rows, R). Cost: R Jacobian-vector products."""
     count = len(next(iter(tangents.values())))
     deltas = [{name: d[r] for name, d in tangents.items()} for r in range(count)]
-    products = [torch.stack([lin.jvp(part, d)[1].reshape(-1) for d in deltas], 1) for part in parts]
+    products = [torch.stack([jvp(lin, part, d)[1].reshape(-1) for d in deltas], 1) for part in parts]
     return torch.cat(products)

@@ -135,7 +135,7 @@ class BoundRetraining(Bound):
             repr(trainer.optimizer(trainer.leaves())),
             f"{train.magnitude:.4g}", f"{self._own.double().norm().item():.4g}",
         )  # fmt: skip
-        for batch in train.data:
+        for batch, _ in train.read():
             running.update(batch if train.lin.custom_forward else inputs(batch))
         return running.hexdigest()
 
@@ -154,7 +154,7 @@ def _as_trained(targets: Tensor, train: TrainingSet) -> Tensor:
             f"have {wanted}."
         )
     coordinates, start = [], 0
-    for batch, z in zip(train.data, train.predictions, strict=True):
+    for batch, z in train.read():
         rows = targets[start : start + batch_size(batch)].to(z)
         coordinates.append(masked(train.lin.output.coordinates(rows, rows), batch))
         start += len(rows)
