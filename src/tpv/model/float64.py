@@ -92,7 +92,7 @@ def precise(lin: Linearization, few: Any) -> Iterator[tuple[Linearization, Any, 
     wide, same = in_dtype(lin, torch.float64), cast(few, torch.float64)
     if wide is not None:
         with Float64Everywhere():
-            if _runs(wide, same):
+            if wide is lin or _runs(wide, same):
                 yield wide, same, True
                 return
     yield lin, few, False

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from tpv.model.attributes import Attributes
 from tpv.model.batches import batch_size, call_model, duplicated, map_tensors
 from tpv.model.outputs import Output, as_output, mask_of
+from tpv.model.padding import PaddingRows
 from tpv.model.process_state import eager
+from tpv.model.substitution import Substitution
 from tpv.model.twin import Forward as Forward
 from tpv.model.watch import watch_of
 from tpv.model.weights import Weights
@@ -48,6 +49,8 @@ class Linearization:
         self.routes: list[Any] = []
         self.forward = forward or call_model
         self._caller = _Caller(model, self.forward)
+        self._padding_rows = PaddingRows(model)
+        self._substituted = Substitution(self._caller)
         self._normalised = any(isinstance(m, _BatchNorm | _InstanceNorm) for m in model.modules())
 
     def padded(self, batch: Any) -> Any:
@@ -80,8 +83,8 @@ class Linearization:
     def outputs(self, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
         """Outputs f (N, ...) with some parameters replaced."""
         renamed = {f"model.{name}": value for name, value in weights.items()}
-        with eager():
-            return self.output.select(functional_call(self._caller, renamed, (batch,)))
+        with eager(), self._padding_rows.kept():
+            return self.output.select(self._substituted(renamed, (batch,)))
 
     def reading(self, coordinates: Callable[[Tensor, Tensor], Tensor]) -> Linearization:
         """The same model with other coordinates of its outputs."""

@@ -2,8 +2,9 @@ r"""Jδ, by the fastest route that is proven: ⟨v, Jδ⟩ = ⟨Jᵀv, δ⟩ wit
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -183,8 +184,7 @@ def _by_differences(lin: Linearization, batch: Any, delta: Delta) -> tuple[Tenso
     if wide is None:
         raise TPVError("the model does not run in float64.")
     wide_batch = cast(batch, torch.float64)
-    size = max((d.double().norm() / max(wide.weights[n].norm(), 1e-30) for n, d in delta.items()), default=1)
-    h = 1e-4 / max(float(size), 1e-30)
+    h = 1e-4 * max(_norm(wide.weights[n] for n in delta), 1e-3) / max(_norm(delta.values()), 1e-30)
 
     def difference(step: float) -> Tensor:
         up, down = (
@@ -195,3 +195,7 @@ def _by_differences(lin: Linearization, batch: Any, delta: Delta) -> tuple[Tenso
 
     value = lin(batch)
     return value, ((4 * difference(h) - difference(2 * h)) / 3).to(value.dtype)
+
+
+def _norm(values: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(value.double().square().sum().item() for value in values))

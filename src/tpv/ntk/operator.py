@@ -188,9 +188,7 @@ class NTK:
 
     def sweep(self, lin: Linearization) -> Sweep:
         """Gradients by the kernel's parameters, of outputs in the output space of ``lin``."""
-        selected_weights = {
-            name: lin.weights.without_padding(name, torch.ones((), device=self.device)) for name in self.names
-        }
+        selected_weights = {name: torch.ones((), device=self.device) for name in self.names}
         return Sweep(lin, selected_weights, passes=self.train.rows // self.train.examples)
 
     @property

@@ -32,7 +32,7 @@ def pull(train: TrainingSet, names: Sequence[str], v: Tensor) -> dict[str, Tenso
             for total, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
                     total[r] += gradient
-    return {name: lin.weights.without_padding(name, total) for name, total in zip(names, sums, strict=True)}
+    return dict(zip(names, sums, strict=True))
 
 
 def push(lin: Linearization, tangents: Tangents, parts: Iterable[Any]) -> Tensor:

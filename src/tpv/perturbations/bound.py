@@ -84,7 +84,7 @@ class BoundSample(Bound):
     deterministic: bool = False
 
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """δ with its names, shapes and values checked, and 0 in the padding rows of embeddings."""
+        """δ with its names, shapes and values checked."""
         delta = dict(users_code(self.weights, f"{self.spec!r}.sample", self.draw, self.weights, generator))
         self._refuse_nothing(delta)
         for name, value in delta.items():
@@ -97,7 +97,7 @@ class BoundSample(Bound):
             if not value.isfinite().all():
                 raise TPVError(f"{self.spec!r} displaces {name!r} by NaN or infinity.")
         at = self.weights
-        return {name: at.without_padding(name, value.to(at[name])) for name, value in delta.items()}
+        return {name: value.to(at[name]) for name, value in delta.items()}
 
     def variance(self) -> dict[str, Tensor] | None:
         """The variances with their names, shapes and values checked."""
@@ -114,9 +114,7 @@ class BoundSample(Bound):
             if not (value.isfinite() & (value >= 0)).all():
                 raise TPVError(f"{self.spec!r} gives {name!r} a variance that is negative, NaN or infinite.")
         at = self.weights
-        return {
-            name: at.without_padding(name, value.to(at[name].device)) for name, value in variances.items()
-        }
+        return {name: value.to(at[name].device) for name, value in variances.items()}
 
     def _refuse_nothing(self, values: Mapping[str, Tensor]) -> None:
         if not values:

@@ -95,7 +95,7 @@ class BoundRetraining(Bound):
 
     def _on_device(self, run: Run) -> dict[str, Tensor]:
         weights = self._trainer.weights
-        return {name: weights.without_padding(name, d.to(weights[name])) for name, d in run["delta"].items()}
+        return {name: d.to(weights[name]) for name, d in run["delta"].items()}
 
     def _finished(self, key: str, number: int, targets: Tensor) -> Run:
         stored: Run | None = self._store.get(key)

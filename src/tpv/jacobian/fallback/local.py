@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from tpv.common.errors import is_out_of_memory
 from tpv.jacobian.fallback.whole_model import Reduce, vmappable
@@ -16,6 +16,7 @@ from tpv.jacobian.formulas.base import LayerCall, Variance, checksum, widened
 from tpv.model.attributes import Attributes
 from tpv.model.batches import map_tensors, tensors
 from tpv.model.memory import SCRATCH_BYTES
+from tpv.model.substitution import Substitution
 
 
 class NotRepeatedError(Exception):
@@ -57,6 +58,7 @@ class LocalCall(LayerCall):
         self.module, self.arguments, self.axes, self.outputs, self.n = module, arguments, axes, outputs, n
         self.vectorised, self._before, self._after = True, attributes, Attributes(module)
         self._expected: Tensor | None = expected
+        self._substituted = Substitution(module)
         self._half = {k: widened(t.detach()) for k, t in _state(module) if widened(t) is not t}
         self.rows = [
             by_example(widened(t.detach()), a, n)
@@ -137,7 +139,7 @@ class LocalCall(LayerCall):
         args, kwargs = map_tensors(self.arguments, own)
         self._before.restore()
         try:
-            outputs = list(tensors(functional_call(self.module, self._half | w, args, kwargs)))
+            outputs = list(tensors(self._substituted(self._half | w, args, kwargs)))
         finally:
             self._after.restore()
         joined = torch.cat([outputs[i].movedim(axis, 0).reshape(-1) for i, axis in self.outputs.items()])
