@@ -47,7 +47,8 @@ def run(device: str, minutes: float, out: Path, only: list[str] | None = None) -
             continue
         log.section(name, share * seconds)
         try:
-            section(log)
+            if not log.late:
+                section(log)
         except Exception:
             text = traceback.format_exc(limit=-3)
             log.check("section", lambda text=text: {"result": f"FAILED: {text[-500:]}"})

@@ -16,27 +16,19 @@ from benchmarks.gpu_check.networks import resnet20
 from tpv.model.batches import move
 
 ARCHITECTURES = (
+    *("ResNet", "ResNet, bottleneck", "RegNet", "MobileNetV2", "EfficientNet", "SegFormer", "U-Net"),
     *(
-        "ResNet",
-        "ResNet, bottleneck",
-        "RegNet",
-        "MobileNetV2",
-        "EfficientNet",
-        "SegFormer",
-        "U-Net",
         "DenseNet",
+        "MobileViT",
+        "LeViT",
+        "PoolFormer",
+        "ConvNeXt",
+        "squeeze and excitation",
+        "in-place residuals",
     ),
-    *("MobileViT", "LeViT", "PoolFormer", "ConvNeXt", "squeeze and excitation", "patches after BatchNorm"),
-    *("in-place residuals", "ViT", "Swin", "BERT", "GPT-2", "Llama", "Mamba", "Mixtral", "T5", "Whisper"),
-    *(
-        "LSTM",
-        "MultiheadAttention",
-        "TransformerEncoder, padded",
-        "spectral norm",
-        "sharing",
-        "raw parameters",
-    ),
-    *("Mixer", "embedding bags", "Wav2Vec2", "CLIP"),
+    *("patches after BatchNorm", "LSTM", "MultiheadAttention", "TransformerEncoder, padded", "spectral norm"),
+    *("sharing", "raw parameters", "Mixer", "embedding bags", "ViT", "Swin", "BERT", "GPT-2", "Llama"),
+    *("Wav2Vec2", "CLIP", "Whisper", "Mamba", "Mixtral", "T5"),
 )
 
 

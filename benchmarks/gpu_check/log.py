@@ -39,10 +39,15 @@ class Log:
         self.section_end = min(self.end, now + seconds)
         print(f"== {name} ({now - self.started:.0f} s)", flush=True)
 
+    @property
+    def late(self) -> bool:
+        """Whether no check starts any more in this section."""
+        return time.perf_counter() > self.section_end
+
     def check(self, name: str, run: Callable[[], Fields]) -> None:
         """Run a check and write its fields, or how it failed."""
         start = time.perf_counter()
-        if start > self.section_end:
+        if self.late:
             self._add({"check": name, "result": "skipped: no time left"})
             return
         try:

@@ -1,9 +1,9 @@
-"""Test Prediction Variance: how much a trained network's predictions move when its weights are disturbed."""
+"""Test Prediction Variance: how much a trained network's predictions change when its weights do."""
 
 from typing import Any
 
 from tpv.common.errors import TPVError
-from tpv.common.progress import ProgressEvent
+from tpv.common.event import ProgressEvent
 from tpv.common.stats import Estimate
 from tpv.estimation.estimate import estimate
 from tpv.estimation.linearity import linearity

@@ -26,6 +26,16 @@ def test_links_are_replaced_and_not_followed(tmp_path: Path) -> None:
     assert path.read_text() == "{}"
 
 
+def test_a_guessed_name_of_the_draft_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
+    (tmp_path / ".tpv-guessed.part").symlink_to(victim)
+    with pytest.raises(TPVError, match="cannot write"):
+        put_text(tmp_path / "report.json", "{}")
+    assert victim.read_text() == "precious"
+
+
 def test_an_interrupt_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     put_text(path, "old")

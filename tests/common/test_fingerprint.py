@@ -87,6 +87,7 @@ def test_what_holds_itself_ends() -> None:
     assert fingerprint(loop) != fingerprint([1])
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_another_process() -> None:
     text = "import tpv, torch\nfrom tpv.common.fingerprint import fingerprint\n"
     text += "print(fingerprint({'a', 'b'}, tpv.Quantization(bits=4), torch.ones(2), tpv.estimate))"

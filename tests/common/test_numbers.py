@@ -130,6 +130,7 @@ def language_model(vocabulary: int, **settings: int) -> nn.Module:
     return GPT2LMHeadModel(config).eval()
 
 
+@pytest.mark.slow
 def test_a_tied_language_model_never_holds_a_gradient_of_its_vocabulary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,10 +6,12 @@ import contextlib
 import io
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+import rich.errors
 import rich.progress
 from rich.console import Console
 
@@ -116,3 +118,37 @@ def test_without_rich_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(ImportError, match=r"tpv\[cli\]"):
         Progress.of(True)
+
+
+def test_work_deep_inside_finds_its_stage_and_nothing_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tpv.ProgressEvent] = []
+
+    def kernel() -> None:
+        with Progress.current().stage("kernel", total=1) as stage:
+            stage.advance()
+
+    def work() -> None:
+        with Progress.of(events.append).stage("measuring"):
+            kernel()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    seen = [event.stage for event in events]
+    assert seen == ["measuring", "measuring · kernel", "measuring · kernel", "measuring"]
+    kernel()
+    thread = threading.Thread(target=kernel)
+    with Progress.of(events.append).stage("again"):
+        thread.start()
+        thread.join()
+    assert [event.stage for event in events[4:]] == ["again"]
+
+
+def test_a_terminal_that_is_taken_shows_no_second_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(*_: object) -> None:
+        raise rich.errors.LiveError("Only one live display may be active at once")
+
+    monkeypatch.setattr("rich.progress.Progress.start", taken)
+    with terminal(monkeypatch) as screen, Progress.of(True).stage("measuring", total=1) as bar:
+        bar.advance()
+    assert "measuring" not in screen.getvalue()

@@ -218,7 +218,9 @@ def test_a_single_example_through_batchnorm_has_right_squares_and_gradients() ->
             self.conv, self.norm, self.head = nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(torch.tanh(self.norm(self.conv(x)).flatten(2).transpose(1, 2))).flatten(1)
+            return self.head(
+                torch.tanh(self.norm(self.conv(x)).flatten(2).transpose(1, 2).contiguous())
+            ).flatten(1)
 
     torch.manual_seed(0)
     model, x = settled(Patches()), randn(5, 2, 4, 4)

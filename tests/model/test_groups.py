@@ -69,7 +69,7 @@ def test_stability_and_plots_take_groups() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("block(", r"layers='block\(' is no regular expression"),
+        ("block(", r"layers='block\(' is not a regular expression"),
         ("layer9", r"layers='layer9' matches no parameter: names look like 'stem\.weight'"),
         ({"a": "*stm*"}, r"matches no parameter"),
         (3, "give a regular expression, a mapping"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import sys
 import threading
@@ -219,6 +220,48 @@ def test_an_interrupt_anywhere_leaves_nothing_open() -> None:
     assert survived > 20
     assert not others_wait()
     assert QUESTIONS[2](model, x) == expected
+
+
+def interrupted_at_exit_of(context: str, model: nn.Module, x: torch.Tensor) -> KeyboardInterrupt:
+    """The exception, which holds the context whose exit was skipped, as a notebook holds its last one."""
+    exits = contextlib._GeneratorContextManager.__exit__.__code__
+
+    def trace(called: Any, event: str, arg: Any) -> None:
+        if event == "call" and called.f_code is exits and called.f_locals["self"].gen.__name__ == context:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    sys.settrace(trace)
+    try:
+        QUESTIONS[2](model, x)
+    except KeyboardInterrupt as error:
+        return error
+    finally:
+        sys.settrace(None)
+    raise AssertionError("never interrupted")
+
+
+def test_an_exit_that_an_interrupt_skipped_is_not_run_later() -> None:
+    model, x = net(), randn(3, 4)
+    before = everything()
+    error = interrupted_at_exit_of("jvp_increment_nesting", model, x)
+    assert everything() == before
+    LEVELS._jvp_increment_nesting()
+    del error
+    gc.collect()
+    assert LEVELS.get_dynamic_layer_stack_depth() == 1
+    LEVELS._jvp_decrement_nesting()
+    assert everything() == before
+
+
+def test_an_interrupt_at_the_very_end_of_a_verb_is_repaired_when_its_exception_goes() -> None:
+    model, x = net(), randn(3, 4)
+    before = everything()
+    error = interrupted_at_exit_of("fixed_point", model, x)
+    del error
+    gc.collect()
+    assert everything() == before
+    assert not others_wait()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

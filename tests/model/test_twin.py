@@ -341,8 +341,18 @@ def test_a_destructor_runs_once_for_the_user() -> None:
 
 
 def test_shared_and_own() -> None:
+    class Handle:
+        def __init__(self) -> None:
+            self.number = 1
+
+        def __del__(self) -> None:
+            pass
+
     model = unpicklable()
+    model.handle, model.number = Handle(), torch.ones(())
     twin = make_twin(model).model
+    assert twin.handle is model.handle
+    assert twin.number.data_ptr() != model.number.data_ptr()
     assert twin.lock is model.lock
     assert twin.file is model.file
     assert twin.optimizer is model.optimizer
@@ -485,8 +495,15 @@ class ClassLevel(Net):
         return self.b(self.layers["a"](x))
 
 
-def class_level() -> nn.Module:
-    model = net(ClassLevel)
+class Detached(ClassLevel):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.layers["a"](x)
+        return self.b(h)
+
+
+def class_level(kind: type[ClassLevel] = ClassLevel) -> nn.Module:
+    model = net(kind)
     ClassLevel.layers = {"a": model.a}
     return model
 
@@ -510,6 +527,10 @@ def watched(model: nn.Module) -> None:
         (lambda: net(Clipped), "the model's forward pass writes into 'a.weight'"),
         (resized, "the model's forward pass writes into 'a.weight'"),
         (lambda: net(Computed), "use 'a.weight' through something that a perturbation would not reach"),
+        (
+            lambda: class_level(Detached),
+            "use 'a.weight' through something that a perturbation would not reach",
+        ),
         (class_level, "use 'a.weight' through something that a perturbation would not reach"),
         (lambda: nn.LazyLinear(3), "lazy layers"),
     ],

@@ -76,8 +76,8 @@ def test_faults_inside_the_library_leave_the_model_unchanged(
 
 
 def test_an_interrupt_from_the_progress_bar_leaves_the_model_unchanged() -> None:
-    def progress(done: int, total: int | None) -> None:
-        if done > 2:
+    def progress(event: tpv.ProgressEvent) -> None:
+        if event.done > 2:
             raise KeyboardInterrupt
 
     for verb in VERBS:

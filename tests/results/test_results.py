@@ -244,6 +244,7 @@ def test_intervals_are_normal() -> None:
             pair.interval(level)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     """Binomial: |z| < 4 over 400 samples of 50 examples."""
     model, hits = nn.Linear(4, 2).double(), 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpv.common.progress import ProgressEvent
+from tpv.common.event import ProgressEvent
 
 if TYPE_CHECKING:
     import rich.progress

@@ -5,29 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tpv.common.errors import TPVError
-
-
-@dataclass(frozen=True)
-class ProgressEvent:
-    """How far the work is.
-
-    Attributes:
-        stage: what is being done, such as "measuring"; " · " separates a stage from the one that it is in.
-        part, parts: this is part ``part`` of ``parts`` of the whole work, counted from 1.
-        done, total: examples, steps or blocks of this stage; ``total`` is None where nobody knows it.
-        text: a remark, such as the loss.
-    """
-
-    stage: str
-    part: int = 1
-    parts: int = 1
-    done: int = 0
-    total: int | None = None
-    text: str = ""
-
+from tpv.common.event import ProgressEvent
 
 Listener = Callable[[ProgressEvent], object]
 
@@ -88,7 +69,7 @@ class Progress:
             name: what is done, such as "measuring".
             total: how many examples, steps or blocks; None if unknown.
             part, parts: this stage is part ``part`` of ``parts``; inside another stage that is such a part,
-                the outer one's count is kept.
+                the outer count stays.
         """
         above = self._state
         if above is not None:

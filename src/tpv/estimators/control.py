@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import Tensor
+
+from tpv.common.stats import Moments
 
 _NEGLIGIBLE = 0.1
 
@@ -18,39 +21,37 @@ class ControlSums:
 
     def __init__(self, followed: int) -> None:
         self._followed = followed
-        self.count = 0
-        self.at_control = self.at_draws = 0.0
-        self.around_control: float | None = None
+        self._moments: Moments | None = None
 
     def update(self, control: Tensor, drawn: Tensor, around: int) -> None:
         """Add examples: (N, m) at the control, (N, D, m) at the draws, whose column ``around``, if any,
         compares with the control.
         """
-        self.count += len(control)
-        self.at_control += control[:, self._followed].sum().item()
-        self.at_draws += drawn[..., self._followed].mean(1).sum().item()
+        columns = [control[:, self._followed], drawn[..., self._followed].mean(1)]
         if drawn.shape[-1] > around:
-            self.around_control = (self.around_control or 0.0) + drawn[..., around].mean(1).sum().item()
+            columns.append(drawn[..., around].mean(1))
+        if self._moments is None:
+            self._moments = Moments(["value", "measured", "variance"][: len(columns)])
+        self._moments.update(torch.stack(columns, 1))
 
     def merge(self, other: ControlSums) -> None:
         """Add the sums of another shard of the data."""
-        self.count += other.count
-        self.at_control += other.at_control
-        self.at_draws += other.at_draws
-        if other.around_control is not None:
-            self.around_control = (self.around_control or 0.0) + other.around_control
+        if self._moments is None:
+            self._moments = other._moments
+        elif other._moments is not None:
+            self._moments.merge(other._moments)
 
     def result(self) -> dict[str, float]:
         """Means over examples: ``"value"`` at the control, and ``"variance"`` of the draws around it.
 
         Warns where the control is more than a tenth of what was measured.
         """
-        value, measured = self.at_control / self.count, self.at_draws / self.count
-        means = {"value": value}
-        if self.around_control is not None:
-            means["variance"] = self.around_control / self.count
-        if value > _NEGLIGIBLE * measured:
-            warnings.warn(_drift(value, measured), stacklevel=6)
+        assert self._moments is not None
+        result = self._moments.result()
+        means = dict(zip(result.names, result.mean.tolist(), strict=True))
+        measured = means.pop("measured")
+        if means["value"] > _NEGLIGIBLE * measured:
+            warnings.warn(_drift(means["value"], measured), stacklevel=6)
         return means
 
 

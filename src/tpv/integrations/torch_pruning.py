@@ -16,9 +16,10 @@ from tpv.model.batches import batch_size, batches, ends
 from tpv.model.linearization import Forward
 from tpv.model.outputs import OutputSpec
 from tpv.model.twin import twin_of
-from tpv.pruning.channels.candidates import WRONG, problems, wrongly_traced
+from tpv.pruning.channels.candidates import wrongly_traced
 from tpv.pruning.channels.conversion import channel_group, scorable
 from tpv.pruning.channels.groups import ChannelGroup, Parameters
+from tpv.pruning.channels.proof import WRONG, problems
 from tpv.pruning.channels.tracing import all_groups, trace
 from tpv.pruning.scores.channel_scores import ChannelScores
 from tpv.pruning.scores.cotangents import Frozen, freeze

@@ -167,7 +167,7 @@ def _rebuilt(batch: Any, values: list[Any]) -> Any:
 
 
 def narrow(batch: Any, start: int, stop: int, size: int) -> Any:
-    """Examples start..stop of a batch of ``size``, contiguous; what has no batch axis of that size is kept
+    """Examples start..stop of a batch of ``size``, contiguous; what has no batch axis of that size stays
     whole.
     """
     return rows_of(batch, range(start, stop), size)
@@ -211,8 +211,8 @@ def _is_rows(value: Any, size: int) -> bool:
     return not found or not all(per_example(t, size) for t in found)
 
 
-def rows_of(batch: Any, chosen: Sequence[int], size: int) -> Any:
-    """The chosen examples of a batch of ``size``; what has no batch axis of that size is kept whole.
+def rows_of(batch: Any, rows: Sequence[int], size: int) -> Any:
+    """The rows examples of a batch of ``size``; what has no batch axis of that size is kept whole.
 
     Tensors and arrays are cut along their first axis, and any other sequence of ``size`` elements is cut
     too, unless it holds tensors that all are.
@@ -221,21 +221,21 @@ def rows_of(batch: Any, chosen: Sequence[int], size: int) -> Any:
         TPVError: for what may hold the examples and cannot be cut: an iterator, a set, an object.
     """
     if isinstance(batch, Tensor):
-        index = slice(chosen.start, chosen.stop) if isinstance(chosen, range) else list(chosen)
+        index = slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
         return batch[index].contiguous() if per_example(batch, size) else batch
     if not isinstance(batch, Mapping | list | tuple):
         return batch
-    return _rebuilt(batch, [_rows_of_entry(value, chosen, size) for value in _values(batch)])
+    return _rebuilt(batch, [_rows_of_entry(value, rows, size) for value in _values(batch)])
 
 
-def _rows_of_entry(value: Any, chosen: Sequence[int], size: int) -> Any:
+def _rows_of_entry(value: Any, rows: Sequence[int], size: int) -> Any:
     if not _is_rows(value, size):
         _refuse_uncuttable(value, size)
-        return rows_of(value, chosen, size)
+        return rows_of(value, rows, size)
     if isinstance(value, np.ndarray):
-        return value[list(chosen)]
-    rows = [value[i] for i in chosen]
-    return _rebuilt(value, rows) if isinstance(value, list | tuple) else rows
+        return value[list(rows)]
+    elements = [value[i] for i in rows]
+    return _rebuilt(value, elements) if isinstance(value, list | tuple) else elements
 
 
 def _refuse_uncuttable(value: Any, size: int) -> None:

@@ -117,8 +117,7 @@ def _builtin_method(original: Any, copy: Copier) -> Any:
 
 
 def _partial(original: functools.partial[Any], copy: Copier) -> Any:
-    parts = original.func, original.args, original.keywords
-    function, args, keywords = map(copy, parts)
+    function, args, keywords = map(copy, (original.func, original.args, original.keywords))
     kind = type(original)
     return copy.attributes(original, copy.note(original, kind.__new__(kind, function, *args, **keywords)))
 

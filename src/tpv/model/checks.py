@@ -17,7 +17,7 @@ from tpv.model.linearization import Linearization
 
 
 def check_module(model: object) -> None:
-    """Refuse what is no model at all.
+    """Refuse what is not a model.
 
     Raises:
         TPVError: naming its type.
@@ -30,17 +30,17 @@ def check_model(model: nn.Module) -> None:
     """Refuse a model without a fixed point to measure at.
 
     Raises:
-        TPVError: for something that is no ``nn.Module``; for BatchNorm or dropout in training mode, BatchNorm
-            without running statistics, an embedding that renormalises itself; for NaN or infinite weights;
-            for a model without trainable floating-point parameters.
+        TPVError: for something that is not an ``nn.Module``; for BatchNorm or dropout in training mode,
+            BatchNorm without running statistics, an embedding that renormalises itself; for NaN or infinite
+            weights; for a model without trainable floating-point parameters.
     """
     check_module(model)
     if isinstance(model, torch.jit.ScriptModule) and not isinstance(
         model, torch.jit._trace.TopLevelTracedModule
     ):
         raise TPVError(
-            "the model is a torch.jit.ScriptModule, whose layers cannot be told apart: give the nn.Module "
-            "that it was made from."
+            "the model is a torch.jit.ScriptModule, whose layers are not separate modules: give the "
+            "nn.Module that it was made from."
         )
     for name, module in model.named_modules():
         if problem := _unsteady(module):
@@ -86,7 +86,8 @@ def _unsteady(module: nn.Module) -> str | None:
         return f"a {kind} with max_norm, which rewrites its weights in every forward pass: set max_norm=None."
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.scale_grad_by_freq or module.sparse):
         return (
-            f"a {kind} with scale_grad_by_freq or sparse gradients, which are no Jacobian: set both to False."
+            f"a {kind} with scale_grad_by_freq or sparse gradients, which are not a Jacobian: set both to "
+            "False."
         )
     return None
 
@@ -139,7 +140,7 @@ def check_outputs(lin: Linearization, batch: Any) -> Tensor:
     few = rows_of(batch, [*range(m - 1), size - 1], size)
     with (
         torch.enable_grad()
-    ):  # so that a tensor of weights that the model keeps has its history, and using it twice fails aloud
+    ):  # so that a tensor of weights that the model stores has its history, and a second use raises
         with lin.watch.forward() as check_graph:
             outputs = lin(few)
         check_graph(outputs)

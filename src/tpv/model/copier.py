@@ -6,6 +6,7 @@ import copy as shallow
 import copyreg
 import sys
 import types
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from tpv.model.storages import LARGE
 
+_WITHOUT_ATTRIBUTES = (dict, OrderedDict, defaultdict, list, set, deque, tuple)
 Handler = Callable[[Any, "Copier"], Any]
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _SHARED = (
@@ -37,7 +39,7 @@ class Copier:
     def __init__(self, handlers: Mapping[type, Handler]) -> None:
         self.only: set[int] | None = None
         self.targets: dict[int, Any] = {}
-        self._handlers = handlers
+        self._handlers, self._by_type = handlers, dict[type, Handler]()
         self._copies: dict[int, tuple[Any, Any]] = {}
 
     def expect(self, targets: Iterable[Any]) -> None:
@@ -52,9 +54,13 @@ class Copier:
             return pair[1]
         if self.only is not None and id(original) not in self.only:
             return original
-        kinds = type(original).__mro__
-        handler = next((self._handlers[kind] for kind in kinds if kind in self._handlers), _any_object)
-        return handler(original, self)
+        return self._handler(type(original))(original, self)
+
+    def _handler(self, kind: type) -> Handler:
+        if kind not in self._by_type:
+            bases = (self._handlers[base] for base in kind.__mro__ if base in self._handlers)
+            self._by_type[kind] = next(bases, _any_object)
+        return self._by_type[kind]
 
     def note(self, original: Any, copied: Any) -> Any:
         """Remember a copy before what it holds is copied, and keep the original alive: its id is its name."""
@@ -75,6 +81,8 @@ class Copier:
 
     def attributes(self, original: Any, copied: Any) -> Any:
         """Fill an object with copies of the original's attributes."""
+        if type(original) in _WITHOUT_ATTRIBUTES:
+            return copied
         if isinstance(own := getattr(original, "__dict__", None), dict):
             filled = self.note(own, vars(copied))
             filled.update({name: self(value) for name, value in own.items()})

@@ -1,4 +1,4 @@
-"""Which layer a parameter counts for: its module, or a group of one's own."""
+"""Which layer a parameter belongs to: its module, or a group of the user's."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def layer_of(parameter: str) -> str:
 
 
 def groups(spec: LayersSpec, names: Iterable[str]) -> dict[str, str]:
-    """Parameter name → the layer that it counts for.
+    """Parameter name → the layer that it belongs to.
 
     Args:
         spec: None for modules; a regular expression searched in the names, whose first group (or whole match)
             is the layer; a mapping from layers to glob patterns, the first match counting; or a function of
             the name.
-        names: of the parameters. What no pattern matches counts for "(other)".
+        names: of the parameters. What no pattern matches belongs to "(other)".
 
     Raises:
         TPVError: for a pattern that is none or that matches nothing.
@@ -55,7 +55,7 @@ def _by_expression(text: str, names: list[str]) -> dict[str, str]:
     try:
         expression = re.compile(text)
     except re.error as error:
-        raise TPVError(f"layers={text!r} is no regular expression: {error}.") from error
+        raise TPVError(f"layers={text!r} is not a regular expression: {error}.") from error
     match_of = {name: expression.search(name) for name in names}
     if not any(match_of.values()):
         raise TPVError(

@@ -32,7 +32,7 @@ class Linearization:
     Args:
         model: any ``nn.Module`` in evaluation mode.
         forward: ``(model, batch) -> outputs``; by default a batch's tensor, first element or keywords go in.
-        output: what of the outputs counts.
+        output: the output space.
 
     Attributes:
         routes: those to Jδ that are proven for this model (:mod:`tpv.model.products`), the fastest first.
@@ -94,9 +94,7 @@ class Linearization:
 
     @contextmanager
     def raw(self) -> Iterator[None]:
-        """Meanwhile the predictions are the outputs themselves: the ways of parameters do not depend on what
-        counts.
-        """
+        """A context in which predictions are the outputs: routes do not depend on the output space."""
         asked = self.output
         self.output = replace(asked, coordinates=as_output("logits").coordinates)
         try:

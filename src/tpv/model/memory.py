@@ -21,8 +21,8 @@ def choose_chunk_size(lin: Linearization, batch: Any, scratch: int = 0, *, backw
     """Examples per chunk, a power of two, so that the work of a sweep stays within 256 MiB (on a GPU, a
     quarter of what is free).
 
-    An example counts with twice what autograd saves for it, because layer inputs are held as well and output
-    gradients are on their way, and with twice the ``scratch`` numbers that a layer writes out; without
+    An example counts with twice what autograd saves for it, because layer inputs and output gradients are in
+    memory as well, and with twice the ``scratch`` numbers that a layer writes out; without
     ``backward`` passes, with half of what autograd would save.
     """
     saved = _saved_bytes(lin, narrow(batch, 0, 1, batch_size(batch)))

@@ -1,4 +1,4 @@
-"""What of a model's predictions counts, and in which units."""
+"""Output spaces: which function of a model's predictions is compared, and in which units."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def as_output(spec: OutputSpec) -> Output:
     """
     if callable(spec):
         name = called(spec)
-        return Output(name, "", lambda raw: _chosen(spec(raw), name), same, _squares)
+        return Output(name, "", lambda raw: _selected(spec(raw), name), same, _squares)
     known = {
         "logits": Output("logits", "", outputs_tensor, same, _squares),
         "centered": Output(
@@ -148,29 +148,30 @@ def _found(raw: Any) -> Any:
     return raw[0] if isinstance(raw, list | tuple) and raw else raw
 
 
-def _chosen(found: Any, name: str) -> Tensor:
-    if not isinstance(found, Tensor):
+def _selected(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
         raise TPVError(
-            f"output={name} returned a {type(found).__name__}, not a tensor: labels are dropped from "
+            f"output={name} returned a {type(value).__name__}, not a tensor: labels are dropped from "
             "batches, so that there is no loss; "
             "pick the logits or another tensor (N, ...)."
         )
-    return _checked(found, found)
+    return _checked(value, value)
 
 
-def _checked(found: Any, raw: Any) -> Tensor:
-    if not isinstance(found, Tensor):
+def _checked(value: Any, raw: Any) -> Tensor:
+    if not isinstance(value, Tensor):
         keys = f" with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else ""
         raise TPVError(
-            f"the model returned a {type(raw).__name__}{keys}, not a tensor of outputs: pass output=lambda "
-            "returned: ... that picks it out."
+            f"the model returned a {type(raw).__name__}{keys}, not a tensor of outputs: pass "
+            "output=lambda returned: ... that picks it out, or where there is no output=, "
+            "forward=lambda model, batch: ... that gives it."
         )
-    if found.ndim == 0 or not found.is_floating_point():
+    if value.ndim == 0 or not value.is_floating_point():
         raise TPVError(
             "the model's outputs must be floating-point with the examples along the first axis; "
-            f"got shape {tuple(found.shape)}, {found.dtype}."
+            f"got shape {tuple(value.shape)}, {value.dtype}."
         )
-    return found
+    return value
 
 
 def _class_scores(raw: Any) -> Tensor:

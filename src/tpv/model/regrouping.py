@@ -21,14 +21,14 @@ from tpv.model.batches import (
 
 def chosen(data: Iterable[Any], keep: Sequence[bool]) -> list[Any]:
     """Batches with the examples whose place in the data is marked."""
-    found, start = [], 0
+    selected, start = [], 0
     for batch in data:
         size = batch_size(batch)
         rows = [i for i in range(size) if keep[start + i]]
         start += size
         if rows:
-            found.append(rows_of(batch, rows, size))
-    return found
+            selected.append(rows_of(batch, rows, size))
+    return selected
 
 
 class LargeBatches:

@@ -1,4 +1,4 @@
-"""The weights that a perturbation meets: names, values and the layers they belong to."""
+"""The weights that a perturbation displaces: names, values and the modules they belong to."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Weights(Mapping[str, Tensor]):
 
     @property
     def fixed(self) -> dict[str, Tensor]:
-        """What no perturbation moves: buffers (BatchNorm statistics and the like) and frozen parameters."""
+        """What no perturbation displaces: buffers, such as BatchNorm statistics, and frozen parameters."""
         frozen = {name: p.detach() for name, p in self._model.named_parameters() if not p.requires_grad}
         return frozen | {name: buffer.detach() for name, buffer in self._model.named_buffers()}
 

@@ -93,12 +93,12 @@ def _causes(entries: list[Entry]) -> Table:
 
 def _linearity(entries: list[Entry]) -> Table:
     table = plain_table("perturbation", "V")
-    table.add_column("verdict", overflow="fold")
+    table.add_column("first-order approximation", overflow="fold")
     for entry in entries:
         if entry.linearity:
             table.add_row(
                 entry.perturbation,
                 plus_minus(entry.linearity.value, entry.linearity.stderr),
-                entry.linearity.verdict,
+                entry.linearity.verdict.removeprefix("first-order approximation "),
             )
     return table

@@ -11,16 +11,17 @@ from tpv.model.batches import batch_size, batches, count_examples, move, narrow
 
 
 class View:
-    """The first ``limit`` examples of data as :func:`tpv.estimate` takes them, moved batch by batch; read
-    anew at every pass.
+    """The first ``limit`` examples of data as :func:`tpv.estimate` takes them, moved to the device batch
+    by batch at every pass.
 
     Args:
         data: a tensor or a re-iterable of batches.
         limit: examples at most; None for all.
-        device: where batches go; None leaves them.
+        device: where batches are moved; None leaves them.
 
     Attributes:
-        dataset: something whose length is the number of examples, None where only reading would tell.
+        dataset: something whose length is the number of examples, None where that is not known before
+            the data are read.
     """
 
     def __init__(self, data: object, limit: int | None, device: torch.device | None) -> None:

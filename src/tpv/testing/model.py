@@ -29,7 +29,7 @@ _MOST_PASSES, _RANDOM = 4096, 8
 
 @dataclass(frozen=True, repr=False)
 class ModelCheck:
-    """What :func:`check_model` found.
+    """The result of :func:`check_model`.
 
     Attributes:
         model: the model's class.
@@ -73,6 +73,7 @@ class ModelCheck:
             )
             for route, names in by_route.items()
         ]
+        columns = 5 if any(row[4] for row in rows) else 4
         return "\n".join(
             [
                 f"{self.model}: {self.examples} examples × {self.outputs} outputs",
@@ -80,7 +81,10 @@ class ModelCheck:
                 "example)",
                 f"one probe for each example costs {self.cost:.2g} forward+backward passes",
                 "",
-                table(("route", "tensors", "weights", "such as", "why"), rows),
+                table(
+                    ("route", "tensors", "weights", "such as", "why")[:columns],
+                    [row[:columns] for row in rows],
+                ),
             ]
         )
 
@@ -93,7 +97,7 @@ def check_model(
     r"""Check on a model that the sweep gives every parameter's per-example :math:`\sum_i (J^\top v)_i^2` as
     plain autograd does.
 
-    The model runs in float64, and each example alone through plain ``torch.autograd``: for every
+    The model runs in float64, and each single example through plain ``torch.autograd``: for every
     output where that takes at most 4096 backward passes, else for 8 random cotangents. Prints the result.
 
     Args:
@@ -170,7 +174,7 @@ def _cotangents(n: int, outputs: int) -> Tensor:
 
 
 def _reference(lin: Linearization, names: list[str], batch: Any, cotangents: Tensor) -> Tensor:
-    """(n, R, number of parameters) squares by one backward pass each, every example alone."""
+    """(n, R, number of parameters) squares by one backward pass each, of single examples."""
     parameters = [lin.model.get_parameter(name) for name in names]
     one, n = Variance(torch.ones(()), 0), len(cotangents)
     rows = []

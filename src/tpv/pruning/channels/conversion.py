@@ -21,10 +21,9 @@ def channel_group(group: Any) -> ChannelGroup:
     """The :class:`ChannelGroup` of a ``tp.dependency.Group``."""
     graph, root, channels = group._DG, group[0].dep.target.module, group[0].idxs
     names = {module: name for name, module in graph.model.named_modules()}
-    if root in getattr(graph, "endless", ()):
+    if reason := getattr(graph, "untraceable", {}).get(root):
         positions = torch.arange(len(channels))
-        loop = Member("operations in a loop, as of rotary embeddings", "opaque", positions, positions)
-        return ChannelGroup(names[root], len(channels), (loop,))
+        return ChannelGroup(names[root], len(channels), (Member(reason, "opaque", positions, positions),))
     together = _removed_together(graph, group)
     tied = math.lcm(len(together), *(_tied(graph, dep) for dep, _ in group))
     width = len(channels) // tied

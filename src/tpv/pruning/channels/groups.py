@@ -13,6 +13,13 @@ Role = Literal["consumer", "producer", "parameter", "opaque"]
 Parameters = Literal["consumers", "all"]
 
 
+def channel_axis(parameter: Tensor) -> int:
+    """The axis of a parameter outside of a layer that counts channels: its last one longer than 1, as
+    Torch-Pruning has it.
+    """
+    return max((i for i, n in enumerate(parameter.shape) if n > 1), default=parameter.ndim - 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     """One axis of one module's weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,11 +73,19 @@ def _graph_class() -> Any:
     tp = torch_pruning()
 
     class Graph(tp.DependencyGraph):  # type: ignore[misc,name-defined]
-        """A dependency graph whose searches end; ``endless`` has the modules where one had to be stopped."""
+        """A dependency graph whose searches end; ``untraceable`` has the modules where one did not reach its
+        end, with the reason.
+        """
 
         def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
-            super().build_dependency(*args, **kwargs)
-            self.endless: set[nn.Module] = set()
+            self.broken: set[Any] = set()
+            self.untraceable: dict[nn.Module, str] = {}
+            try:
+                super().build_dependency(*args, **kwargs)
+            except Exception:
+                self.broken = _unfollowed(self)
+                if not self.broken:
+                    raise
             for node in self.module2node.values():
                 node.dependencies = _Edges(node.dependencies)
             return self
@@ -85,12 +94,35 @@ def _graph_class() -> Any:
             nodes = set(self.module2node.values())
             for node in nodes:
                 node.dependencies.visits = 0
-            group = super().get_pruning_group(module, pruning_fn, idxs)
+            try:
+                group = super().get_pruning_group(module, pruning_fn, idxs)
+            except Exception as error:
+                self.untraceable[module] = f"an operation that Torch-Pruning cannot follow ({error})"
+                for node in nodes:
+                    node.dependencies.visits = _MAX_VISITS
+                return super().get_pruning_group(module, pruning_fn, idxs)
             if any(node.dependencies.visits > _MAX_VISITS for node in nodes):
-                self.endless.add(module)
+                self.untraceable[module] = "operations in a loop, as of rotary embeddings"
+            if any(dep.target in self.broken or dep.source in self.broken for dep, _ in group):
+                self.untraceable[module] = "an operation that Torch-Pruning cannot follow"
             return group
 
     return Graph
+
+
+def _unfollowed(graph: Any) -> set[Any]:
+    """The concatenations, splits and the like that Torch-Pruning cannot follow channels through; from now on
+    it takes them for operations by element.
+    """
+    broken, alone = set(), copy.copy(graph)
+    for module, node in getattr(graph, "module2node", {}).items():
+        alone.module2node = {module: node}
+        try:
+            torch_pruning().dependency.index_mapping.update_index_mapping(alone)
+        except Exception:
+            broken.add(node)
+            node.type = torch_pruning().ops.OPTYPE.ELEMENTWISE
+    return broken
 
 
 def group_of(graph: Any, name: str, channels: list[int]) -> Any:

@@ -16,7 +16,7 @@ from tpv.common.errors import TPVError
 from tpv.common.options import require_number
 from tpv.model.costs import module_macs, parameters
 from tpv.model.linearization import Forward
-from tpv.pruning.channels.groups import ChannelGroup
+from tpv.pruning.channels.groups import ChannelGroup, channel_axis
 
 Unit = Literal["macs", "params"]
 _Axis = list[tuple[tuple[int, ...], int]]
@@ -139,9 +139,10 @@ def budget(
     uses, total = _uses(groups), sum(amounts.values())
     costs: list[Cost] = []
     for name, p in model.named_parameters() if unit == "params" else ():
-        if axes := uses.get((name, "parameter")):  # such as a class token: channels are its last axis
+        if axes := uses.get((name, "parameter")):
+            full = p.shape[channel_axis(p)]
             amounts[name.rpartition(".")[0]] -= p.numel()
-            costs += _terms(p.numel(), [(_axis(axes, p.shape[-1], groups), p.shape[-1])])
+            costs += _terms(p.numel(), [(_axis(axes, full, groups), full)])
     for name, amount in amounts.items():
         module = model.get_submodule(name)
         sides = [(_axis(uses.get((name, role), {}), full, groups), full) for role, full in _sides(module)]
