@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from tpv.common.errors import TPVError, is_out_of_memory
 from tpv.model.batches import map_tensors
@@ -34,7 +33,8 @@ class Float64Everywhere(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         torch.set_default_dtype(self._default)
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if _get_current_function_mode() is self:  # not after an interrupt inside of __torch_function__
+            super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         func = Tensor.double if func is Tensor.float else func
@@ -86,21 +86,24 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return map_tensors(value, widen) if plain else value
 
 
-@contextmanager
-def precise(lin: Linearization, few: Any) -> Iterator[tuple[Linearization, Any, bool]]:
-    """The model and examples in float64, or as they are where it does not run so."""
+def precise(lin: Linearization, few: Any) -> tuple[Linearization, Any, bool]:
+    """The model, examples in float64, and True; or all as they are and False where it does not run so.
+
+    They are for use inside :func:`everywhere`.
+    """
     wide, same = in_dtype(lin, torch.float64), cast(few, torch.float64)
-    if wide is not None:
-        with Float64Everywhere():
-            if wide is lin or _runs(wide, same):
-                yield wide, same, True
-                return
-    yield lin, few, False
+    exact = wide is not None and (wide is lin or _runs(wide, same))
+    return (wide, same, True) if wide is not None and exact else (lin, few, False)
+
+
+def everywhere(exact: bool) -> AbstractContextManager[object]:
+    """:class:`Float64Everywhere`, where asked for."""
+    return Float64Everywhere() if exact else nullcontext()
 
 
 def _runs(lin: Linearization, few: Any) -> bool:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Float64Everywhere():
             return bool(lin(few).dtype == torch.float64)
     except Exception as error:  # whatever the user's model raises on float64
         if is_out_of_memory(error):

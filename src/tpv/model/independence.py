@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.model.batches import batch_size, narrow, rows_of
-from tpv.model.float64 import precise
+from tpv.model.float64 import everywhere, precise
 from tpv.model.linearization import Linearization
 
 _ROWS = 9
@@ -33,7 +33,8 @@ def check_rows(lin: Linearization, batch: Any) -> None:
     """
     size = batch_size(batch)
     rows = sorted({*range(min(size, _ROWS - 1)), size - 1})
-    with precise(lin, rows_of(batch, rows, size)) as (wide, some, exact):
+    wide, some, exact = precise(lin, rows_of(batch, rows, size))
+    with everywhere(exact):
         together = wide(some)
         if not together.isfinite().all():
             return  # what reads all examples says where it comes from

@@ -14,7 +14,7 @@ from torch.func import jvp as forward_mode_jvp
 from tpv.common.errors import TPVError, is_out_of_memory
 from tpv.model.attention import MathAttention
 from tpv.model.batches import batch_size, ends, narrow
-from tpv.model.float64 import cast, in_dtype, precise
+from tpv.model.float64 import cast, everywhere, in_dtype, precise
 from tpv.model.hidden import refuse_hidden_use
 from tpv.model.linearization import Linearization
 
@@ -57,7 +57,8 @@ def jvp(lin: Linearization, batch: Any, delta: Delta) -> tuple[Tensor, Tensor]:
 def _proven(lin: Linearization, batch: Any, delta: Delta) -> list[Route]:
     """The routes that agree with gradients on two examples, the fastest first."""
     few = ends(batch, batch_size(batch))
-    with precise(lin, few) as (wide, few, exact):
+    wide, few, exact = precise(lin, few)
+    with everywhere(exact):
         probe = _random_like(wide, delta)
         v, expected, scale = _pulled(wide, few, probe)
         outputs = v[0].numel()
