@@ -32,6 +32,7 @@ def test_sign_probes_average_to_the_trace_over_all_sign_vectors() -> None:
     assert torch.stack(every).mean(0).sum(1).mean().item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probes", [1, 2, 4])
 @pytest.mark.parametrize("outputs", [5, 8])
 def test_hutchinson_is_unbiased_and_its_error_bar_is_calibrated(probes: int, outputs: int) -> None:
@@ -50,6 +51,7 @@ def test_hutchinson_is_unbiased_and_its_error_bar_is_calibrated(probes: int, out
     assert abs(layer.mean().item() - exact.layers["0"].value) < 4 * layer.std().item() / math.sqrt(len(runs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [tpv.LinearizedMonteCarlo(draws=6), tpv.MonteCarlo(draws=6)])
 def test_draws_are_unbiased_and_their_error_bar_is_calibrated(estimator: tpv.Estimator) -> None:
     model, x, perturbation = network(), randn(30, 6), tpv.Isotropic(0.001)
@@ -61,6 +63,7 @@ def test_draws_are_unbiased_and_their_error_bar_is_calibrated(estimator: tpv.Est
     assert stated == pytest.approx(values.std().item(), rel=4 / math.sqrt(2 * len(runs)))
 
 
+@pytest.mark.slow
 def test_standard_error_covers_the_sampling_of_examples() -> None:
     model, perturbation = network(), tpv.Isotropic(0.1)
     population = tpv.estimate(model, randn(20000, 6, seed=9), perturbation, estimator=tpv.Exact())
