@@ -10,7 +10,7 @@ _CAUSES = {
     "Exact": "For each backward pass, squared gradients are computed per example and layer; the plain "
     "pass computes only the batch's weight gradients.",
     "Hutchinson(1)": "In addition to the backward pass, squared gradients are computed per example and "
-    "layer. Planning and verifying the routes on two examples and a second probe for the first 64 (for the "
+    "layer. Planning and verifying the routes on two examples and a second probe for a few (for the "
     "standard error) are fixed costs, which weigh on the {n} examples here and not on thousands.",
     "K backward passes": f"The loop makes the same {{K}} backward passes; {_BATCHES}",
     "one probe": f"The loop uses tpv's own estimator, a random cotangent; {_BATCHES}",

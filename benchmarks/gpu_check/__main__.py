@@ -27,21 +27,21 @@ def main() -> None:
 
 
 def run(device: str, minutes: float, out: Path, only: list[str] | None = None) -> None:
-    """Every section, the cheap and the most telling first."""
+    """Every section, the cost first; the architectures have all the time that is left."""
     from benchmarks.gpu_check import correctness, cost, profile, rivals
     from benchmarks.gpu_check.log import Log
 
     log = Log(out, device, 60 * minutes)
     share = minutes / 8
     for name, seconds, section in (
-        ("Architectures: Exact, float64, device against CPU", 100, correctness.architectures),
-        ("Cost in plain forward and backward passes (u)", 150, cost.table),
-        ("Perturbations, label noise, pruning: device against CPU", 60, correctness.perturbations),
-        ("Repeatability", 30, correctness.repeatability),
+        ("Cost in plain forward and backward passes (u)", 120, cost.table),
+        ("Fixed cost", 20, cost.fixed),
+        ("Perturbations, label noise, pruning: device against CPU", 30, correctness.perturbations),
+        ("Repeatability", 20, correctness.repeatability),
         ("Out of memory", 20, correctness.memory),
-        ("Profile", 90, profile.where_the_time_goes),
-        ("Fixed cost", 30, cost.fixed),
-        ("Rivals", 60, rivals.rivals),
+        ("Profile", 80, profile.where_the_time_goes),
+        ("Rivals", 40, rivals.rivals),
+        ("Architectures: Exact, float64, device against CPU", 480, correctness.architectures),
     ):
         if only and not name.lower().startswith(tuple(o.lower() for o in only)):
             continue

@@ -32,6 +32,10 @@ ARCHITECTURES = (
 )
 
 
+_TOLERANCES = {"LeViT": 1e-6}
+"""Its hardswish multiplies by 1/6 rounded to float32 on CUDA (3e-8), in float64 too; the CPU's is exact."""
+
+
 def architectures(log: Log) -> None:
     """Exact in float64 on the zoo's networks, against the value on the CPU."""
     from zoo import ZOO
@@ -52,7 +56,7 @@ def _architecture(architecture: Any, device: str) -> Fields:
 
     expected, measured = value("cpu"), value(device)
     slow = {k: v for r in (expected, measured) for k, v in [("slow", len(r.metadata.get("slow_routes", {})))]}
-    return same(measured.value, expected.value, 1e-9) | slow
+    return same(measured.value, expected.value, _TOLERANCES.get(architecture.name, 1e-9)) | slow
 
 
 def _network() -> tuple[nn.Module, Tensor]:
@@ -144,8 +148,13 @@ def repeatability(log: Log) -> None:
     log.check("channels last, float32", lambda: same(value(*last), first, 1e-3))
 
 
+_FLOAT32 = 1e-4
+
+
 def memory(log: Log) -> None:
-    """With little memory, the chunk is halved until it fits, and the value stays."""
+    """With little memory, the chunk is halved until it fits, and the value stays, to what float32 leaves:
+    another chunk size and less memory choose other kernels.
+    """
     network = resnet20(log.device, small=log.device == "cpu")
 
     def run(chunk: int | None) -> tpv.TPVResult:
@@ -169,7 +178,7 @@ def memory(log: Log) -> None:
             "chunk": squeezed_result.metadata["chunk_size"],
             "chosen chunk": expected.metadata["chunk_size"],
         }
-        return same(squeezed_result.value, expected.value, 1e-5) | {"halvings": halved} | chunks
+        return same(squeezed_result.value, expected.value, _FLOAT32) | {"halvings": halved} | chunks
 
     if log.device == "cuda":
         log.check("1024 images at once in 600 MiB", squeezed)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from cases import randn
-from torch import nn
+from torch import Tensor, nn
 
 import tpv
 from tpv.jacobian import Sweep
@@ -49,6 +50,35 @@ def test_hutchinson_is_unbiased_and_its_error_bar_is_calibrated(probes: int, out
     assert stated == pytest.approx(spread, rel=4 / math.sqrt(2 * len(runs)))
     layer = torch.tensor([r.layers["0"].value for r in runs])
     assert abs(layer.mean().item() - exact.layers["0"].value) < 4 * layer.std().item() / math.sqrt(len(runs))
+
+
+class Counting(nn.Module):
+    """Notes how many examples go through at a time."""
+
+    rows: ClassVar[list[int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows.append(len(x))
+        return x
+
+
+def test_the_second_probe_takes_a_few_rows_of_the_same_pass_and_no_example_counts_twice() -> None:
+    torch.manual_seed(0)
+    layers = Counting(), nn.Linear(6, 5)
+    model, x, perturbation = nn.Sequential(*layers).double(), randn(100, 6), tpv.Isotropic(0.1)
+    results, rows = {}, {}
+    for chunk in (100, 50, 16, 1):
+        Counting.rows.clear()
+        estimator = tpv.Hutchinson(1)
+        results[chunk] = tpv.estimate(model, [x], perturbation, estimator=estimator, chunk_size=chunk)
+        rows[chunk] = sum(Counting.rows)
+    for result in results.values():
+        assert result.value == pytest.approx(results[100].value, rel=1e-12)
+        assert result.mc_stderr == pytest.approx(results[100].mc_stderr, rel=1e-12)
+        assert result.n_examples == 100
+    fixed = rows[100] - 100 - (8 + 3)
+    assert fixed < 30
+    assert set(rows.values()) == {rows[100]}
 
 
 @pytest.mark.slow

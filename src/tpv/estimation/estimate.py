@@ -60,7 +60,7 @@ def estimate(
         generator: a seed, or a CPU ``torch.Generator``; it is the only source of randomness.
         progress: True for a bar on standard error (``pip install 'tpv[cli]'``), or a function that gets every
             :class:`tpv.ProgressEvent`.
-        chunk_size: examples at a time; by default as many as fit in 256 MiB, or a quarter of the free GPU
+        chunk_size: examples at a time; by default as many as fit in 512 MiB, or a quarter of the free GPU
             memory. Where memory runs out, it is halved and the work goes on, with a warning.
         pointwise: whether the result has the value of every example too, as ``result.pointwise``.
 

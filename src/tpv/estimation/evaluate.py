@@ -63,7 +63,7 @@ class Evaluation:
         return TPVResult.from_moments(
             run.moments,
             run.estimator_run.no_layers,
-            run.metadata(self.generator, started, perturbation=repr(bound.spec)),
+            run.metadata(self.generator, started, perturbation=repr(bound.spec), **bound.metadata()),
             pointwise=run.pointwise() if self.pointwise else None,
             **run.estimator_run.extra_fields(),
         )

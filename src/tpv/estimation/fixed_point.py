@@ -34,5 +34,5 @@ def fixed_point(
         )
     check_model(model)
     output_space = as_output(perturbation.output if output is None else output)
-    with twin_of(model, forward) as (twin, remapped):
+    with twin_of(model, forward, plain_weights=perturbation.plain_weights) as (twin, remapped):
         yield Linearization(twin, remapped, output_space)

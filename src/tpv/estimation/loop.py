@@ -150,7 +150,7 @@ def _accumulated(
         while start < size:
             stop = min(start + run.chunk_size, size)
             part = narrow(batch, start, stop, size)
-            if not _added(run, Chunk(part, start, stop - start, size, number, run.moments.count)):
+            if not _added(run, Chunk(part, batch, start, stop - start, size, number, run.moments.count)):
                 run.halve()
                 continue
             stage.advance(stop - start)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tpv.model.batches import rows_of
 from tpv.model.layers import LayersSpec
 from tpv.model.linearization import Linearization
 from tpv.perturbations.bound import Bound
@@ -21,10 +23,13 @@ class Chunk:
     """Examples start … start + n of the ``number``-th batch, of ``size``: what fits in memory at a time.
 
     Attributes:
+        batch: these examples.
+        whole: the batch that they are part of.
         index: the place of its first example in the data, in the data's own order.
     """
 
     batch: Any
+    whole: Any
     start: int
     n: int
     size: int
@@ -34,6 +39,13 @@ class Chunk:
     def rows(self, device: torch.device) -> Tensor:
         """(n,) places of its examples in the data, for :mod:`tpv.common.counters`."""
         return torch.arange(self.index, self.index + self.n, device=device)
+
+    def with_again(self, again: Sequence[int]) -> Any:
+        """Its examples, followed by some of them (counted from its first) once more."""
+        if not again:
+            return self.batch
+        places = [*range(self.n), *again]
+        return rows_of(self.whole, [self.start + i for i in places], self.size)
 
 
 @dataclass

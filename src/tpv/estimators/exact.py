@@ -69,12 +69,12 @@ class _BasisSweep(EstimatorRun):
     def contribution(self, chunk: Chunk) -> Contribution:
         with self._layers.sweep.linearized(chunk.batch) as (outputs, squares):
             n, k = outputs.reshape(len(outputs), -1).shape
-            total = torch.zeros((), dtype=torch.float64)
+            total = outputs.new_zeros((), dtype=torch.float64)
             for index in range(k):
                 v = outputs.new_zeros(n, k)
                 v[:, index] = 1
-                total = total + squares(v, last=index == k - 1).cpu()
-        return Contribution(self._layers.by_layer(total))
+                total = total + squares(v, last=index == k - 1)
+        return Contribution(*self._layers.by_layer([total]))
 
     def scratch(self, batch: Any) -> int:
         return self._layers.scratch(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ class LayerSweep:
         for row, name in enumerate(self.sweep.names):
             self._membership[row, 1 + layers.index(layer_of[name])] = 1
 
-    def by_layer(self, squares: Tensor) -> Tensor:
-        """(N, parameters) to (N, 1 + layers)."""
-        return squares.cpu() @ self._membership
+    def by_layer(self, swept: Sequence[Tensor]) -> list[Tensor]:
+        """Each (N, parameters) to (N, 1 + layers), in one copy from the device."""
+        return [squares @ self._membership for squares in torch.stack(list(swept)).cpu()]
 
     def scratch(self, batch: Any) -> int:
         """Most numbers per example that a layer writes out at a time."""

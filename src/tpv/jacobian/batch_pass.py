@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tpv.common.errors import is_out_of_memory
@@ -14,6 +16,8 @@ from tpv.jacobian.backward import backward
 from tpv.jacobian.calls import Call
 from tpv.jacobian.fallback.local import NotRepeatedError
 from tpv.jacobian.fallback.whole_model import one_by_one, vectorised
+from tpv.jacobian.formulas.base import LayerCall
+from tpv.jacobian.formulas.precision import widened
 from tpv.jacobian.reducers import Part, Reducer
 from tpv.jacobian.routes.graph import Graph
 from tpv.jacobian.routes.table import Demotion, Kind, RouteTable
@@ -62,7 +66,11 @@ class BatchPass:
     def output_gradients(self, v: Tensor, calls: Sequence[Call]) -> dict[Call, Tensor]:
         """The calls' output gradients for cotangents v like the outputs."""
         gradients: dict[Call, Tensor] = {}
-        backward(self.outputs, self.graph, v, calls, gradients.__setitem__, retain=True)
+
+        def receive(call: Call, g: Tensor) -> None:
+            gradients[call] = widened(g)
+
+        backward(self.outputs, self.graph, v, calls, receive, retain=True)
         return gradients
 
     def reduce(
@@ -81,7 +89,8 @@ class BatchPass:
         for call, g in waiting:
             unshared = {k: name for k, name in call.names.items() if name in names and name not in shared}
             try:
-                reduced |= reducer.of_call(call.layer, g, unshared) if unshared else {}
+                with _own_precision(call.layer, g):
+                    reduced |= reducer.of_call(call.layer, g, unshared) if unshared else {}
             except NotRepeatedError:
                 failed += _not_repeated(call.names.values())
         for group in reducer.groups(shared):
@@ -106,7 +115,8 @@ class BatchPass:
                 waiting.append((call, g))
             else:
                 asked = {local: name for local, name in call.names.items() if name in names}
-                reduced.update(reducer.of_call(call.layer, g, asked))
+                with _own_precision(call.layer, g):
+                    reduced.update(reducer.of_call(call.layer, g, asked))
 
         calls = [call for call in self.calls if any(name in names for name in call.names.values())]
         backward(self.outputs, self.graph, v, calls, receive, retain=not last)
@@ -138,15 +148,27 @@ def _of_several_calls(
     reduced: dict[str, Tensor] = {}
     for name in names:
         parts = [(c.layer, k, g) for c, g in waiting for k, other in c.names.items() if other == name]
-        if parts and (value := reducer.of_factors(name, parts)) is not None:
-            reduced[name] = value
+        if parts:
+            with _own_precision(parts[0][0], parts[0][2]):
+                value = reducer.of_factors(name, parts)
+            reduced |= {} if value is None else {name: value}
     sums: dict[str, Tensor] = {}
     for call, g in waiting:
         asked = {k: name for k, name in call.names.items() if name in names and name not in reduced}
-        for local, gradient in (call.layer.gradients(g, list(asked)) if asked else {}).items():
+        with _own_precision(call.layer, g):
+            gradients = call.layer.gradients(g, list(asked)) if asked else {}
+        for local, gradient in gradients.items():
             name = asked[local]
             sums[name] = sums[name] + gradient if name in sums else gradient
     return reduced | {name: reducer.of_gradient(name, gradient) for name, gradient in sums.items()}
+
+
+def _own_precision(layer: LayerCall, g: Tensor) -> AbstractContextManager[object]:
+    """Formulas choose their precision by what they get; a module that runs again follows autocast."""
+    kind = g.device.type
+    if layer.reruns or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def _not_repeated(names: Iterable[str]) -> list[Demotion]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from tpv.jacobian.fallback.local import LocalCall
-from tpv.jacobian.formulas.base import LayerCall, widened
+from tpv.jacobian.formulas.base import LayerCall
+from tpv.jacobian.formulas.precision import widened
 from tpv.jacobian.formulas.registry import layer_call
 from tpv.jacobian.routes.graph import Graph
 from tpv.jacobian.routes.recorder import Recorded, Site, expanded
@@ -41,10 +43,12 @@ class Call:
         known = next(g for g in gradients if g is not None)
         shapes_and_axes = zip(gradients, self.shapes, self.axes, strict=True)
         rows = [
-            widened(known.new_zeros(shape) if g is None else g).movedim(axis, 0)
+            (known.new_zeros(shape) if g is None else g).movedim(axis, 0)
             for g, shape, axis in shapes_and_axes
         ]
-        return torch.cat([g.reshape(n, -1) for g in rows], dim=1) if self.layer.reruns else rows[0]
+        if self.layer.reruns:
+            return torch.cat([widened(g).reshape(n, -1) for g in rows], dim=1)
+        return rows[0] if self.layer.half else widened(rows[0])
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class CallBuilder:
     n: int
     passes: int
     unproven: frozenset[Site]
+    _first_with_input: dict[Any, LayerCall] = field(default_factory=dict)
 
     def build(self) -> tuple[list[Call], list[Demotion]]:
         """All calls that account for parameters, and the demotions of those that cannot."""
@@ -116,8 +121,12 @@ class CallBuilder:
         if x is None:
             return None
         shared = recorded.site in self.table.expand
-        rows = expanded(x, self.n) if shared else x.movedim(outputs[0], 0)
-        return layer_call(recorded.module, rows, self.n, self.passes)
+        axis = outputs[0]
+        rows = expanded(x, self.n) if shared else x.movedim(axis, 0)
+        layer = layer_call(recorded.module, rows, self.n, self.passes)
+        if layer is not None:
+            layer.share_input(self._first_with_input.setdefault((id(x), type(layer), shared, axis), layer))
+        return layer
 
     def _repeated(self, recorded: Recorded, outputs: dict[int, int]) -> LayerCall | None:
         inputs = self.table.inputs.get(recorded.site)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from tpv.common.reads import numbers
 from tpv.jacobian.formulas.base import LayerCall, Variance, gram_is_cheaper
 from tpv.jacobian.formulas.factors import squared_norm
 
@@ -57,19 +58,25 @@ class Squares(Reducer):
     def __init__(self, variance: Mapping[str, Tensor], weights: Mapping[str, Tensor], passes: int) -> None:
         self._weights, self._passes = weights, passes
         self._variances = {name: Variance(c, weights[name].ndim) for name, c in variance.items()}
+        single = [name for name, c in variance.items() if c.numel() == 1]
+        self._factor = dict(zip(single, numbers([variance[name] for name in single]), strict=True))
 
     def of_call(self, layer: LayerCall, g: Tensor, names: Mapping[str, str]) -> dict[str, Tensor]:
         squares = layer.squares(g, {local: self._variances[name] for local, name in names.items()})
-        return {names[local]: square for local, square in squares.items()}
+        return {names[local]: self._weighted(names[local], square) for local, square in squares.items()}
 
     def of_factors(self, name: str, parts: list[tuple[LayerCall, str, Tensor]]) -> Tensor | None:
         rows = self._variances[name].rows
         if rows is None or not self._factored(name, [(layer, local) for layer, local, _ in parts]):
             return None
-        return squared_norm([layer.factors(g).scaled(rows) for layer, _, g in parts])
+        return self._weighted(name, squared_norm([layer.factors(g).scaled(rows) for layer, _, g in parts]))
 
     def of_gradient(self, name: str, gradient: Tensor) -> Tensor:
-        return self._variances[name].square(gradient)
+        return self._weighted(name, self._variances[name].square(gradient))
+
+    def _weighted(self, name: str, square: Tensor) -> Tensor:
+        """A sum of squares (n,) times the variance where that is a single number."""
+        return square.double() * self._factor.get(name, 1.0)
 
     def zero(self, name: str, n: int) -> Tensor:
         return torch.zeros(n, dtype=torch.float64, device=self._weights[name].device)

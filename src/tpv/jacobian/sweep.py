@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError, is_out_of_memory
+from tpv.common.reads import numbers
 from tpv.jacobian.batch_pass import BatchPass, DemotedError
 from tpv.jacobian.calls import Call, CallBuilder
 from tpv.jacobian.fallback.whole_model import one_by_one
@@ -18,6 +19,7 @@ from tpv.jacobian.reducers import Gradients, Reducer, Squares
 from tpv.jacobian.routes.graph import Graph
 from tpv.jacobian.routes.planner import Planner
 from tpv.jacobian.routes.recorder import Recorded, Recorder, Site
+from tpv.jacobian.routes.survey import Survey
 from tpv.jacobian.routes.table import NOT_EXPANDABLE, Demotion, Kind, RouteTable
 from tpv.jacobian.routes.verify import (
     ExpansionProof,
@@ -79,6 +81,7 @@ class Sweep:
         self.lin, self.names, self.table = lin, list(variance), RouteTable()
         self.unused: frozenset[str] | None = None
         self._passes = passes
+        self._scratch: int | None = None
         self._ids = {id(p): name for name, p in lin.model.named_parameters() if name in variance}
         self._planner = Planner(lin, self._ids)
         self._expansion = ExpansionProof(lin)
@@ -115,9 +118,11 @@ class Sweep:
             yield outputs, lambda v, names: reduce(v, names, False)
 
     def scratch(self, batch: Any) -> int:
-        """Most numbers per example that any layer writes out at a time."""
-        padded = self.lin.padded(batch)
-        return self._squares.scratch(self._begin(ends(padded, batch_size(padded))).uses)
+        """Most numbers per example that any layer writes out at a time, as the first batch shows it."""
+        if self._scratch is None:
+            padded = self.lin.padded(batch)
+            self._scratch = self._squares.scratch(self._begin(ends(padded, batch_size(padded))).uses)
+        return self._scratch
 
     def prepare(self, batch: Any) -> None:
         """Plan the routes with the batch's first and last example, and compare their squares with those of
@@ -151,10 +156,13 @@ class Sweep:
             yield attempt.outputs[:n].detach(), reduce
 
     @torch.no_grad()
-    def _begin(self, batch: Any) -> BatchPass:
-        """The batch's forward pass, under a table for which coverage and the order of rows are proven."""
+    def _begin(self, batch: Any, survey: Survey | None = None) -> BatchPass:
+        """The batch's forward pass, or the one that a survey has made, under a table for which coverage and
+        the order of rows are proven.
+        """
         while True:
-            outputs, recorded, unproven = self._forward(batch)
+            outputs, recorded, unproven = self._forward(batch, survey)
+            survey = None
             graph = Graph(outputs, recorded)
             unused = frozenset(name for key, name in self._ids.items() if key not in graph.uses)
             self.unused = unused if self.unused is None else self.unused & unused
@@ -167,24 +175,17 @@ class Sweep:
                 return attempt
             self.table = self.table.demoted(demotions)
 
-    def _forward(self, batch: Any) -> tuple[Tensor, list[Recorded], frozenset[Site]]:
+    def _forward(
+        self, batch: Any, survey: Survey | None = None
+    ) -> tuple[Tensor, list[Recorded], frozenset[Site]]:
         """Outputs, recorded calls, and those with a new expansion. Where giving shared outputs an axis of
         examples changes what the model computes, the table goes on without it.
         """
         table = self.table
-        with (
-            Recorder(table.modules, batch_size(batch), self._planner.analytic, table.expand) as recorder,
-            torch.enable_grad(),
-        ):
-            try:
-                outputs = self.lin(batch)
-            except Exception as error:
-                if not table.expand or is_out_of_memory(error):
-                    raise
-                outputs = None
+        outputs, calls = self._recorded(batch) if survey is None else (survey.outputs, survey.calls)
         unproven = None
         if outputs is not None:
-            unproven = self._expansion.unproven(batch, outputs, recorder.calls, table.expand)
+            unproven = self._expansion.unproven(batch, outputs, calls, table.expand)
         if outputs is None or unproven is None:
             self.table = table.without_expansion(NOT_EXPANDABLE)
             return self._forward(batch)
@@ -193,7 +194,19 @@ class Sweep:
                 "the outputs do not depend on any perturbed parameter: the model runs under torch.no_grad() "
                 "or detaches its outputs, or params= selects parameters that it does not use."
             )
-        return outputs, recorder.calls, unproven
+        return outputs, calls, unproven
+
+    def _recorded(self, batch: Any) -> tuple[Tensor | None, list[Recorded]]:
+        """Outputs and calls; no outputs where the model refuses expanded ones."""
+        table = self.table
+        recorder = Recorder(table.modules, batch_size(batch), self._planner.analytic, table.expand)
+        with recorder, torch.enable_grad():
+            try:
+                return self.lin(batch), recorder.calls
+            except Exception as error:
+                if not table.expand or is_out_of_memory(error):
+                    raise
+                return None, recorder.calls
 
     def _restart_checks(self) -> None:
         reducers: tuple[Reducer, ...] = self._squares, self._gradients
@@ -203,16 +216,16 @@ class Sweep:
         unplanned = self.table.examples < min(2, batch_size(batch))
         if not unplanned and not self._unverified[reducer].due:
             return
-        few = ends(batch, batch_size(batch))
+        few, survey = ends(batch, batch_size(batch)), None
         with self.lin.raw():
             if unplanned:
-                self.table = self._planner.plan(few, self.table.demotions)
+                self.table, survey = self._planner.plan(few, self.table.demotions)
                 self._restart_checks()
             if self._unverified[reducer].due:
-                self._verify(few, reducer)
+                self._verify(few, reducer, survey)
 
     @torch.no_grad()
-    def _verify(self, few: Any, reducer: Reducer) -> None:
+    def _verify(self, few: Any, reducer: Reducer, survey: Survey | None) -> None:
         """Demote every route that differs from plain single-example gradients, until all agree.
 
         A parameter that these examples do not depend on stays unverified, for the next batch to show.
@@ -221,7 +234,8 @@ class Sweep:
         unverified.checks += batch_size(few) > 1
         expected: dict[str, Tensor] = {}
         while True:
-            attempt = self._begin(few)
+            attempt = self._begin(few, survey)
+            survey = None
             v = random_signs(attempt.outputs)
             try:
                 values = attempt.reduce(v, reducer, self.names)
@@ -239,11 +253,12 @@ class Sweep:
                 break
             reason = "differs from single-example gradients"
             demotions = tuple(Demotion(name, reason, Kind.LOCAL, routes[name].modules) for name in wrong)
-            self.table = self._planner.plan(few, self.table.demotions + demotions)
+            self.table, survey = self._planner.plan(few, self.table.demotions + demotions)
+        if self._scratch is None:
+            self._scratch = self._squares.scratch(attempt.uses)
         if len(v) > 1:
-            unverified.names -= {
-                name for name in self.names if (reducer.size(name, expected[name]) > 0).all()
-            }
+            seen = numbers([(reducer.size(name, expected[name]) > 0).all() for name in self.names])
+            unverified.names -= {name for name, positive in zip(self.names, seen, strict=True) if positive}
 
 
 def _out_of_order(attempt: BatchPass) -> list[Demotion]:

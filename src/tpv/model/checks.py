@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from tpv.common.errors import TPVError
+from tpv.common.reads import non_finite
 from tpv.model.batches import batch_size, rows_of, tensors
 from tpv.model.independence import check_rows, repeatability
 from tpv.model.linearization import Linearization
@@ -57,9 +58,9 @@ def check_model(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if problem := _untreatable(parameter):
             raise TPVError(f"{name} is {problem}")
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not tensor.is_meta and not tensor.detach().isfinite().all():
-            raise TPVError(f"{name} holds NaN or infinity: the checkpoint is broken or training diverged.")
+    broken = non_finite(dict([*model.named_parameters(), *model.named_buffers()]))
+    if broken is not None:
+        raise TPVError(f"{broken} holds NaN or infinity: the checkpoint is broken or training diverged.")
 
 
 def _unsteady(module: nn.Module) -> str | None:

@@ -14,12 +14,12 @@ from tpv.model.batches import batch_size, narrow
 from tpv.model.linearization import Linearization
 
 SCRATCH_BYTES = 2**28
-_LARGEST = 256
+_CPU_BYTES, _LARGEST_ON_CPU, _LARGEST = 2**29, 256, 4096
 
 
 def choose_chunk_size(lin: Linearization, batch: Any, scratch: int = 0, *, backward: bool = True) -> int:
-    """Examples per chunk, a power of two, so that the work of a sweep stays within 256 MiB (on a GPU, a
-    quarter of what is free).
+    """Examples per chunk, a power of two, so that the work of a sweep stays within 512 MiB and 256 examples
+    (on a GPU, a quarter of what is free and 4096 examples).
 
     An example counts with twice what autograd saves for it, because layer inputs and output gradients are in
     memory as well, and with twice the ``scratch`` numbers that a layer writes out; without
@@ -29,7 +29,8 @@ def choose_chunk_size(lin: Linearization, batch: Any, scratch: int = 0, *, backw
     weight = next(iter(lin.weights.values()))
     graph_bytes = 2 * saved if backward else saved // 2
     fitting = _budget(weight.device) // max(graph_bytes + 2 * scratch * max(4, weight.element_size()), 1)
-    return min(_LARGEST, 1 << (max(fitting, 1).bit_length() - 1))
+    largest = _LARGEST if weight.is_cuda else _LARGEST_ON_CPU
+    return min(largest, 1 << (max(fitting, 1).bit_length() - 1))
 
 
 def _saved_bytes(lin: Linearization, example: Any) -> int:
@@ -53,7 +54,7 @@ def _saved_bytes(lin: Linearization, example: Any) -> int:
 def _budget(device: torch.device) -> int:
     if device.type == "cuda":
         return available_bytes(device) // 4
-    return SCRATCH_BYTES
+    return _CPU_BYTES
 
 
 def available_bytes(device: torch.device) -> int:

@@ -15,6 +15,7 @@ from tpv.model.callables import CALLABLES
 from tpv.model.containers import CONTAINERS
 from tpv.model.copier import Copier
 from tpv.model.modules import handlers
+from tpv.model.parametrized import with_plain_weights
 from tpv.model.process_state import process_state
 from tpv.model.reach import leading_to
 from tpv.model.storages import Storages
@@ -84,12 +85,17 @@ def make_twin(model: nn.Module, *, frozen_gradients: bool = False) -> Twin:
 
 
 @contextmanager
-def twin_of(model: nn.Module, forward: Forward | None = None) -> Iterator[tuple[nn.Module, Any]]:
-    """The twin of a model and ``forward`` remapped to it; process-wide state is restored at the end.
+def twin_of(
+    model: nn.Module, forward: Forward | None = None, *, plain_weights: bool = False
+) -> Iterator[tuple[nn.Module, Any]]:
+    """The twin of a model and ``forward`` remapped to it; process-wide state is restored at the end. With
+    ``plain_weights`` frozen parameters require gradients in it, and parametrized weights are parameters.
 
     Raises:
         TPVError: as :func:`make_twin`.
     """
     with process_state():
-        twin = make_twin(model)
+        twin = make_twin(model, frozen_gradients=plain_weights)
+        if plain_weights:
+            with_plain_weights(twin.model)
         yield twin.model, twin.remapped(forward)

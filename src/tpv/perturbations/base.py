@@ -40,6 +40,7 @@ class PerturbationSpec(ABC):
         training_data: the inputs that δ was fitted on, where there are such: :func:`tpv.stability` then
             cross-fits.
         needs_training_data: whether it still lacks the inputs that δ is fitted on.
+        plain_weights: whether it moves frozen parameters too, and parametrized weights themselves.
     """
 
     params: Patterns = None
@@ -47,6 +48,7 @@ class PerturbationSpec(ABC):
     output: str = "logits"
     training_data: object = None
     needs_training_data: bool = False
+    plain_weights: bool = False
 
     @abstractmethod
     def bind(self, lin: Linearization) -> Bound:
@@ -174,6 +176,11 @@ class Sum(PerturbationSpec):
     def bind(self, lin: Linearization) -> Bound:
         """All parts, bound to the same model."""
         return BoundSum(self, tuple(part.bind(lin) for part in self.parts))
+
+    @property
+    def plain_weights(self) -> bool:  # type: ignore[override]
+        """Whether all parts ask for them."""
+        return all(part.plain_weights for part in self.parts)
 
     @property
     def training_data(self) -> object:  # type: ignore[override]

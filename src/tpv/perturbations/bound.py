@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError, did_you_mean
+from tpv.common.reads import moved_together, non_finite, numbers
 from tpv.model.linearization import Linearization
 from tpv.model.weights import Patterns, Weights
 from tpv.perturbations.factor import Factor
@@ -75,6 +77,7 @@ class BoundSample(Bound):
         weights: the parameters that its ``params`` selects.
         draw: its ``sample``.
         variances: its ``variance``.
+        notes: its metadata.
     """
 
     spec: object
@@ -82,6 +85,11 @@ class BoundSample(Bound):
     draw: Callable[[Weights, torch.Generator], Displacements]
     variances: Callable[[Weights], Variances | None]
     deterministic: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def metadata(self) -> dict[str, Any]:
+        """The notes."""
+        return dict(self.notes)
 
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
         """δ with its names, shapes and values checked."""
@@ -94,8 +102,8 @@ class BoundSample(Bound):
                     f"{self.spec!r}.sample gave {name!r} the shape {tuple(value.shape)}; the parameter has "
                     f"{tuple(w.shape)}."
                 )
-            if not value.isfinite().all():
-                raise TPVError(f"{self.spec!r} displaces {name!r} by NaN or infinity.")
+        if (broken := non_finite(delta)) is not None:
+            raise TPVError(f"{self.spec!r} displaces {broken!r} by NaN or infinity.")
         at = self.weights
         return {name: value.to(at[name]) for name, value in delta.items()}
 
@@ -111,10 +119,10 @@ class BoundSample(Bound):
                     f"{self.spec!r}.variance gave {name!r} the shape {tuple(value.shape)}, which does not "
                     f"broadcast to {tuple(self.weights[name].shape)}."
                 )
-            if not (value.isfinite() & (value >= 0)).all():
-                raise TPVError(f"{self.spec!r} gives {name!r} a variance that is negative, NaN or infinite.")
+        if (broken := _no_variance(variances)) is not None:
+            raise TPVError(f"{self.spec!r} gives {broken!r} a variance that is negative, NaN or infinite.")
         at = self.weights
-        return {name: value.to(at[name].device) for name, value in variances.items()}
+        return moved_together(variances, {name: at[name].device for name in variances})
 
     def _refuse_nothing(self, values: Mapping[str, Tensor]) -> None:
         if not values:
@@ -175,6 +183,14 @@ def _broadcasts(value: Tensor, w: Tensor) -> bool:
         return bool(torch.broadcast_shapes(value.shape, w.shape) == w.shape)
     except RuntimeError:
         return False
+
+
+def _no_variance(values: Variances) -> str | None:
+    """The first that is somewhere negative, NaN or infinite."""
+    extremes = {name: value.aminmax() for name, value in values.items() if value.numel()}
+    smallest, largest = numbers([e[0] for e in extremes.values()]), numbers([e[1] for e in extremes.values()])
+    rows = zip(extremes, smallest, largest, strict=True)
+    return next((name for name, low, high in rows if not 0 <= low <= high < math.inf), None)
 
 
 def _added(terms: Iterable[Displacements]) -> dict[str, Tensor]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tpv.common.errors import TPVError
 from tpv.common.options import int_field, require_bool, require_choice
-from tpv.model.types import TRANSPOSED_LINEAR, type_name
+from tpv.model.linearization import Linearization
+from tpv.model.matrices import channels_back, channels_first, is_matrix
 from tpv.model.weights import Patterns, Weights
 from tpv.perturbations import grids
 from tpv.perturbations.base import Perturbation
-from tpv.perturbations.bound import Displacements, Variances
-
-_LAYERS = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase,
-)  # fmt: skip
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from tpv.perturbations.bound import BoundSample, Displacements, Variances, selected
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,14 +30,21 @@ class Quantization(Perturbation):
     * floats with m mantissa bits: :math:`s \cdot 2^{\max(\lfloor\log_2|w/s|\rfloor, e_\min) - m}`, with a
       scale s = 1 for bf16 and fp16, and max|w| over the largest finite number for fp8.
 
-    Only weights of linear, convolution and embedding layers are rounded, unless ``granularity`` is
-    ``"global"``: one step from the range of *all* parameters, norms and biases included, as in the
-    paper (arXiv 2512.11089). It overstates a real per-channel quantizer many times over.
+    What a deployed network multiplies with is rounded, whether it is trainable or frozen: weights of linear,
+    convolution, recurrent, attention and embedding layers; under a parametrization (weight norm, spectral
+    norm, orthogonal) the weight that it computes; and parameters outside of such layers with at least two
+    axes longer than 1, such as experts, routers and matrices by hand, by their last axis, unless a part of
+    their name says that they are added or scale: ``pos``, ``embed``, ``token``, ``table``, ``bias``,
+    ``scale``, ``gamma`` or ``beta``. Biases and norms are not rounded. ``metadata["quantized"]`` says how
+    many weights are, and which matrices are not; ``params`` restricts them. With ``granularity="global"``
+    *all* parameters get one step from their common range, norms and biases included, as in the paper (arXiv
+    2512.11089), which overstates a real per-channel quantizer many times over.
 
     Args:
         bits: b of the integers, in [1, 16].
         granularity: ``"tensor"``, ``"channel"`` (axis 0; 1 for transposed convolutions and GPT-2's
-            ``Conv1D``), ``"group"`` (``group_size`` consecutive inputs of a channel) or ``"global"``.
+            ``Conv1D``; the first two of experts (experts, outputs, inputs)), ``"group"`` (``group_size``
+            consecutive inputs of a channel) or ``"global"``.
         symmetric: integers around zero, without a zero point.
         group_size: inputs that share a step; only for ``"group"``.
         dtype: ``"int"``, ``"bf16"``, ``"fp16"``, ``"fp8_e4m3"`` or ``"fp8_e5m2"``.
@@ -97,10 +100,26 @@ class Quantization(Perturbation):
                 "use range='full'."
             )
 
+    plain_weights = True
+
     @property
     def deterministic(self) -> bool:  # type: ignore[override]
         """True for ``error="actual"``."""
         return self.error == "actual"
+
+    def bind(self, lin: Linearization) -> BoundSample:
+        """Draws and variances at the rounded weights, and how many these are."""
+        weights = selected(lin, self.params)
+        rounded = [name for name in weights if self.granularity == "global" or is_matrix(weights, name)]
+        sizes = {name: p.numel() for name, p in lin.model.named_parameters() if p.is_floating_point()}
+        others = [n for n in sizes if n not in rounded and lin.model.get_parameter(n).ndim > 1]
+        quantized = {
+            "weights": sum(sizes[name] for name in rounded),
+            "of": sum(sizes.values()),
+            "not": others,
+        }
+        bound = BoundSample(self, weights, self.sample, self.variance, self.deterministic)
+        return dataclasses.replace(bound, notes={"quantized": quantized})
 
     def variance(self, weights: Weights) -> Variances | None:
         """Δ²/12, or None for the actual error."""
@@ -112,10 +131,9 @@ class Quantization(Perturbation):
             if step.numel() == 1:
                 variances[name] = step.reshape(()).square() / 12
             elif step.shape[1:] == (1, 1):
-                axis = _channel_axis(weights, name)
-                variances[name] = (
-                    step.reshape([-1 if i == axis else 1 for i in range(weights[name].ndim)]).square() / 12
-                )
+                channels = channels_first(weights, name, weights[name])
+                narrow = step.reshape(-1, *[1] * (channels.ndim - 1))
+                variances[name] = channels_back(weights, name, narrow).square() / 12
             else:
                 variances[name] = self._restored(weights, name, step.expand_as(rows)).square() / 12
         return variances
@@ -139,8 +157,8 @@ class Quantization(Perturbation):
             yield from ((name, row, grid) for name, row in rows.items() if grid is not None)
             return
         for name in weights:
-            if _is_weight(weights, name):
-                split = self._split(_precise(weights[name]).movedim(_channel_axis(weights, name), 0))
+            if is_matrix(weights, name):
+                split = self._split(channels_first(weights, name, _precise(weights[name])))
                 yield name, split, self._grid(split)
 
     def _grid(self, rows: Tensor) -> grids.Grid:
@@ -164,22 +182,12 @@ class Quantization(Perturbation):
 
     def _restored(self, weights: Weights, name: str, rows: Tensor) -> Tensor:
         """Rows back in the parameter's own shape."""
-        axis = 0 if self.granularity == "global" else _channel_axis(weights, name)
-        first = weights[name].movedim(axis, 0)
+        if self.granularity == "global":
+            return rows.reshape(weights[name].shape)
+        first = channels_first(weights, name, weights[name])
         if self.granularity == "group":
             rows = rows.reshape(len(first), -1)[:, : first[0].numel()]
-        return rows.reshape(first.shape).movedim(0, axis)
-
-
-def _is_weight(weights: Weights, name: str) -> bool:
-    module = weights.module(name)
-    known = isinstance(module, _LAYERS) or type_name(module) == TRANSPOSED_LINEAR
-    return known and "weight" in name.rpartition(".")[2] and weights[name].ndim > 1
-
-
-def _channel_axis(weights: Weights, name: str) -> int:
-    module = weights.module(name)
-    return 1 if isinstance(module, _TRANSPOSED) or type_name(module) == TRANSPOSED_LINEAR else 0
+        return channels_back(weights, name, rows.reshape(first.shape))
 
 
 def _precise(w: Tensor) -> Tensor:

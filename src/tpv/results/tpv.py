@@ -119,6 +119,7 @@ class TPVResult(JSONResult):
             f"(Monte-Carlo standard error {self.mc_stderr:.2g})",
             *([f"one draw: ± {self.draw_std:.2g}"] if math.isfinite(self.draw_std) else []),
             str(meta.get("perturbation", "")),
+            *([_quantized(**meta["quantized"])] if "quantized" in meta else []),
             f"{self.n_examples} examples, {meta.get('estimator', '')}, seed {meta.get('seed', '')}",
             "",
             *([str(self.spectrum), ""] if self.spectrum else []),
@@ -170,6 +171,12 @@ class TPVResult(JSONResult):
             hint = " Plot result.spectrum instead." if self.spectrum else ""
             raise TPVError(f"there are no layers to plot: {self.no_layers}.{hint}")
         return plot_layers(self.layers, ax)
+
+
+def _quantized(**counts: Any) -> str:
+    skipped = counts["not"]
+    names = f"; not {', '.join(skipped[:3])}" + (" and others" if skipped[3:] else "") if skipped else ""
+    return f"rounds {counts['weights']:,} of {counts['of']:,} weights{names}"
 
 
 def _control(control: dict[str, float]) -> str:

@@ -12,7 +12,8 @@ from torch.func import grad, vmap
 
 from tpv.common.errors import is_out_of_memory
 from tpv.jacobian.fallback.whole_model import Reduce, vmappable
-from tpv.jacobian.formulas.base import LayerCall, Variance, checksum, widened
+from tpv.jacobian.formulas.base import LayerCall, Variance, checksum
+from tpv.jacobian.formulas.precision import widened
 from tpv.model.attributes import Attributes
 from tpv.model.batches import map_tensors, tensors
 from tpv.model.memory import SCRATCH_BYTES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tpv.jacobian.formulas.factors import Factors
+from tpv.jacobian.formulas.precision import products, widened
 
 
 class LayerCall(ABC):
@@ -24,11 +24,13 @@ class LayerCall(ABC):
             such form.
         reruns: whether the module itself runs again, which no backward hook may do; g is then
             (n, total size of the outputs of an example), all outputs flattened and joined.
+        half: whether it takes inputs and output gradients in half precision as they are, else as float32.
     """
 
     scratch: int = 0
     positions: int = 0
     reruns: bool = False
+    half: bool = False
 
     @abstractmethod
     def gradients(self, g: Tensor, names: Collection[str]) -> dict[str, Tensor]:
@@ -37,6 +39,10 @@ class LayerCall(ABC):
     @abstractmethod
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
         """(n,) Σᵢ c_i (∂⟨v, f⟩/∂w_i)² of each parameter in ``variance``."""
+
+    def share_input(self, other: LayerCall) -> None:
+        """Take over what an earlier call of the same type computes from the same input."""
+        return
 
     def factors(self, g: Tensor) -> Factors:
         """The gradient of "weight" as a sum of outer products, for calls with ``positions``."""
@@ -47,16 +53,15 @@ class Variance:
     """A parameter's variance c, broadcastable to its shape, in the forms that the formulas need.
 
     Attributes:
-        full: c itself.
-        rows: √c as a number or as one number per row (first axis); None if c varies within a row.
+        full: c itself; 1 where c is a single number, by which the caller multiplies the sum of squares.
+        rows: √c as 1.0 or as one number per row (first axis); None if c varies within a row.
     """
 
     def __init__(self, full: Tensor, ndim: int) -> None:
-        self.full = full
-        self.rows: float | Tensor | None = None
-        if full.numel() == 1:
-            self.rows = math.sqrt(full.item())
-        elif full.ndim == ndim and full.numel() == full.shape[0]:
+        single = full.numel() == 1
+        self.full = torch.ones_like(full) if single else full
+        self.rows: float | Tensor | None = 1.0 if single else None
+        if not single and full.ndim == ndim and full.numel() == full.shape[0]:
             self.rows = full.sqrt().reshape(-1)
 
     def square(self, gradient: Tensor) -> Tensor:
@@ -64,21 +69,16 @@ class Variance:
         flat = widened(gradient).reshape(len(gradient), -1)
         if isinstance(self.rows, float):
             norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
-            return norm.double().square() * self.rows**2
+            return norm.double().square()
         weights = self.full.expand(gradient.shape[1:]).reshape(-1).to(flat.dtype)
         return torch.mv(flat.square(), weights)
-
-
-def widened(tensor: Tensor) -> Tensor:
-    """Half precision as float32, where squares neither overflow nor vanish; other dtypes as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def gram_square(left: Tensor, right_gram: Tensor) -> Tensor:
     """‖Σ_p left_p ⊗ right_p‖² = Σ_pq ⟨left_p, left_q⟩⟨right_p, right_q⟩ from (B, P, F) and (B, P, P), as
     (B,).
     """
-    return (torch.bmm(left, left.transpose(1, 2)) * right_gram).sum((1, 2))
+    return products(left, left.transpose(1, 2)).mul_(right_gram).sum((1, 2))
 
 
 def gram_is_cheaper(positions: int, inputs: int, outputs: int, passes: int) -> bool:

@@ -85,7 +85,7 @@ class ConvCall(LayerCall):
         if "weight" in variance:
             scale = variance["weight"].rows
             if scale is not None and len(g) == self.n and self._use_gram(math.prod(g.shape[2:])):
-                scaled = g.flatten(2) * (scale.reshape(-1, 1) if isinstance(scale, Tensor) else scale)
+                scaled = g.flatten(2) * scale.reshape(-1, 1) if isinstance(scale, Tensor) else g.flatten(2)
                 left = scaled.reshape(self.n * self.module.groups, -1, scaled.shape[2])
                 out["weight"] = gram_square(left.transpose(1, 2), self.gram).reshape(self.n, -1).sum(1)
             else:

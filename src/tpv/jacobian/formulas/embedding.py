@@ -29,9 +29,11 @@ class EmbeddingCall(LayerCall):
         return {"weight": out.scatter_add_(1, self.tokens.unsqueeze(-1).expand_as(g), g)}
 
     def squares(self, g: Tensor, variance: Mapping[str, Variance]) -> dict[str, Tensor]:
-        scale = variance["weight"].full.sqrt().to(g.dtype)
-        by_token = scale[self.tokens] if scale.ndim == 2 and len(scale) == self.rows else scale
-        return {"weight": squared_norm([Factors(self.tokens, self._positions(g) * by_token)])}
+        g = self._positions(g)
+        if not isinstance(variance["weight"].rows, float):
+            scale = variance["weight"].full.sqrt().to(g.dtype)
+            g = g * (scale[self.tokens] if scale.ndim == 2 and len(scale) == self.rows else scale)
+        return {"weight": squared_norm([Factors(self.tokens, g)])}
 
     def _positions(self, g: Tensor) -> Tensor:
         """(n, positions, D), 0 at padding, to whose row PyTorch sends no gradient."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tpv.jacobian.formulas.precision import products
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -28,8 +30,8 @@ class Factors:
     def scaled(self, rows: float | Tensor) -> Factors:
         """The same with each row of the matrix scaled, by one number or by one for each row."""
         if isinstance(rows, float):
-            return Factors(self.left, self.right * rows)
-        rows = rows.to(self.right.dtype)
+            return self if rows == 1 else Factors(self.left, self.right * rows)
+        rows = rows.to(torch.promote_types(self.right.dtype, torch.float32))
         if self.left.is_floating_point():
             return Factors(self.left * rows, self.right)
         return Factors(self.left, self.right * rows[self.left].unsqueeze(-1))
@@ -40,11 +42,11 @@ def squared_norm(parts: Sequence[Factors]) -> Tensor:
 
     Cost: products of P² positions with rows + columns each, instead of P·rows·columns.
     """
-    total = parts[0].right.new_zeros(len(parts[0].right))
+    total = torch.zeros(len(parts[0].right), device=parts[0].right.device)
     for i, a in enumerate(parts):
         for j, b in enumerate(parts[: i + 1]):
-            rights = torch.bmm(a.right, b.right.transpose(1, 2))
-            inner = (_products(a.left, b.left) * rights).sum((1, 2))
+            rights = products(a.right, b.right.transpose(1, 2))
+            inner = rights.mul_(_products(a.left, b.left)).sum((1, 2))
             total = total + (inner if i == j else 2 * inner)
     return total
 
@@ -52,7 +54,7 @@ def squared_norm(parts: Sequence[Factors]) -> Tensor:
 def _products(a: Tensor, b: Tensor) -> Tensor:
     """(n, P, Q) inner products of rows of a and b."""
     if a.is_floating_point() and b.is_floating_point():
-        return torch.bmm(a, b.transpose(1, 2))
+        return products(a, b.transpose(1, 2))
     if a.is_floating_point():
         return a.gather(2, b.unsqueeze(1).expand(-1, a.shape[1], -1))
     if b.is_floating_point():

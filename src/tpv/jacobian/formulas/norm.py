@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from tpv.jacobian.formulas.base import LayerCall, Variance, widened
+from tpv.jacobian.formulas.base import LayerCall, Variance
+from tpv.jacobian.formulas.precision import widened
 
 
 class LastNormCall(LayerCall):

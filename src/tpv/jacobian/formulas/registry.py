@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv.jacobian.formulas.base import LayerCall, widened
+from tpv.jacobian.formulas.base import LayerCall
 from tpv.jacobian.formulas.conv import ConvCall
 from tpv.jacobian.formulas.embedding import EmbeddingCall
 from tpv.jacobian.formulas.linear import LinearCall
 from tpv.jacobian.formulas.norm import ChannelNormCall, LastNormCall
+from tpv.jacobian.formulas.precision import widened
 from tpv.model.types import TRANSPOSED_LINEAR, type_name
 
 Formula = Callable[[Any, Tensor, int, int], LayerCall | None]
@@ -71,6 +72,10 @@ formula.
 """
 
 
+_HALF = (_linear, _transposed_linear)
+"""Those that take half precision as it is."""
+
+
 def formula_obstacle(module: nn.Module) -> str:
     """Why no analytic formula applies to the module; "" if one does.
 
@@ -92,4 +97,5 @@ def layer_call(module: nn.Module, x: Tensor, n: int, passes: int) -> LayerCall |
     """The recorded call, or None if the input's layout is not one of n examples along the first axis."""
     if x.ndim == 0 or len(x) % n:
         return None
-    return _FORMULAS[type_name(module)](module, widened(x.detach()), n, passes)
+    formula, x = _FORMULAS[type_name(module)], x.detach()
+    return formula(module, x if formula in _HALF else widened(x), n, passes)

@@ -58,15 +58,19 @@ class Planner:
             self._choices[name] = _Choices((*usable, *around), obstacle)
         self._modules = [m for m in (*self.analytic, *larger) if subtrees[m]]
 
-    def plan(self, few: Any, demotions: tuple[Demotion, ...] = ()) -> RouteTable:
-        """The table from one or two examples, after these demotions. Cost: a few forward passes over them."""
+    def plan(self, few: Any, demotions: tuple[Demotion, ...] = ()) -> tuple[RouteTable, Survey]:
+        """The table from one or two examples, after these demotions, and the survey that it comes from.
+
+        Cost: a few forward passes over them.
+        """
         expand: frozenset[Site] = frozenset()
         while True:
             survey = Survey(self._lin, self._modules, self.analytic, few, expand)
             routes = {name: self._route(survey, key, demotions) for key, name in self._names.items()}
             shared = {name: survey.shared(route.modules) - expand for name, route in routes.items()}
             if not any(shared.values()):
-                return RouteTable(routes, survey.inputs, survey.outputs, expand, survey.n, demotions)
+                axes = survey.input_axes, survey.output_axes
+                return RouteTable(routes, *axes, expand, survey.n, demotions), survey
             for name, sites in shared.items():
                 if sites <= expand or survey.survives(expand | sites):
                     expand |= sites

@@ -27,7 +27,10 @@ class Survey:
         expand: calls whose outputs are given an axis of examples.
 
     Attributes:
-        inputs, outputs, n: as in :class:`~tpv.jacobian.routes.table.RouteTable`.
+        n: number of examples.
+        outputs, calls: of the pass over all of them.
+        input_axes, output_axes: ``inputs`` and ``outputs`` of
+            :class:`~tpv.jacobian.routes.table.RouteTable`.
     """
 
     def __init__(
@@ -40,16 +43,17 @@ class Survey:
     ) -> None:
         self._lin, self._few, self._modules, self._analytic = lin, few, modules, analytic
         self.n = batch_size(few)
-        self._outputs, calls = self._recorded(few, self.n, expand)
-        self._graph = Graph(self._outputs, calls)
+        self.outputs, self.calls = self._recorded(few, self.n, expand)
+        calls = self.calls
+        self._graph = Graph(self.outputs, calls)
         self._by_site = {call.site: call for call in self._graph.calls}
         self._calls: dict[nn.Module, list[Recorded]] = {}
         for call in self._graph.calls:
             self._calls.setdefault(call.module, []).append(call)
         single = calls if self.n == 1 else self._recorded(narrow(few, 0, 1, self.n), 1, expand)[1]
         self._single = {call.site: call for call in single}
-        self.inputs: dict[Site, Axes] = self._all_axes(_input_shapes)
-        self.outputs: dict[Site, Axes] = self._all_axes(self._live_shapes)
+        self.input_axes: dict[Site, Axes] = self._all_axes(_input_shapes)
+        self.output_axes: dict[Site, Axes] = self._all_axes(self._live_shapes)
 
     def objection(self, key: int, modules: tuple[nn.Module, ...]) -> str:
         """Why calls of these modules do not account for a parameter (by id); "" if they do."""
@@ -62,14 +66,17 @@ class Survey:
         if call.analytic:
             usable = call.x is not None and len(call.shapes) == 1
             return "" if usable else f"{kind} is called without a tensor, or returns several"
-        if call.site not in self.inputs or call.site not in self.outputs:
+        if call.site not in self.input_axes or call.site not in self.output_axes:
             return f"the rows of {kind} do not count examples"
         return "" if call.repeatable else f"the arguments of {kind} cannot be used again"
 
     def shared(self, modules: tuple[nn.Module, ...]) -> set[Site]:
         """The modules' calls with outputs that all examples share."""
         return {
-            c.site for m in modules for c in self._calls.get(m, []) if None in self.outputs.get(c.site, ())
+            c.site
+            for m in modules
+            for c in self._calls.get(m, [])
+            if None in self.output_axes.get(c.site, ())
         }
 
     def _live_shapes(self, call: Recorded) -> list[torch.Size]:
@@ -113,8 +120,8 @@ class Survey:
             if is_out_of_memory(error):
                 raise
             return False
-        return outputs.shape == self._outputs.shape and torch.allclose(
-            outputs, self._outputs, rtol=1e-4, atol=1e-6
+        return outputs.shape == self.outputs.shape and torch.allclose(
+            outputs, self.outputs, rtol=1e-4, atol=1e-6
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tpv.common.counters import signs
+from tpv.common.reads import numbers
 from tpv.jacobian.formulas.base import tolerance
 from tpv.jacobian.routes.graph import Graph
 from tpv.jacobian.routes.recorder import Recorded, Site
@@ -46,15 +47,15 @@ def misplaced_rows(outputs: Tensor, output_gradients: Callable[[Tensor], dict[K,
     scale = 1 + (torch.arange(len(v), device=v.device) * 0.618034) % 1
     plain = output_gradients(v)
     scaled = output_gradients(scale.to(v).reshape(-1, *[1] * (v.ndim - 1)) * v)
-    return [
-        call for call in plain.keys() & scaled.keys() if not _rows_scale(plain[call], scaled[call], scale)
-    ]
+    calls = list(plain.keys() & scaled.keys())
+    flags = numbers([_rows_scale(plain[call], scaled[call], scale) for call in calls])
+    return [call for call, in_order in zip(calls, flags, strict=True) if not in_order]
 
 
-def _rows_scale(g: Tensor, scaled: Tensor, scale: Tensor) -> bool:
+def _rows_scale(g: Tensor, scaled: Tensor, scale: Tensor) -> Tensor:
     expected = g.reshape(len(scale), -1) * scale.unsqueeze(1)
     gap = (scaled.reshape(len(scale), -1) - expected).abs().amax(1)
-    return bool((gap <= tolerance(g.dtype) * expected.abs().amax(1) + torch.finfo(g.dtype).tiny).all())
+    return (gap <= tolerance(g.dtype) * expected.abs().amax(1) + torch.finfo(g.dtype).tiny).all()
 
 
 def differing(
@@ -72,19 +73,19 @@ def differing(
     """
     sizes = {name: size(name, value).double() for name, value in values.items()}
     total = torch.stack(list(sizes.values())).sum(0)
-    wrong = []
+    flags = []
     for name, value in values.items():
         reference = size(name, expected[name]).double()
         gap = (sizes[name] - reference).abs()
         gap = gap.maximum(size(name, value - expected[name].to(value)).abs())
-        if (gap > tolerance(dtype) * reference.abs() + 1e-9 * total).any():
-            wrong.append(name)
-    return wrong
+        flags.append((gap > tolerance(dtype) * reference.abs() + 1e-9 * total).any())
+    return [name for name, differs in zip(values, numbers(flags), strict=True) if differs]
 
 
 class ExpansionProof:
     """Whether giving shared outputs an axis of examples leaves the model's outputs as they are: asked
-    whenever the shared inputs are new.
+    whenever the shared inputs are new, for examples of a new shape, for the first batch of more than one, and
+    for batches as large as an axis of what is expanded, where the two could be mistaken.
     """
 
     def __init__(self, lin: Linearization) -> None:
@@ -100,9 +101,11 @@ class ExpansionProof:
         Cost: a forward pass where there are any.
         """
         shared = [call for call in calls if call.site in expand]
-        inputs = [[(t.shape, t.double().sum().item()) for t in call.inputs] for call in shared]
-        shapes = [call.shapes for call in shared]
-        key = (outputs.shape, tuple(map(tuple, inputs)), tuple(shapes))
+        inputs = [t for call in shared for t in call.inputs]
+        sums = numbers([t.double().sum() for t in inputs])
+        n, shapes = len(outputs), [shape[1:] for call in shared for shape in call.shapes]
+        size = n if any(n in shape for shape in shapes) else min(n, 2)
+        key = (size, outputs.shape[1:], tuple(t.shape for t in inputs), tuple(sums), tuple(shapes))
         if not shared or key in self._harmless:
             return frozenset()
         plain = self._lin(batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -92,14 +92,12 @@ def _graph_class() -> Any:
 
         def get_pruning_group(self, module: nn.Module, pruning_fn: Any, idxs: Sequence[int]) -> Any:
             nodes = set(self.module2node.values())
-            for node in nodes:
-                node.dependencies.visits = 0
+            _set_visits(nodes, 0)
             try:
                 group = super().get_pruning_group(module, pruning_fn, idxs)
             except Exception as error:
                 self.untraceable[module] = f"an operation that Torch-Pruning cannot follow ({error})"
-                for node in nodes:
-                    node.dependencies.visits = _MAX_VISITS
+                _set_visits(nodes, _MAX_VISITS)
                 return super().get_pruning_group(module, pruning_fn, idxs)
             if any(node.dependencies.visits > _MAX_VISITS for node in nodes):
                 self.untraceable[module] = "operations in a loop, as of rotary embeddings"
@@ -108,6 +106,11 @@ def _graph_class() -> Any:
             return group
 
     return Graph
+
+
+def _set_visits(nodes: Iterable[Any], visits: int) -> None:
+    for node in nodes:
+        node.dependencies.visits = visits
 
 
 def _unfollowed(graph: Any) -> set[Any]:
