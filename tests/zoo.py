@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from tpv.model.batches import call_model
-from tpv.testing.float64 import Float64Everywhere
+from tpv.model.float64 import Float64Everywhere
 
 
 @dataclass(frozen=True)

@@ -305,3 +305,24 @@ def test_caches_of_weights_in_evaluation_mode_hide_no_gradient() -> None:
     assert found.layers["(model)"].value > 0
     assert (model.cache, model.calls, model.state) == ({}, [], None)
     assert found.value == pytest.approx(dense_tpv(model, x, NOISE)["total"], rel=1e-10)
+
+
+class OneModuleTwoNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.again, self.second.weight = self.first, self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.again(self.first(x).tanh()).tanh())
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_a_module_of_two_names_gets_its_weights_back_after_each_displaced_pass(chunk_size: int) -> None:
+    torch.manual_seed(0)
+    model, x = OneModuleTwoNames().double(), randn(6, 4)
+    right, here = (
+        tpv.estimate(model, x, NOISE, estimator=tpv.MonteCarlo(3), chunk_size=n).value
+        for n in (6, chunk_size)
+    )
+    assert here == pytest.approx(right, rel=1e-12)

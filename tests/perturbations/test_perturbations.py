@@ -164,12 +164,6 @@ def test_sums_restrict_each_part_by_itself() -> None:
         perturbation + 1
 
 
-def test_padding_rows_never_move() -> None:
-    model = nn.Embedding(5, 3, padding_idx=2)
-    assert (bound(tpv.Isotropic(1.0), model).sample(torch.Generator())["weight"][2] == 0).all()
-    assert bound(tpv.Isotropic(2.0), model).variance()["weight"].flatten().tolist() == [4, 4, 0, 4, 4]
-
-
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [

@@ -16,6 +16,7 @@ from tpv.estimators.draws import DrawnRun
 from tpv.model.batches import batches
 from tpv.model.linearization import Forward, Linearization, masked
 from tpv.model.outputs import OutputSpec
+from tpv.model.products import jvp
 from tpv.perturbations import PerturbationSpec
 from tpv.results import LinearityResult
 
@@ -83,7 +84,7 @@ def _comparison(
 ) -> list[Tensor]:
     """(Δz − Jδ)², the finite divergence and (Jδ)² from the same δ."""
     base, *controls = references
-    displaced, linear = lin.displaced(batch, delta), lin.jvp(batch, delta)[1].double()
+    displaced, linear = lin.displaced(batch, delta), jvp(lin, batch, delta)[1].double()
     before, after = (lin.output.coordinates(f.double(), base.double()) for f in (base, displaced))
     gap = (masked(after - before, batch) - linear).square()
     return [

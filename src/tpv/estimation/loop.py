@@ -21,6 +21,7 @@ from tpv.common.warn import warn
 from tpv.estimators.base import Chunk, EstimatorRun
 from tpv.model.batches import batch_size, count_examples, inputs, narrow
 from tpv.model.checks import check_device, check_outputs, explain_non_finite
+from tpv.model.independence import check_last
 from tpv.model.linearization import Linearization
 from tpv.model.memory import choose_chunk_size, release_memory
 
@@ -139,6 +140,7 @@ def _accumulated(
             at_a_time = _chunk_size(chunk_size, lin, batch, estimator_run)
             moments = Moments(estimator_run.names, estimator_run.draws)
             run = Run(moments, estimator_run, at_a_time, outputs, lin)
+            check_last(lin, batch, min(at_a_time, size))
         start = 0
         while start < size:
             stop = min(start + run.chunk_size, size)

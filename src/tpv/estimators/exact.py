@@ -20,6 +20,7 @@ from tpv.estimators.base import (
 from tpv.estimators.draws import Draws
 from tpv.estimators.kernel import FactorRun
 from tpv.estimators.layer_sweep import LayerSweep
+from tpv.model.products import jvp
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class _Directional(EstimatorRun):
         self._lin, self._deltas = problem.lin, Draws(problem, 1)
 
     def contribution(self, chunk: Chunk) -> Contribution:
-        _, tangent = self._lin.jvp(chunk.batch, self._deltas[0])
+        _, tangent = jvp(self._lin, chunk.batch, self._deltas[0])
         return Contribution(squared_norms(tangent).unsqueeze(1))
 
     def metadata(self) -> dict[str, Any]:

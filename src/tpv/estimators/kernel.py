@@ -14,6 +14,7 @@ from tpv.common.options import int_field
 from tpv.estimators.base import TOTAL, Chunk, Contribution, Estimator, EstimatorRun, Problem, squared_norms
 from tpv.model.batches import narrow
 from tpv.model.memory import available_bytes
+from tpv.model.products import jvp
 from tpv.perturbations.factor import Factor
 
 _NO_LAYERS = "label noise moves all layers at once, and their contributions do not add up"
@@ -145,7 +146,7 @@ class _Deflated(EstimatorRun):
         return Contribution((exact + rest).unsqueeze(2))
 
     def _values(self, chunk: Chunk, index: int) -> Tensor:
-        _, tangent = self._lin.jvp(chunk.batch, {name: d[index] for name, d in self._tangents.items()})
+        _, tangent = jvp(self._lin, chunk.batch, {name: d[index] for name, d in self._tangents.items()})
         return squared_norms(tangent)
 
     def metadata(self) -> dict[str, Any]:

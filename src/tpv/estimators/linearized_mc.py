@@ -11,6 +11,7 @@ from tpv.common.options import int_field
 from tpv.estimators.base import TOTAL, Estimator, EstimatorRun, Problem
 from tpv.estimators.draws import DrawnRun
 from tpv.model.linearization import Linearization
+from tpv.model.products import jvp
 
 
 @dataclass(frozen=True)
@@ -51,4 +52,4 @@ def _tangent(
     lin: Linearization, batch: Any, delta: dict[str, Tensor], references: list[Tensor]
 ) -> list[Tensor]:
     """(J δ)²."""
-    return [lin.jvp(batch, delta)[1].double().square()]
+    return [jvp(lin, batch, delta)[1].double().square()]

@@ -26,10 +26,10 @@ from tpv.jacobian.routes.verify import (
     differing,
     misplaced_rows,
     random_signs,
-    refuse_hidden_use,
     uncovered,
 )
 from tpv.model.batches import batch_size, ends
+from tpv.model.hidden import refuse_hidden_use
 from tpv.model.linearization import Linearization
 
 _CHECKS = 8

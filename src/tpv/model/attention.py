@@ -42,9 +42,12 @@ def _math(
 
 @cache
 def _multi_head_attention() -> Any:
-    """torch's own function with :func:`_math` inside: a mode does not see what happens in what it calls."""
+    """torch's own function with :func:`_math` inside: a mode does not see what happens in what it calls, and
+    other modes shall get this function too.
+    """
     original: Any = F.multi_head_attention_forward
     names = original.__globals__ | {"scaled_dot_product_attention": _math}
     function = FunctionType(original.__code__, names, original.__name__, original.__defaults__)
     function.__kwdefaults__ = original.__kwdefaults__
+    names[original.__name__] = function
     return function

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from tpv.common.errors import TPVError
 
@@ -40,7 +42,23 @@ def batches(data: object) -> Iterable[Any]:
             "data is a one-shot iterator, and the data is read more than once: give the DataLoader, a list "
             "of batches or a tensor."
         )
-    return data
+    if isinstance(data, list):
+        return [batch for batch in data if batch_size(batch)] if any(map(_is_empty, data)) else data
+    return _NonEmpty(data)
+
+
+def _is_empty(batch: Any) -> bool:
+    return any(t.ndim and not len(t) for t in tensors(batch)) and batch_size(batch) == 0
+
+
+class _NonEmpty:
+    """The batches of a loader that hold examples: filters and random sampling may leave none in some."""
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        self._data, self.dataset = data, getattr(data, "dataset", None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for batch in self._data if not _is_empty(batch))
 
 
 class _TensorBatches:
@@ -84,7 +102,16 @@ def call_model(model: torch.nn.Module, batch: Any) -> Any:
 
 
 def tensors(batch: Any) -> Iterator[Tensor]:
-    """Every tensor in a batch."""
+    """Every tensor in a batch.
+
+    Raises:
+        TPVError: for a ``PackedSequence``, whose tensors have no axis of examples.
+    """
+    if isinstance(batch, PackedSequence):
+        raise TPVError(
+            "the batch holds a PackedSequence, whose first axis counts steps and not examples: give "
+            "(padded inputs, lengths), and pack them in forward=lambda model, batch: ..."
+        )
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
@@ -165,29 +192,61 @@ def duplicated(batch: Any) -> Any:
 
 
 def has_plain_rows(batch: Any, size: int) -> bool:
-    """Whether examples come in a plain list too, such as one of strings or lengths."""
-    nested = isinstance(batch, Mapping | list | tuple) and any(
-        has_plain_rows(value, size) for value in _values(batch)
+    """Whether some of the examples come as rows that are not those of a tensor, such as strings, dicts or
+    tensors of several lengths.
+    """
+    return isinstance(batch, Mapping | list | tuple) and any(
+        _is_rows(value, size) or has_plain_rows(value, size) for value in _values(batch)
     )
-    return _is_plain(batch, size) or nested
 
 
-def _is_plain(batch: Any, size: int) -> bool:
-    return (
-        isinstance(batch, list)
-        and len(batch) == size
-        and not any(isinstance(v, Tensor | Mapping | list | tuple) for v in batch)
-    )
+def _is_rows(value: Any, size: int) -> bool:
+    """Whether an entry of a batch has one element for each example, and is not itself a list of columns."""
+    if isinstance(value, Tensor | Mapping | str | bytes) or hasattr(value, "_fields"):
+        return False
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0 and len(value) == size
+    if not isinstance(value, Sequence) or len(value) != size:
+        return False
+    found = [t for element in value for t in tensors(element)]
+    return not found or not all(per_example(t, size) for t in found)
 
 
 def rows_of(batch: Any, rows: Sequence[int], size: int) -> Any:
-    """Some examples of a batch of ``size``; what has no batch axis of that size stays whole."""
-    index = slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
-    if _is_plain(batch, size):
-        return [batch[i] for i in rows]
-    if isinstance(batch, Mapping | list | tuple):
-        return _rebuilt(batch, [rows_of(value, rows, size) for value in _values(batch)])
-    return batch[index].contiguous() if isinstance(batch, Tensor) and per_example(batch, size) else batch
+    """The rows examples of a batch of ``size``; what has no batch axis of that size is kept whole.
+
+    Tensors and arrays are cut along their first axis, and any other sequence of ``size`` elements is cut
+    too, unless it holds tensors that all are.
+
+    Raises:
+        TPVError: for what may hold the examples and cannot be cut: an iterator, a set, an object.
+    """
+    if isinstance(batch, Tensor):
+        index = slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
+        return batch[index].contiguous() if per_example(batch, size) else batch
+    if not isinstance(batch, Mapping | list | tuple):
+        return batch
+    return _rebuilt(batch, [_rows_of_entry(value, rows, size) for value in _values(batch)])
+
+
+def _rows_of_entry(value: Any, rows: Sequence[int], size: int) -> Any:
+    if not _is_rows(value, size):
+        _refuse_uncuttable(value, size)
+        return rows_of(value, rows, size)
+    if isinstance(value, np.ndarray):
+        return value[list(rows)]
+    elements = [value[i] for i in rows]
+    return _rebuilt(value, elements) if isinstance(value, list | tuple) else elements
+
+
+def _refuse_uncuttable(value: Any, size: int) -> None:
+    plain = isinstance(value, Tensor | Mapping | Sequence | np.ndarray | str | bytes)
+    counted = isinstance(value, Sized) and not isinstance(value, type) and len(value) == size
+    if not plain and (isinstance(value, Iterator) or counted):
+        raise TPVError(
+            f"the batch holds a {type(value).__name__} that may belong to its {size} examples, and it cannot "
+            "be cut into them: give a tensor, an array or a list with one element for each example."
+        )
 
 
 def per_example(tensor: Tensor, size: int) -> bool:

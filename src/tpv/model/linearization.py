@@ -10,24 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from tpv.common.errors import is_out_of_memory
-from tpv.model.attention import MathAttention
 from tpv.model.attributes import Attributes
-from tpv.model.batches import batch_size, call_model, duplicated
-from tpv.model.functional import call_with
+from tpv.model.batches import batch_size, call_model, duplicated, map_tensors
 from tpv.model.outputs import Output, as_output, mask_of
+from tpv.model.padding import PaddingRows
 from tpv.model.process_state import differentiable_kernels, eager
+from tpv.model.substitution import Substitution
 from tpv.model.twin import Forward as Forward
 from tpv.model.watch import watch_of
 from tpv.model.weights import Weights
 
 
 class Linearization:
-    """A model at its trained weights w*: predictions z(w*; x), finite displacements and Jacobian products.
+    """A model at its trained weights w*: predictions z(w*; x) and those at finite displacements.
 
     z are the outputs f themselves unless ``output`` says otherwise; at padded positions they are 0.
 
@@ -35,6 +33,9 @@ class Linearization:
         model: any ``nn.Module`` in evaluation mode.
         forward: ``(model, batch) -> outputs``; by default a batch's tensor, first element or keywords go in.
         output: the output space.
+
+    Attributes:
+        routes: those to Jδ that are proven for this model (:mod:`tpv.model.products`), the fastest first.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Linearization:
         self.output = output or as_output("logits")
         self.weights = Weights(model)
         self.custom_forward = forward is not None
-        self._forward_mode = True
+        self.routes: list[Any] = []
         self.forward = forward or call_model
         self._caller = _Caller(model, self.forward)
+        self._padding_rows = PaddingRows(model)
+        self._substituted = Substitution(self._caller)
         self._normalised = any(isinstance(m, _BatchNorm | _InstanceNorm) for m in model.modules())
 
     def padded(self, batch: Any) -> Any:
@@ -80,8 +83,8 @@ class Linearization:
     def outputs(self, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
         """Outputs f (N, ...) with some parameters replaced."""
         renamed = {f"model.{name}": value for name, value in weights.items()}
-        with eager():
-            return self.output.select(call_with(self._caller, renamed, (batch,)))
+        with eager(), self._padding_rows.kept():
+            return self.output.select(self._substituted(renamed, (batch,)))
 
     def reading(self, coordinates: Callable[[Tensor, Tensor], Tensor]) -> Linearization:
         """The same model with other coordinates of its outputs."""
@@ -107,32 +110,6 @@ class Linearization:
         """f(w* + δ; x), (N, ...). Cost: one forward pass."""
         return self.outputs(batch, {name: self.weights[name] + d for name, d in delta.items()})
 
-    def jvp(self, batch: Any, delta: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """z(w*; x) and J(x) δ, each (N, ...).
-
-        Cost: about 1.2 forward+backward passes by forward mode; two backward passes more for a model
-        with an operation that has no forward-mode formula.
-        """
-        if (padded := self.padded(batch)) is not batch:
-            value, tangent = self.jvp(padded, delta)
-            return value[:1], tangent[:1]
-        point = {name: self.weights[name] for name in delta}
-
-        def f(w: Mapping[str, Tensor]) -> Tensor:
-            return self.at(w, batch)
-
-        with MathAttention():
-            if self._forward_mode:
-                try:
-                    with torch.no_grad():
-                        value, tangent = jvp(f, (point,), (dict(delta),))[:2]
-                    return value, tangent
-                except (NotImplementedError, RuntimeError) as error:
-                    if is_out_of_memory(error):
-                        raise
-                    self._forward_mode = False
-            return _double_backward(f, point, delta)
-
 
 def masked(z: Tensor, batch: Any) -> Tensor:
     """z with zeros at the padded positions of a batch with an attention mask."""
@@ -140,24 +117,11 @@ def masked(z: Tensor, batch: Any) -> Tensor:
     return z if mask is None else z * mask
 
 
-def _double_backward(
-    f: Callable[[Mapping[str, Tensor]], Tensor], point: Mapping[str, Tensor], delta: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """f and J δ, as the derivative of v ↦ ⟨Jᵀv, δ⟩."""
-    with torch.enable_grad():
-        w = {name: value.clone().requires_grad_() for name, value in point.items()}
-        value = f(w)
-        v = torch.zeros_like(value, requires_grad=True)
-        pulled = torch.autograd.grad(value, list(w.values()), v, create_graph=True, allow_unused=True)
-        inner = sum(
-            ((g * d).sum() for g, d in zip(pulled, delta.values(), strict=True) if g is not None), v.sum() * 0
-        )
-        (tangent,) = torch.autograd.grad(inner, v)
-    return value.detach(), tangent.detach()
-
-
 class _Caller(nn.Module):
-    """The model behind its ``forward`` function, so that ``call_with`` reaches its parameters."""
+    """The model behind its ``forward`` function, so that ``functional_call`` reaches its parameters.
+
+    It works on a copy of the batch, which the function may take apart and the model may write into.
+    """
 
     def __init__(self, model: nn.Module, forward: Forward) -> None:
         super().__init__()
@@ -167,4 +131,4 @@ class _Caller(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         self._attributes.restore()
-        return self._forward(self.model, batch)
+        return self._forward(self.model, map_tensors(batch, torch.clone))

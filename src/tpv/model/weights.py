@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from tpv.common.errors import TPVError, did_you_mean
@@ -22,8 +20,9 @@ class Weights(Mapping[str, Tensor]):
 
     This is what :meth:`tpv.Perturbation.sample` and :meth:`tpv.DiagonalPerturbation.variance` receive.
     It holds the floating-point parameters with ``requires_grad=True`` that the perturbation's
-    ``params=`` selects; a parameter shared by several modules appears once, under its first name. The
-    ``padding_idx`` row of an ``nn.Embedding`` counts as frozen and is never displaced.
+    ``params=`` selects; a parameter shared by several modules appears once, under its first name. What an
+    ``nn.Embedding`` gives for its ``padding_idx`` never moves, as PyTorch never trains it; other uses of that
+    row, as in a tied head, do.
 
     Example:
         >>> import torch, tpv
@@ -61,29 +60,6 @@ class Weights(Mapping[str, Tensor]):
     def names(self) -> list[str]:
         """Every parameter of the model, selected or not."""
         return [name for name, _ in self._model.named_parameters()]
-
-    def padding_rows(self, name: str) -> set[int]:
-        """The ``padding_idx`` of the embeddings that hold the parameter ``name``."""
-        return self._padding.get(id(self._model.get_parameter(name)), set())
-
-    def without_padding(self, name: str, value: Tensor) -> Tensor:
-        """Values (..., *shape) of the parameter ``name``, 0 in its padding rows, which PyTorch never
-        trains.
-        """
-        padding = self.padding_rows(name)
-        if not padding:
-            return value
-        rows = torch.ones(len(self[name]), 1, dtype=value.dtype, device=value.device)
-        rows[list(padding)] = 0
-        return value * rows
-
-    @functools.cached_property
-    def _padding(self) -> dict[int, set[int]]:
-        rows_of: dict[int, set[int]] = {}
-        for module in self._model.modules():
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                rows_of.setdefault(id(module.weight), set()).add(module.padding_idx)
-        return rows_of
 
     def select(self, patterns: Patterns) -> Weights:
         """The weights whose names match one of the glob ``patterns`` (``"layer1.*"``, ``"*.weight"``); None

@@ -53,9 +53,7 @@ class JacobianRows:
                     by_name = gradients(v, names)
                     at = 0
                     for name, start, stop in columns:
-                        here[:, k, at : at + stop - start] = weights.without_padding(
-                            name, by_name[name]
-                        ).reshape(n, -1)[:, start:stop]
+                        here[:, k, at : at + stop - start] = by_name[name].reshape(n, -1)[:, start:stop]
                         at += stop - start
         return out
 

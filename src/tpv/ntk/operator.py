@@ -188,9 +188,7 @@ class NTK:
 
     def sweep(self, lin: Linearization) -> Sweep:
         """Gradients by the kernel's parameters, of outputs in the output space of ``lin``."""
-        selected_weights = {
-            name: lin.weights.without_padding(name, torch.ones((), device=self.device)) for name in self.names
-        }
+        selected_weights = {name: torch.ones((), device=self.device) for name in self.names}
         return Sweep(lin, selected_weights, passes=self.train.rows // self.train.examples)
 
     @property
@@ -268,7 +266,12 @@ class NTK:
                 other.rows * self.train.rows * self.dtype.itemsize + self._scratch(other.rows)
             )
             return gram(
-                JacobianRows(self.rows.sweep, functools.partial(other.chunks, self.chunk_size), other.rows),
+                JacobianRows(
+                    self.rows.sweep,
+                    functools.partial(other.chunks, self.chunk_size),
+                    other.rows,
+                    other.check_order,
+                ),
                 self.rows,
                 self.names,
             )

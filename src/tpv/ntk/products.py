@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tpv.model.linearization import Linearization
+from tpv.model.products import jvp
 from tpv.ntk.training_set import TrainingSet
 
 Tangents = Mapping[str, Tensor]
@@ -31,12 +32,12 @@ def pull(train: TrainingSet, names: Sequence[str], v: Tensor) -> dict[str, Tenso
             for total, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
                     total[r] += gradient
-    return {name: lin.weights.without_padding(name, total) for name, total in zip(names, sums, strict=True)}
+    return dict(zip(names, sums, strict=True))
 
 
 def push(lin: Linearization, tangents: Tangents, parts: Iterable[Any]) -> Tensor:
     """Jδ for R displacements at all examples, (rows, R). Cost: R Jacobian-vector products."""
     count = len(next(iter(tangents.values())))
     deltas = [{name: d[r] for name, d in tangents.items()} for r in range(count)]
-    products = [torch.stack([lin.jvp(part, d)[1].reshape(-1) for d in deltas], 1) for part in parts]
+    products = [torch.stack([jvp(lin, part, d)[1].reshape(-1) for d in deltas], 1) for part in parts]
     return torch.cat(products)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from tpv.common.errors import TPVError
 from tpv.model.batches import batch_size, batches, chunks, inputs
-from tpv.model.checks import check_device, check_outputs, repeatability
+from tpv.model.checks import check_device, check_outputs
+from tpv.model.independence import repeatability
 from tpv.model.linearization import Linearization
 from tpv.model.memory import choose_chunk_size
 from tpv.model.outputs import centered, class_axis, mask_of, same
@@ -47,12 +49,14 @@ class TrainingSet:
         self.predictions: list[Tensor] = []
         self.examples = self.outputs = self.dimensions = 0
         total = 0.0
-        raw = lin.reading(same)
+        raw, checked = lin.reading(same), set[int]()
         for batch in self.data:
             check_device(lin.model, batch if lin.custom_forward else inputs(batch))
             size = batch_size(batch)
-            if not self.predictions:
+            if size not in checked:
                 check_outputs(raw, batch)
+                checked.add(size)
+            if not self.predictions:
                 self.chunk_size = chunk_size or choose_chunk_size(raw, batch, backward=True)
             f = torch.cat([raw.displaced(part, {}) for part in self.parts(batch)])
             self.examples += size
@@ -71,6 +75,21 @@ class TrainingSet:
         if not self.outputs:
             raise TPVError("every position of the training data is padding: there is nothing to fit.")
         self.magnitude = total / self.outputs
+
+    def read(self) -> Iterator[tuple[Any, Tensor]]:
+        """The batches with the predictions on them.
+
+        Raises:
+            TPVError: if there are not as many examples as at the first reading.
+        """
+        missing = object()
+        for batch, z in itertools.zip_longest(self.data, self.predictions, fillvalue=missing):
+            if batch is missing or not isinstance(z, Tensor) or batch_size(batch) != len(z):
+                raise TPVError(
+                    f"the training data had {self.examples} examples at the first reading and has others "
+                    "now: give the same examples in the same batches at every reading."
+                )
+            yield batch, z
 
     def parts(self, batch: Any, step: int | None = None) -> Iterator[Any]:
         """A batch in chunks that fit in memory, or of ``step`` examples."""
@@ -91,7 +110,7 @@ class TrainingSet:
         vector over all outputs.
         """
         start = 0
-        for batch, z in zip(self.data, self.predictions, strict=True):
+        for batch, z in self.read():
             yield from self.placed(batch, z.numel() // len(z), start, step)
             start += z.numel()
 
@@ -130,7 +149,7 @@ class TrainingSet:
         projected out.
         """
         drawn = []
-        for batch, z in zip(self.data, self.predictions, strict=True):
+        for batch, z in self.read():
             drawn.append(self._read(torch.randn(z.shape, generator=generator).to(z), batch))
         return drawn
 

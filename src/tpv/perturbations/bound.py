@@ -95,7 +95,7 @@ class BoundSample(Bound):
         return dict(self.notes)
 
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """δ with its names, shapes and values checked, and 0 in the padding rows of embeddings."""
+        """δ with its names, shapes and values checked."""
         delta = dict(users_code(self.weights, f"{self.spec!r}.sample", self.draw, self.weights, generator))
         self._refuse_nothing(delta)
         for name, value in delta.items():
@@ -108,7 +108,7 @@ class BoundSample(Bound):
         if (broken := non_finite(delta)) is not None:
             raise TPVError(f"{self.spec!r} displaces {broken!r} by NaN or infinity.")
         at = self.weights
-        return {name: at.without_padding(name, value.to(at[name])) for name, value in delta.items()}
+        return {name: value.to(at[name]) for name, value in delta.items()}
 
     def variance(self) -> dict[str, Tensor] | None:
         """The variances with their names, shapes and values checked."""
@@ -125,8 +125,7 @@ class BoundSample(Bound):
         if (broken := _no_variance(variances)) is not None:
             raise TPVError(f"{self.spec!r} gives {broken!r} a variance that is negative, NaN or infinite.")
         at = self.weights
-        moved = moved_together(variances, {name: at[name].device for name in variances})
-        return {name: at.without_padding(name, value) for name, value in moved.items()}
+        return moved_together(variances, {name: at[name].device for name in variances})
 
     def _refuse_nothing(self, values: Mapping[str, Tensor]) -> None:
         if not values:

@@ -18,10 +18,10 @@ from tpv.jacobian.routes.table import Kind
 from tpv.model.batches import batch_size, map_tensors, narrow
 from tpv.model.checks import check_device, check_outputs
 from tpv.model.checks import check_model as check_fixed_point
+from tpv.model.float64 import Float64Everywhere
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.outputs import OutputSpec, as_output
 from tpv.model.twin import twin_of
-from tpv.testing.float64 import Float64Everywhere
 
 _TOLERANCE = 1e-9
 _MOST_PASSES, _RANDOM = 4096, 8

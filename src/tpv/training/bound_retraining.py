@@ -97,7 +97,7 @@ class BoundRetraining(Bound):
 
     def _on_device(self, run: Run) -> dict[str, Tensor]:
         weights = self._trainer.weights
-        return {name: weights.without_padding(name, d.to(weights[name])) for name, d in run["delta"].items()}
+        return {name: d.to(weights[name]) for name, d in run["delta"].items()}
 
     def _finished(self, key: str, number: int, targets: Tensor) -> Run:
         stored: Run | None = self._store.get(key)
@@ -136,7 +136,7 @@ class BoundRetraining(Bound):
             repr(trainer.optimizer(trainer.leaves())),
             f"{train.magnitude:.4g}", f"{self._own.double().norm().item():.4g}",
         )  # fmt: skip
-        for batch in train.data:
+        for batch, _ in train.read():
             running.update(batch if train.lin.custom_forward else inputs(batch))
         return running.hexdigest()
 
@@ -155,7 +155,7 @@ def _as_trained(targets: Tensor, train: TrainingSet) -> Tensor:
             f"have {wanted}."
         )
     coordinates, start = [], 0
-    for batch, z in zip(train.data, train.predictions, strict=True):
+    for batch, z in train.read():
         rows = targets[start : start + batch_size(batch)].to(z)
         coordinates.append(masked(train.lin.output.coordinates(rows, rows), batch))
         start += len(rows)

@@ -181,7 +181,7 @@ class LabelNoise(PerturbationSpec):
 def _warn_about_duplicates(train: TrainingSet) -> None:
     """Two copies of an input get different noise, which no fit can follow."""
     seen: set[str] = set()
-    for batch in train.data:
+    for batch, _ in train.read():
         used, size = batch if train.lin.custom_forward else inputs(batch), batch_size(batch)
         if has_plain_rows(used, size):
             return

@@ -74,8 +74,6 @@ class Trainer:
     def _set_gradient(self, leaves: dict[str, Tensor], sums: Sums) -> None:
         for (name, leaf), gradient in zip(leaves.items(), sums.gradient, strict=True):
             leaf.grad = gradient / max(sums.terms, 1) + self.fit.gamma * (leaf.detach() - self.weights[name])
-            if padding := self.weights.padding_rows(name):
-                leaf.grad[list(padding)] = 0
 
     def _diverged(self, number: int, step: int, optimizer: torch.optim.Optimizer) -> TPVError:
         momentum = optimizer.param_groups[0].get("momentum", 0.0)

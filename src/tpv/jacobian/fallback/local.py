@@ -16,8 +16,8 @@ from tpv.jacobian.formulas.base import LayerCall, Variance, checksum
 from tpv.jacobian.formulas.precision import widened
 from tpv.model.attributes import Attributes
 from tpv.model.batches import map_tensors, tensors
-from tpv.model.functional import call_with
 from tpv.model.memory import SCRATCH_BYTES
+from tpv.model.substitution import Substitution
 
 
 class NotRepeatedError(Exception):
@@ -59,6 +59,7 @@ class LocalCall(LayerCall):
         self.module, self.arguments, self.axes, self.outputs, self.n = module, arguments, axes, outputs, n
         self.vectorized, self._before, self._after = True, attributes, Attributes(module)
         self._expected: Tensor | None = expected
+        self._substituted = Substitution(module)
         self._half = {k: widened(t.detach()) for k, t in _state(module) if widened(t) is not t}
         self.rows = [
             by_example(widened(t.detach()), a, n)
@@ -139,7 +140,7 @@ class LocalCall(LayerCall):
         args, kwargs = map_tensors(self.arguments, own)
         self._before.restore()
         try:
-            outputs = list(tensors(call_with(self.module, self._half | w, args, kwargs)))
+            outputs = list(tensors(self._substituted(self._half | w, args, kwargs)))
         finally:
             self._after.restore()
         joined = torch.cat([outputs[i].movedim(axis, 0).reshape(-1) for i, axis in self.outputs.items()])

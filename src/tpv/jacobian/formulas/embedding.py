@@ -18,6 +18,7 @@ class EmbeddingCall(LayerCall):
         self.tokens = x.reshape(n, -1)
         self.positions = self.tokens.shape[1]
         self.scratch = self.positions**2
+        self._padding = None if module.padding_idx is None else self.tokens == module.padding_idx
 
     def factors(self, g: Tensor) -> Factors:
         return Factors(self.tokens, self._positions(g))
@@ -35,4 +36,6 @@ class EmbeddingCall(LayerCall):
         return {"weight": squared_norm([Factors(self.tokens, g)])}
 
     def _positions(self, g: Tensor) -> Tensor:
-        return g.reshape(self.n, self.positions, -1)
+        """(n, positions, D), 0 at padding, to whose row PyTorch sends no gradient."""
+        g = g.reshape(self.n, self.positions, -1)
+        return g if self._padding is None else g.masked_fill(self._padding.unsqueeze(-1), 0)

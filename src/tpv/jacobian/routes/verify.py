@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from tpv.common.counters import signs
-from tpv.common.errors import TPVError
 from tpv.common.reads import numbers
 from tpv.jacobian.formulas.base import tolerance
 from tpv.jacobian.routes.graph import Graph
@@ -81,22 +80,6 @@ def differing(
         gap = gap.maximum(size(name, value - expected[name].to(value)).abs())
         flags.append((gap > tolerance(dtype) * reference.abs() + 1e-9 * total).any())
     return [name for name, differs in zip(values, numbers(flags), strict=True) if differs]
-
-
-@torch.no_grad()
-def refuse_hidden_use(lin: Linearization, few: Any, outputs: Tensor, names: list[str]) -> None:
-    """Refuse parameters that change the outputs although autograd does not see it.
-
-    Raises:
-        TPVError: naming them.
-    """
-    shifted = {name: lin.weights[name] + 0.1 * (lin.weights[name].abs() + 0.1) for name in names}
-    if names and not torch.allclose(lin.at(shifted, few), outputs, rtol=1e-3, atol=1e-6):
-        raise TPVError(
-            f"the model uses {', '.join(names[:3])} under torch.no_grad() or detached, so that their "
-            "effect has no gradient: "
-            "freeze them with requires_grad_(False), or leave them out with params=."
-        )
 
 
 class ExpansionProof:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from tpv.common.errors import TPVError
 from tpv.model.batches import call_model, map_tensors
+from tpv.model.float64 import Float64Everywhere
 from tpv.model.linearization import Forward
 from tpv.model.outputs import outputs_tensor
 from tpv.pruning.channels.edits import permuted, zeroed
 from tpv.pruning.channels.groups import ChannelGroup, Role
 from tpv.pruning.channels.surgery import own_copy, remove
-from tpv.testing.float64 import Float64Everywhere
 
 WRONG = "computes something else"
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
