@@ -47,8 +47,8 @@ def check_rows(lin: Linearization, batch: Any) -> None:
 
 @torch.no_grad()
 def check_last(lin: Linearization, batch: Any, n: int) -> None:
-    """Compare the last of the first n examples, at most 32, alone with what it is among them, for what depends
-    on how many examples there are, such as the capacity of experts.
+    """Compare the last of the first n examples, at most 32, alone with what it is among them, for what
+    depends on how many examples there are, such as the capacity of experts.
 
     Raises:
         TPVError: if it differs.
