@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from tpv.common.errors import TPVError, did_you_mean
+from tpv.common.errors import TPVError, did_you_mean, what_it_is
 
 LayersSpec = str | Mapping[str, str | Sequence[str]] | Callable[[str], str] | None
 OTHER = "(other)"
@@ -39,10 +39,7 @@ def groups(spec: LayersSpec, names: Iterable[str]) -> dict[str, str]:
     if isinstance(spec, str):
         return _by_expression(spec, names)
     if isinstance(spec, Mapping):
-        return _by_globs(
-            {layer: [globs] if isinstance(globs, str) else list(globs) for layer, globs in spec.items()},
-            names,
-        )
+        return _by_globs({layer: _globs(layer, globs) for layer, globs in spec.items()}, names)
     if callable(spec):
         return {name: str(spec(name)) for name in names}
     raise TPVError(
@@ -65,6 +62,14 @@ def _by_expression(text: str, names: list[str]) -> dict[str, str]:
         name: (match.group(1 if expression.groups else 0) or OTHER) if match else OTHER
         for name, match in match_of.items()
     }
+
+
+def _globs(layer: object, globs: object) -> list[str]:
+    patterns = [globs] if isinstance(globs, str) else list(globs) if isinstance(globs, Iterable) else [globs]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TPVError(f"layers={{{layer!r}: ...}}: give glob patterns, got {what_it_is(pattern)}.")
+    return patterns
 
 
 def _by_globs(layers: Mapping[str, list[str]], names: list[str]) -> dict[str, str]:

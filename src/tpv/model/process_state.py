@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
 from torch.overrides import _pop_mode as pop_function_mode
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 
 _functorch: Any = torch._C._functorch
@@ -29,7 +31,10 @@ class process_state:  # noqa: N801  (used like a function)
     turns. The lock is re-entrant: verbs call each other. What is restored, whatever raises or interrupts:
     the random states of Python, NumPy and torch, grad modes, the levels of ``torch.func`` and forward-mode
     AD, the stacks of modes and of hooks of saved tensors, the attention kernels that are allowed, the
-    compiler's stance and the default dtype.
+    compiler's stance and the default dtype. Within it, a default device "meta" is the CPU.
+
+    A verb that a thread started by a callback of another verb calls has to wait for that verb: do not wait
+    for the thread in the callback.
     """
 
     def __enter__(self) -> None:
@@ -92,7 +97,21 @@ def _run_all(steps: list[Restore]) -> None:
 
 def _snapshot() -> list[Restore]:
     """How to restore each kind of state, modes first, because they would see what follows."""
-    return [_modes(), _levels(), _switches(), _attention(), _stance(), *_random_states()]
+    return [_default_device(), _modes(), _levels(), _switches(), _attention(), _stance(), *_random_states()]
+
+
+def _default_device() -> Restore:
+    """Makes tensors real where the default device is "meta", on which they have no values."""
+    modes: list[Any] = [m for m in _get_current_function_mode_stack() if isinstance(m, DeviceContext)]
+    at_meta = [(mode, mode.device) for mode in modes if mode.device.type == "meta"]
+    for mode, _ in at_meta:
+        mode.device = torch.device("cpu")
+
+    def restore() -> None:
+        for mode, device in at_meta:
+            mode.device = device
+
+    return restore
 
 
 def _modes() -> Restore:
