@@ -5,6 +5,7 @@ from typing import Any
 from tpv.common.errors import TPVError
 from tpv.common.event import ProgressEvent
 from tpv.common.stats import Estimate
+from tpv.common.warn import TPVWarning
 from tpv.estimation.estimate import estimate
 from tpv.estimation.linearity import linearity
 from tpv.estimation.stability import stability
@@ -63,6 +64,7 @@ __all__ = [
     "StabilityResult",
     "TPVError",
     "TPVResult",
+    "TPVWarning",
     "Weights",
     "estimate",
     "linearity",

@@ -276,7 +276,7 @@ def test_running_out_of_memory_is_not_taken_for_a_missing_formula(monkeypatch: p
     with pytest.warns(UserWarning, match="out of memory"):
         found = tpv.estimate(model, randn(8, 4), NOISE)
     assert not failures
-    reason = "held by the model itself"
+    reason = "registered on the model itself and not on one of its layers"
     assert found.metadata["slow_routes"] == {"matrix": f"per-example gradients of the whole model: {reason}"}
 
 

@@ -105,7 +105,8 @@ class Stateful(nn.Linear):
         self.array[0] += 1
         self.random.random()
         self.random.seeds.append(2)
-        assert self.named["self"] is self and self in self.noted
+        assert self.named["self"] is self
+        assert self in self.noted
         assert (self.named.name, self.noted.name) == ("n", "s")
         return super().forward(x)
 

@@ -160,3 +160,9 @@ def test_overflowing_displacements_are_refused() -> None:
     )
     with pytest.raises(tpv.TPVError, match="overflow"):
         tpv.estimate(network().float(), X.float(), huge, estimator=tpv.MonteCarlo())
+
+
+def test_arrays_are_answered_with_from_numpy() -> None:
+    for data in (X.numpy(), [X.numpy()]):
+        with pytest.raises(tpv.TPVError, match=r"batch of type ndarray .* torch\.from_numpy\.$"):
+            tpv.estimate(network(), data, NOISE)

@@ -61,7 +61,7 @@ def test_squares_and_gradients_of_one_sweep_agree(case: Any) -> None:
         (
             "functional use",
             [
-                "per-example gradients of the whole model: scale (held by the model itself)",
+                "per-example gradients of the whole model: scale (registered on the model itself and not on one of its layers)",
                 "per-example gradients of the whole model: layer.weight (used outside the calls of its layer)",
                 "Linear: layer.bias and 2 more",
             ],
@@ -76,7 +76,7 @@ def test_squares_and_gradients_of_one_sweep_agree(case: Any) -> None:
         (
             "data dependent",
             [
-                "per-example gradients of the whole model, one by one: weight (held by the model itself; torch.func cannot trace the model)",
+                "per-example gradients of the whole model, one by one: weight (registered on the model itself and not on one of its layers; torch.func cannot trace the model)",
                 "Linear: head.weight and 1 more",
             ],
         ),

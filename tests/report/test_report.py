@@ -53,7 +53,7 @@ def a_linearity(v=0.01):
         0.98,
         0.01,
         100,
-        {"estimator": "linearity(draws=8)", "seconds": 0.1},
+        {"estimator": "linearity(draws=8)", "seconds": 0.1, "finite_by": "MonteCarlo"},
     )
 
 
@@ -314,8 +314,11 @@ def test_page_without_test_data_or_layers_says_so():
 
 
 def test_page_names_slow_and_unused_parameters():
-    text = Page(page(a_report(slow_routes={"odd.weight": "no reducer"}, unused_parameters=["idle"]))).text
-    assert "odd.weight: no reducer" in text
+    slow = {"odd.weight": "no reducer", "b": "cannot be traced", "odd.bias": "no reducer"}
+    text = Page(page(a_report(slow_routes=slow, unused_parameters=["idle"]))).text
+    assert "no reducer: odd.weight, odd.bias" in text
+    assert "cannot be traced: b" in text
+    assert "by per-example gradients (3)" in text
     assert "without effect on the outputs (1)" in text
 
 
@@ -344,6 +347,8 @@ def test_tables_fit_80_columns(monkeypatch, capsys, options):
     show(Report("net" * 40, report.headline, (*report.entries, long), report.settings), console())
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
+    assert out.count("no reducer") == 1
+    assert out.count("layer7.weight") == 1
     assert "4.0 ± 0.2" in out
     assert "MyNoise([red], " in out, "brackets are not markup"
 

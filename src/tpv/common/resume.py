@@ -6,7 +6,6 @@ import json
 import pickle
 import shutil
 import tempfile
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from tpv.common.errors import TPVError
 from tpv.common.files import put, put_text
 from tpv.common.fingerprint import fingerprint
+from tpv.common.warn import warn
 
 _MEMORY_BYTES = 2**30
 
@@ -148,10 +148,7 @@ class ResumableStore:
         ) as error:
             self._unreadable.add(path)
             reason = str(error).partition("\n")[0] or type(error).__name__
-            warnings.warn(
-                f"{path} cannot be read ({reason}), so its part is computed again: {self._remedy}.",
-                stacklevel=3,
-            )
+            warn(f"{path} cannot be read ({reason}), so its part is computed again: {self._remedy}.")
             return None
 
     def _remember(self, key: str, entry: Any) -> bool:

@@ -58,8 +58,8 @@ def estimate(
             layers to glob patterns; or a function from name to layer.
         forward: ``(model, batch) -> outputs`` for batches of another form; outputs are (N, ...).
         generator: a seed, or a CPU ``torch.Generator``; it is the only source of randomness.
-        progress: True for a bar on standard error (``pip install 'tpv[cli]'``), or a function that gets every
-            :class:`tpv.ProgressEvent`.
+        progress: True for a bar on standard error (``pip install 'tpv[cli]'``), where that is a terminal or a
+            notebook and not a file or a pipe; or a function that gets every :class:`tpv.ProgressEvent`.
         chunk_size: examples at a time; by default as many as fit in 512 MiB, or a quarter of the free GPU
             memory. Where memory runs out, it is halved and the work goes on, with a warning.
         pointwise: whether the result has the value of every example too, as ``result.pointwise``.

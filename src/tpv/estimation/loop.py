@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import platform
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from tpv.common.errors import TPVError, is_out_of_memory
 from tpv.common.options import require_int
 from tpv.common.progress import Listener, Progress
 from tpv.common.stats import Moments
+from tpv.common.warn import warn
 from tpv.estimators.base import Chunk, EstimatorRun
 from tpv.model.batches import batch_size, count_examples, inputs, narrow
 from tpv.model.checks import check_device, check_outputs, explain_non_finite
@@ -55,10 +55,9 @@ class Run:
         """Half as many examples at a time, after memory ran out."""
         self.chunk_size = max(1, self.chunk_size // 2)
         release_memory()
-        warnings.warn(
+        warn(
             f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save "
-            "the time.",
-            stacklevel=5,
+            "the time."
         )
 
     def metadata(self, generator: Seed, started: float, **asked: Any) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from tpv.common.stats import Moments
+from tpv.common.warn import warn
 
 _NEGLIGIBLE = 0.1
 
@@ -51,7 +50,7 @@ class ControlSums:
         means = dict(zip(result.names, result.mean.tolist(), strict=True))
         measured = means.pop("measured")
         if means["value"] > _NEGLIGIBLE * measured:
-            warnings.warn(_drift(means["value"], measured), stacklevel=6)
+            warn(_drift(means["value"], measured))
         return means
 
 

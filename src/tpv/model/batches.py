@@ -104,9 +104,10 @@ def batch_size(batch: Any) -> int:
     for tensor in tensors(batch):
         if tensor.ndim:
             return len(tensor)
+    hint = " Make tensors of arrays with torch.from_numpy." if hasattr(batch, "__array__") else ""
     raise TPVError(
         f"a batch of type {type(batch).__name__} holds no tensor with a batch axis: "
-        "a batch is a tensor, a tuple whose first element is the input, or a mapping of keywords."
+        f"a batch is a tensor, a tuple whose first element is the input, or a mapping of keywords.{hint}"
     )
 
 

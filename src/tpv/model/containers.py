@@ -102,7 +102,7 @@ def _empty(base: Any, original: Any, copy: Copier) -> Any:
 
 
 def _count(original: Any, copy: Copier) -> Any:
-    """Made again from how it shows itself; iterators have no other way to be copied in all versions of Python."""
+    """Made again from its repr: later versions of Python cannot copy iterators."""
     values = _COUNT.fullmatch(repr(original))
     return copy.note(
         original, itertools.count(*map(int, filter(None, values.groups()))) if values else original

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from tpv.common.errors import TPVError, did_you_mean, what_it_is
 
@@ -65,7 +66,8 @@ def _by_expression(text: str, names: list[str]) -> dict[str, str]:
 
 
 def _globs(layer: object, globs: object) -> list[str]:
-    patterns = [globs] if isinstance(globs, str) else list(globs) if isinstance(globs, Iterable) else [globs]
+    several = isinstance(globs, Iterable) and not isinstance(globs, str)
+    patterns: list[Any] = list(globs) if several else [globs]  # type: ignore[call-overload]
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TPVError(f"layers={{{layer!r}: ...}}: give glob patterns, got {what_it_is(pattern)}.")

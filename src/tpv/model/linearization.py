@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -18,8 +18,9 @@ from tpv.common.errors import is_out_of_memory
 from tpv.model.attention import MathAttention
 from tpv.model.attributes import Attributes
 from tpv.model.batches import batch_size, call_model, duplicated
+from tpv.model.functional import call_with
 from tpv.model.outputs import Output, as_output, mask_of
-from tpv.model.process_state import eager
+from tpv.model.process_state import differentiable_kernels, eager
 from tpv.model.twin import Forward as Forward
 from tpv.model.watch import watch_of
 from tpv.model.weights import Weights
@@ -61,7 +62,7 @@ class Linearization:
 
     def __call__(self, batch: Any) -> Tensor:
         """Predictions z (N, ...), with gradients wherever the caller enabled them."""
-        with eager():
+        with eager(), differentiable_kernels(self.model):
             return self._predictions(self.output.select(self._caller(batch)), batch)
 
     def differentiable(self, batch: Any, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -80,7 +81,7 @@ class Linearization:
         """Outputs f (N, ...) with some parameters replaced."""
         renamed = {f"model.{name}": value for name, value in weights.items()}
         with eager():
-            return self.output.select(functional_call(self._caller, renamed, (batch,)))
+            return self.output.select(call_with(self._caller, renamed, (batch,)))
 
     def reading(self, coordinates: Callable[[Tensor, Tensor], Tensor]) -> Linearization:
         """The same model with other coordinates of its outputs."""
@@ -156,7 +157,7 @@ def _double_backward(
 
 
 class _Caller(nn.Module):
-    """The model behind its ``forward`` function, so that ``functional_call`` reaches its parameters."""
+    """The model behind its ``forward`` function, so that ``call_with`` reaches its parameters."""
 
     def __init__(self, model: nn.Module, forward: Forward) -> None:
         super().__init__()

@@ -6,17 +6,19 @@ import contextlib
 import random
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.overrides import _pop_mode as pop_function_mode
-from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
+
+from tpv.common.warn import begin_call
 
 _functorch: Any = torch._C._functorch
 _c: Any = torch._C
@@ -66,6 +68,18 @@ def eager() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
+@contextmanager
+def differentiable_kernels(module: nn.Module) -> Iterator[None]:
+    """Recurrent layers run without cuDNN, whose kernels have no backward pass in evaluation mode."""
+    enabled = _c._get_cudnn_enabled()
+    if any(isinstance(m, nn.RNNBase) for m in module.modules()):
+        _c._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        _c._set_cudnn_enabled(enabled)
+
+
 def _close_contexts(trace: TracebackType | None) -> None:
     """Leave the contexts written as generators whose exit an interrupt has skipped.
 
@@ -97,13 +111,16 @@ def _run_all(steps: list[Restore]) -> None:
 
 def _snapshot() -> list[Restore]:
     """How to restore each kind of state, modes first, because they would see what follows."""
-    return [_default_device(), _modes(), _levels(), _switches(), _attention(), _stance(), *_random_states()]
+    state = [_default_device(), _modes(), _levels(), _switches(), _attention(), _stance()]
+    return [*state, *_random_states(), begin_call()]
 
 
 def _default_device() -> Restore:
     """Makes tensors real where the default device is "meta", on which they have no values."""
-    modes: list[Any] = [m for m in _get_current_function_mode_stack() if isinstance(m, DeviceContext)]
-    at_meta = [(mode, mode.device) for mode in modes if mode.device.type == "meta"]
+    loaded: Any = sys.modules.get("torch.utils._device")
+    modes: list[Any] = [] if loaded is None else _get_current_function_mode_stack()
+    contexts = [mode for mode in modes if isinstance(mode, loaded.DeviceContext)]
+    at_meta = [(context, context.device) for context in contexts if context.device.type == "meta"]
     for mode, _ in at_meta:
         mode.device = torch.device("cpu")
 
@@ -166,12 +183,13 @@ def _eager_transforms() -> Any:
 
 def _switches() -> Restore:
     grad, forward_grad, dtype = torch.is_grad_enabled(), _c._is_fwd_grad_enabled(), torch.get_default_dtype()
-    inplace = _functorch.get_inplace_requires_grad_allowed()
+    inplace, cudnn = _functorch.get_inplace_requires_grad_allowed(), _c._get_cudnn_enabled()
 
     def restore() -> None:
         torch.set_grad_enabled(grad)
         _c._set_fwd_grad_enabled(forward_grad)
         _functorch.set_inplace_requires_grad_allowed(inplace)
+        _c._set_cudnn_enabled(cudnn)
         torch.set_default_dtype(dtype)
 
     return restore

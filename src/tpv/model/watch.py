@@ -124,7 +124,7 @@ class _Watching(TorchDispatchMode):
         return self._watch.check_graph
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         if isinstance(error, ValueError) and "read-only" in str(error):
             raise TPVError(
                 f"{self._what} writes into a NumPy array of more than 1 MiB, and a model is never changed: "

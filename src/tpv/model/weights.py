@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,8 +122,8 @@ class Weights(Mapping[str, Tensor]):
         return Weights(self._model, matching)
 
 
-def _is_true(answer: object, function: object) -> bool:
-    several = isinstance(answer, Iterable) and not isinstance(answer, str) and getattr(answer, "ndim", 1)
+def _is_true(answer: Any, function: Callable[..., object]) -> bool:
+    several = isinstance(answer, Iterable) and not isinstance(answer, str) and getattr(answer, "ndim", True)
     if several or callable(answer):
         raise TPVError(f"params={called(function)} must give True or False, got {what_it_is(answer)}.")
     return bool(answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from tpv.common.errors import TPVError, did_you_mean
 from tpv.common.options import require_mapping
+from tpv.common.warn import warn
 from tpv.model.weights import Patterns, Weights
 from tpv.perturbations.base import Perturbation
 from tpv.perturbations.bound import Displacements
@@ -67,9 +67,8 @@ class Displacement(Perturbation):
             if name in self.state_dict and not torch.equal(self.state_dict[name].to(value), value)
         ]
         if differing:
-            warnings.warn(
+            warn(
                 f"Displacement moves trainable parameters only, and {len(differing)} buffers or frozen "
                 "parameters of the state_dict differ "
-                f"from the model's (first: {differing[0]!r}): w* + δ is not that checkpoint.",
-                stacklevel=2,
+                f"from the model's (first: {differing[0]!r}): w* + δ is not that checkpoint."
             )

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import platform
 import time
-import warnings
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from tpv.common.errors import TPVError
 from tpv.common.progress import Progress
 from tpv.common.stats import Estimate
+from tpv.common.warn import warn
 from tpv.model.batches import batch_size, call_model, inputs
 from tpv.model.checks import check_device, check_outputs
 from tpv.model.linearization import Linearization
@@ -191,9 +191,8 @@ def _check_data(task: PruningTask) -> None:
         several = outputs if isinstance(outputs, list | tuple) else ()
         count = sum(isinstance(t, Tensor) and t.is_floating_point() for t in several)
         if count > 1:
-            warnings.warn(
+            warn(
                 f"the model returns {count} tensors, and only the first counts: give forward=, such as "
                 "forward=lambda model, batch: torch.cat([f.flatten(1) for f in model(batch)], 1), if the "
-                "others matter.",
-                stacklevel=4,
+                "others matter."
             )

@@ -149,17 +149,16 @@ class Report:
         """The headline in symbols."""
         return "½ Tr(E[JᵀFJ])" if self.output == "kl" else "Tr(H_eff)"
 
-    def noted(self, key: str) -> list[str]:
-        """A metadata list or mapping ("slow_routes", "unused_parameters") over all results, as lines."""
-        all_lines: dict[str, None] = {}
+    def noted(self, key: str) -> dict[str, list[str]]:
+        """Reason → names, of a metadata list (whose reason is "") or mapping over all results."""
+        grouped: dict[str, dict[str, None]] = {}
         for entry in self.all_entries:
             for _, result in entry.parts():
                 values = result.metadata.get(key, [])
-                lines = (
-                    [f"{name}: {why}" for name, why in values.items()] if isinstance(values, dict) else values
-                )
-                all_lines |= dict.fromkeys(lines)
-        return list(all_lines)
+                reasons = values if isinstance(values, dict) else dict.fromkeys(values, "")
+                for name, why in reasons.items():
+                    grouped.setdefault(why, {})[name] = None
+        return {why: list(names) for why, names in grouped.items()}
 
     def to_json(self, path: str | Path | None = None) -> str:
         """JSON text, written to ``path`` too if one is given."""

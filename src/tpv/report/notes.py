@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).parent.parent
+from tpv.common.warn import TPVWarning
 
 
 @contextmanager
@@ -17,12 +16,12 @@ def noted() -> Iterator[list[str]]:
     notes: list[str] = []
     with warnings.catch_warnings():
         show = warnings.showwarning
-        warnings.filterwarnings("always", category=UserWarning, module=r"tpv\.")
+        warnings.filterwarnings("always", category=TPVWarning)
 
         def note(
             message: Warning | str, category: type[Warning], filename: str, *more: Any, **options: Any
         ) -> None:
-            if not (issubclass(category, UserWarning) and Path(filename).is_relative_to(_HERE)):
+            if not issubclass(category, TPVWarning):
                 show(message, category, filename, *more, **options)
             elif str(message) not in notes:
                 notes.append(str(message))

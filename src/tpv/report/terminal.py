@@ -39,8 +39,9 @@ def show(report: Report, to: Console) -> None:
         ("slow_routes", "without an analytic per-layer formula"),
         ("unused_parameters", "without effect on the outputs"),
     ):
-        if names := report.noted(key):
-            to.print(f"\nParameters {said}: {', '.join(names)}.", style="dim")
+        for why, names in report.noted(key).items():
+            reason = f" ({why})" if why else ""
+            to.print(f"\nParameters {said}{reason}: {', '.join(names)}.", style="dim")
 
 
 def _values(entries: tuple[Entry, ...]) -> Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from tpv.common.errors import TPVError
 from tpv.common.fingerprint import RunningFingerprint, fingerprint
 from tpv.common.resume import ResumableStore
+from tpv.common.warn import warn
 from tpv.model.batches import batch_size, inputs
 from tpv.model.linearization import masked
 from tpv.ntk.training_set import TrainingSet, flattened
@@ -118,11 +118,10 @@ class BoundRetraining(Bound):
 
     def _warn_unless_fallen(self, number: int, run: Run) -> None:
         if not run["mse_after"] < run["mse_before"]:
-            warnings.warn(
+            warn(
                 f"retraining run {number} did not fit its noisy targets: their mean squared error went from "
                 f"{run['mse_before']:.3g} to "
-                f"{run['mse_after']:.3g} in {self._trainer.fit.steps} steps; lower lr, or raise steps.",
-                stacklevel=2,
+                f"{run['mse_after']:.3g} in {self._trainer.fit.steps} steps; lower lr, or raise steps."
             )
 
     def _fingerprint(self, *settings: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +10,7 @@ from torch import nn
 from tpv.common.errors import TPVError
 from tpv.common.fingerprint import digest
 from tpv.common.options import number_field, require_bool
+from tpv.common.warn import warn
 from tpv.model.batches import batch_size, batches, has_plain_rows, inputs, narrow, tensors
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.regrouping import chosen
@@ -187,9 +187,8 @@ def _warn_about_duplicates(train: TrainingSet) -> None:
             return
         seen |= {digest(*tensors(narrow(used, i, i + 1, size))) for i in range(size)}
     if copies := train.examples - len(seen):
-        warnings.warn(
+        warn(
             f"{copies} of the {train.examples} training examples are copies of others: their kernel is "
             "singular, and a fit can only follow "
-            "the mean of the noise on them.",
-            stacklevel=2,
+            "the mean of the noise on them."
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from tpv.common.errors import TPVError
 from tpv.common.fingerprint import digest
+from tpv.common.warn import warn
 from tpv.model.linearization import Linearization
 from tpv.ntk.jacobian import JacobianRows, gram
 from tpv.ntk.krylov import Krylov
@@ -121,12 +121,11 @@ class NoisyFit(Factor):
         ):
             share = (values[k < level * k[0]].sum() / values.sum().clamp(min=math.ulp(0.0))).item()
             if share > _DECIDED:
-                warnings.warn(
+                warn(
                     f"{100 * share:.0f} % of the label-noise TPV comes from eigenvalues {what}, which may "
                     "decide the number more than "
                     "the network does: use GradientDescent(lr, steps), Ridge(gamma) with a stronger penalty, "
-                    "or a model in float64.",
-                    stacklevel=2,
+                    "or a model in float64."
                 )
                 return
 

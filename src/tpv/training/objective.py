@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tpv.common.errors import is_out_of_memory
+from tpv.common.warn import warn
 from tpv.model.batches import batch_size, narrow
 from tpv.model.linearization import masked
 from tpv.model.memory import release_memory
@@ -84,9 +84,7 @@ class Objective:
         if n <= self._limit:
             self._limit = n // 2
             release_memory()
-            warnings.warn(
-                f"out of memory in retraining: going on with {self._limit} examples at a time.", stacklevel=2
-            )
+            warn(f"out of memory in retraining: going on with {self._limit} examples at a time.")
         step = self._limit
         for start in range(0, n, step):
             self._add(sums, weights, cut(chunk, start, min(start + step, n)), initial=initial)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from tpv.common.errors import is_out_of_memory
 from tpv.jacobian.fallback.whole_model import Reduce, vmappable
@@ -16,6 +16,7 @@ from tpv.jacobian.formulas.base import LayerCall, Variance, checksum
 from tpv.jacobian.formulas.precision import widened
 from tpv.model.attributes import Attributes
 from tpv.model.batches import map_tensors, tensors
+from tpv.model.functional import call_with
 from tpv.model.memory import SCRATCH_BYTES
 
 
@@ -138,7 +139,7 @@ class LocalCall(LayerCall):
         args, kwargs = map_tensors(self.arguments, own)
         self._before.restore()
         try:
-            outputs = list(tensors(functional_call(self.module, self._half | w, args, kwargs)))
+            outputs = list(tensors(call_with(self.module, self._half | w, args, kwargs)))
         finally:
             self._after.restore()
         joined = torch.cat([outputs[i].movedim(axis, 0).reshape(-1) for i, axis in self.outputs.items()])

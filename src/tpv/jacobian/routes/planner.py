@@ -41,7 +41,7 @@ class Planner:
         self._lin, self._names = lin, names
         self._paths = {module: path for path, module in lin.model.named_modules()}
         obstacles = {module: formula_obstacle(module) for module in self._paths}
-        by_itself = obstacles[lin.model] and "held by the model itself"
+        by_itself = obstacles[lin.model] and "registered on the model itself and not on one of its layers"
         self.analytic = frozenset(module for module, obstacle in obstacles.items() if not obstacle)
         subtrees = {m: {id(p) for p in m.parameters()} & names.keys() for m in self._paths}
         direct = {m: {id(p) for p in m._parameters.values()} for m in self._paths}
