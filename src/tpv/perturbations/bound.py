@@ -185,8 +185,13 @@ class BoundSum(Bound):
         return _added(controls) if controls else None
 
     def metadata(self) -> dict[str, Any]:
-        """What all parts say."""
-        return {key: value for part in self.parts for key, value in part.metadata().items()}
+        """What all parts say; where they differ in a key, a list of what each says."""
+        values: dict[str, list[Any]] = {}
+        for part in self.parts:
+            for key, value in part.metadata().items():
+                if value not in values.setdefault(key, []):
+                    values[key].append(value)
+        return {key: several if several[1:] else several[0] for key, several in values.items()}
 
 
 def selected(lin: Linearization, params: Patterns) -> Weights:
