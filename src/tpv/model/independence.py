@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tpv.common.errors import TPVError
+from tpv.common.errors import TPVError, is_out_of_memory
 from tpv.model.batches import batch_size, narrow, rows_of
 from tpv.model.float64 import everywhere, precise
 from tpv.model.linearization import Linearization
@@ -21,7 +21,6 @@ def repeatability(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-8, torch.float32: 1e-3}.get(dtype, 0.1)
 
 
-@torch.no_grad()
 def check_rows(lin: Linearization, batch: Any) -> None:
     """Compare the first, the middle and the last of some examples alone, and all in reversed order, with
     what they are together; in float64 where the model runs in it.
@@ -29,10 +28,15 @@ def check_rows(lin: Linearization, batch: Any) -> None:
     Raises:
         TPVError: if one differs.
 
-    Cost: five forward passes over at most nine examples.
+    Cost: five forward passes over at most nine examples, fewer where memory runs out.
     """
+    _with_less_memory(lambda most: _check_some(lin, batch, most), min(batch_size(batch), _ROWS))
+
+
+@torch.no_grad()
+def _check_some(lin: Linearization, batch: Any, most: int) -> None:
     size = batch_size(batch)
-    rows = sorted({*range(min(size, _ROWS - 1)), size - 1})
+    rows = sorted({*range(most - 1), size - 1})
     wide, some, exact = precise(lin, rows_of(batch, rows, size))
     with everywhere(exact):
         together = wide(some)
@@ -45,7 +49,6 @@ def check_rows(lin: Linearization, batch: Any) -> None:
                 raise TPVError(_sentence(lin.model, what))
 
 
-@torch.no_grad()
 def check_last(lin: Linearization, batch: Any, n: int) -> None:
     """Compare the last of the first n examples, at most 32, alone with what it is among them, for what
     depends on how many examples there are, such as the capacity of experts.
@@ -55,13 +58,28 @@ def check_last(lin: Linearization, batch: Any, n: int) -> None:
 
     Cost: a forward pass over these examples, none where :func:`check_rows` has seen as many.
     """
+    _with_less_memory(lambda most: _check_among(lin, batch, most), min(n, _MANY))
+
+
+@torch.no_grad()
+def _check_among(lin: Linearization, batch: Any, n: int) -> None:
     if n <= _ROWS:
         return
-    n, size = min(n, _MANY), batch_size(batch)
+    size = batch_size(batch)
     last, alone = lin(narrow(batch, 0, n, size))[-1:], lin(narrow(batch, n - 1, n, size))
     own = max(repeatability(t) for t in (last.dtype, *(w.dtype for w in lin.weights.values())))
     if alone.shape != last.shape or (last - alone).abs().max() > own * last.abs().max():
         raise TPVError(_sentence(lin.model, f"example {n - 1} alone and among {n}"))
+
+
+def _with_less_memory(check: Callable[[int], None], most: int) -> None:
+    """A check of so many examples, or of half as many where memory runs out, and so on."""
+    try:
+        check(most)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or most == 1:
+            raise
+        _with_less_memory(check, most // 2)
 
 
 def _others(lin: Linearization, some: Any, together: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
