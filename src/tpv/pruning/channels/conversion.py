@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv.common.errors import TPVError
 from tpv.pruning.channels.groups import ChannelGroup, Member, Parameters, Role
 from tpv.pruning.channels.tracing import tracing_errors
 
@@ -43,14 +42,7 @@ def channel_group(group: Any) -> ChannelGroup:
 
 def scorable(groups: Sequence[Any], parameters: Parameters) -> list[ChannelGroup]:
     """Those of some groups of Torch-Pruning that can be scored."""
-    usable = []
-    for group in map(channel_group, groups):
-        try:
-            group.scored_members(parameters)
-        except TPVError:
-            continue
-        usable.append(group)
-    return usable
+    return [group for group in map(channel_group, groups) if group.why_not_scored(parameters) is None]
 
 
 def _removed_together(graph: Any, group: Any) -> list[int]:

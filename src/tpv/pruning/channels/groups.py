@@ -60,30 +60,31 @@ class ChannelGroup:
     tied: int = 1
 
     def scored_members(self, parameters: Parameters) -> tuple[Member, ...]:
-        """The members whose weights a score counts.
+        """The members whose weights a score counts; a TPVError says :meth:`why_not_scored`."""
+        if reason := self.why_not_scored(parameters):
+            raise TPVError(reason)
+        return self.members if parameters == "all" else self.consumers
 
-        Raises:
-            TPVError: if there is none, or one that cannot be scored by channel.
-        """
+    def why_not_scored(self, parameters: Parameters) -> str | None:
+        """The sentence for a group without members to score, or with one that cannot be scored by channel."""
         if opaque := [m.module for m in self.members if m.role == "opaque"]:
-            raise TPVError(
+            return (
                 f"the channels of {self.name} go through {', '.join(opaque[:3])}, whose weights cannot be "
                 "scored by channel: leave this group out."
             )
         raw = [m.module for m in self.members if m.role == "parameter"]
         if raw and parameters == "all":
-            raise TPVError(
+            return (
                 f"the channels of {self.name} go through {raw[0]}, a parameter outside of a layer, which "
                 'cannot be scored by channel: use parameters="consumers", or leave this group out.'
             )
-        scored = self.members if parameters == "all" else self.consumers
-        if not scored:
+        if not (self.members if parameters == "all" else self.consumers):
             other = 'score them with parameters="all", or ' if self.members else ""
-            raise TPVError(
+            return (
                 f"no convolution or linear layer takes the channels of {self.name} as inputs: {other}leave "
                 "this group out."
             )
-        return scored
+        return None
 
     @property
     def consumers(self) -> tuple[Member, ...]:

@@ -101,29 +101,3 @@ def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, R
             positions_left[m.module, m.role] = torch.cat([known, more])
             positions_left[m.module, m.role][m.index[torch.isin(m.channel, gone)]] = False
     return positions_left
-
-
-def masks(model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
-    """Masks of the weights that take channels as inputs, 0 for the removed ones."""
-    by_weight: dict[str, Tensor] = {}
-    for group in groups:
-        gone = torch.tensor(list(removed.get(group.name, ())), dtype=torch.long)
-        for member in group.scored_members("consumers") if len(gone) else ():
-            name, layer = f"{member.module}.weight", model.get_submodule(member.module)
-            device = next(layer.parameters()).device
-            mask = mask_of_inputs(layer, member.index[torch.isin(member.channel, gone)]).to(device)
-            by_weight[name] = by_weight[name] & mask if name in by_weight else mask
-    return by_weight
-
-
-def mask_of_inputs(layer: nn.Module, gone: Tensor) -> Tensor:
-    """A mask for a layer's weight, 0 at the inputs ``gone``; those of a convolution in groups are in one."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    groups, kernel = getattr(layer, "groups", 1), [1] * (weight.ndim - 2)
-    if getattr(layer, "transposed", False):
-        mask = torch.ones(len(weight), 1, *kernel, dtype=torch.bool)
-        mask[gone] = False
-        return mask
-    mask = torch.ones(groups, 1, weight.shape[1], dtype=torch.bool)
-    mask.movedim(1, -1).reshape(-1)[gone] = False
-    return mask.expand(-1, len(weight) // groups, -1).reshape(len(weight), weight.shape[1], *kernel)

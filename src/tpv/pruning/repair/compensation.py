@@ -106,7 +106,7 @@ def _order(model: nn.Module, batch: Any, forward: Forward | None) -> list[str]:
     called: list[str] = []
     layers = fittable(model).items()
     hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in layers]
-    _run(model, batch, forward, hooks)
+    run_hooked(model, batch, forward, hooks)
     return [name for name in called if called.count(name) == 1]
 
 
@@ -116,7 +116,8 @@ def _inputs(model: nn.Module, name: str) -> int:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterable[Any] = ()) -> None:
+def run_hooked(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterable[Any]) -> None:
+    """A forward pass, after which the handles of its hooks are removed."""
     try:
         (forward or call_model)(model, batch)
     except _StopError:
@@ -214,7 +215,7 @@ def _observe(
     ]
     hooks += [model.get_submodule(name).register_forward_pre_hook(stop) for name in later]
     with joins(model, {name: partial(rows, name) for name in names}) as additions:
-        _run(model, batch, forward, [*handles, *hooks])
+        run_hooked(model, batch, forward, [*handles, *hooks])
     for name, join in additions.items():
         observed[name].stream = join.other
         observed[name].scale = None if join.scale is None else _selected(join.scale, kept.get(name))
@@ -235,7 +236,7 @@ def _bias_setter(
     for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
         handles.append(norm.register_forward_pre_hook(lambda m, a: calls.append((m, a[0] is uses.watched))))
     with uses:
-        _run(model, batch, forward, handles)
+        run_hooked(model, batch, forward, handles)
     norms = [norm for norm, takes in calls if takes and [m for m, _ in calls].count(norm) == 1]
     if uses.functions != ["batch_norm"] or not norms or norms[0].running_mean is None:
         return None

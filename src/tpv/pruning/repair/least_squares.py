@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,12 +73,11 @@ class RowMoments:
     def restricted(self, index: Tensor) -> RowMoments:
         """Of some of the D inputs."""
         xx = self.xx[:, index][:, :, index]
-        return RowMoments(xx, self.xy[:, index], self.yy, self.x[:, index], self.y, self.rows)
+        return replace(self, xx=xx, xy=self.xy[:, index], x=self.x[:, index])
 
     def uncentered(self) -> RowMoments:
         """As if the means were 0: least squares without a bias."""
-        zeros = torch.zeros_like(self.x), torch.zeros_like(self.y)
-        return RowMoments(self.xx, self.xy, self.yy, *zeros, self.rows)
+        return replace(self, x=torch.zeros_like(self.x), y=torch.zeros_like(self.y))
 
     def centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Covariances xx, xy, the variance of y, and both means."""

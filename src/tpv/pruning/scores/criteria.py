@@ -40,7 +40,7 @@ class Criterion(ABC):
         hot = F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis).to(f)
         return (f.softmax(axis) - hot) * (labels >= 0).unsqueeze(axis)
 
-    def _check_parameters(self) -> None:
+    def __post_init__(self) -> None:
         require_choice(type(self).__name__, "parameters", self.parameters, ("consumers", "all"))
 
 
@@ -83,8 +83,8 @@ class TPVImportance(Criterion):
     interactions: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_int("TPVImportance", "probes", self.probes, 1)
-        self._check_parameters()
 
     def labels(self, f: Tensor, batch: Any) -> None:
         """None: the directions are random."""
@@ -123,8 +123,8 @@ class JBR(Criterion):
     freezes = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_number("JBR", "confidence", self.confidence, 0, 1)
-        self._check_parameters()
 
     def labels(self, f: Tensor, batch: Any) -> Tensor:
         """The model's own class of each prediction, ``IGNORED`` below the confidence."""
@@ -159,9 +159,6 @@ class JC(Criterion):
 
     parameters: Parameters = "all"
     interactions: bool = False
-
-    def __post_init__(self) -> None:
-        self._check_parameters()
 
     def labels(self, f: Tensor, batch: Any) -> Tensor:
         """The labels of the batch."""
