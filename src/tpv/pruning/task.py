@@ -57,12 +57,7 @@ class PruningConfig:
 
 @dataclass(frozen=True, eq=False)
 class PruningTask:
-    """The arguments of :func:`tpv.prune`, checked, with the batches in memory.
-
-    Attributes:
-        model: a twin of the user's.
-        example: the first and the last example of the first batch, to trace the network with.
-    """
+    """The arguments of :func:`tpv.prune`, checked, with the batches in memory and an example to trace."""
 
     model: nn.Module
     data: list[Any]

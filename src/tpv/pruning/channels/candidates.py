@@ -1,6 +1,4 @@
-"""The groups of channels that a pruning may remove: those whose removal computes what it should, because a
-traced graph can be wrong.
-"""
+"""The groups of channels that a pruning may remove: a traced graph can be wrong, so each is verified."""
 
 from __future__ import annotations
 
@@ -21,13 +19,7 @@ from tpv.pruning.channels.tracing import all_groups, trace
 def candidates(
     model: nn.Module, example: Any, ignore: Sequence[str], parameters: Parameters, forward: Forward | None
 ) -> tuple[list[ChannelGroup], list[ChannelGroup], dict[str, str]]:
-    """Groups that can be scored and removed, all groups, and why the others are left alone; those that match
-    a pattern in ``ignore`` are.
-
-    Raises:
-        TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is
-            traced wrongly.
-    """
+    """Groups that can be scored and removed, all groups, and why the others are left alone."""
     everything = [channel_group(group) for group in all_groups(trace(model, example, forward))]
     for glob in ignore:
         if not any(fnmatchcase(group.name, glob) for group in everything):
@@ -53,10 +45,7 @@ def candidates(
 def verified(
     model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forward: Forward | None = None
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """The groups whose channels can be removed, by :func:`problems`, and why the others cannot; a TPVError
-    for groups whose removal runs but computes something else, as Torch-Pruning's graph of padding shortcuts
-    does.
-    """
+    """The groups whose channels can be removed, by :func:`problems`, and why the others cannot."""
     excluded = {g.name: "has a single channel" for g in groups if g.width == 1}
     shared = _with_shared_weights(model)
     for g in groups:

@@ -48,11 +48,7 @@ def positions_of(member: Member, channels: Sequence[int] | Tensor) -> Tensor:
 
 
 def permuted(model: nn.Module, groups: Sequence[ChannelGroup]) -> nn.Module:
-    """A copy with the channels of these groups in a random order, in every weight that has them.
-
-    Raises:
-        TPVError: for a layer that has not the same number of positions for each channel.
-    """
+    """A copy with the channels of these groups in a random order, in every weight that has them."""
     copied = own_copy(model)
     for group in groups:
         order = torch.randperm(group.width, generator=torch.Generator().manual_seed(group.width))

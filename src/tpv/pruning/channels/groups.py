@@ -14,9 +14,7 @@ Parameters = Literal["consumers", "all"]
 
 
 def channel_axis(parameter: Tensor) -> int:
-    """The axis of a parameter outside of a layer that counts channels: its last one longer than 1, as
-    Torch-Pruning has it.
-    """
+    """The axis of a parameter outside of a layer that counts channels for Torch-Pruning."""
     return max((i for i, n in enumerate(parameter.shape) if n > 1), default=parameter.ndim - 1)
 
 

@@ -19,7 +19,6 @@ from tpv.testing.float64 import Float64Everywhere
 
 WRONG = "computes something else"
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
-_CONSUMERS: tuple[Role, ...] = ("consumer",)
 _WITH_CHANNELS: tuple[Role, ...] = ("consumer", "producer", "parameter")
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Differences that rounding causes, relative to the largest output."""
@@ -42,15 +41,12 @@ def problems(
     try:
         precise = own_copy(model).double()
         with Float64Everywhere():
-            outputs_tensor(run(precise, doubled := map_tensors(example, _double)))
+            doubled = map_tensors(example, lambda t: t.double() if t.is_floating_point() else t)
+            outputs_tensor(run(precise, doubled))
     except Exception:  # it has casts of its own
         return _problems(model, example, groups, forward)
     with Float64Everywhere():
         return _problems(precise, doubled, groups, forward)
-
-
-def _double(t: Tensor) -> Tensor:
-    return t.double() if t.is_floating_point() else t
 
 
 def _problems(
@@ -79,7 +75,7 @@ def _problem(
         return f"the model does not run without one of its channels ({reason[:120]})"
     if after.shape != before.shape:
         return "its channels are the model's outputs"
-    silenced = outputs_tensor(run(zeroed(model, groups, removed, _CONSUMERS), example))
+    silenced = outputs_tensor(run(zeroed(model, groups, removed, ("consumer",)), example))
     rounding = _ROUNDING.get(before.dtype, 0.1) * silenced.abs().max()
 
     def agree(a: Tensor, b: Tensor) -> bool:

@@ -36,13 +36,7 @@ def remove(
     removed: Removed,
     forward: Forward | None = None,
 ) -> nn.Module:
-    """A copy of the model without these channels.
-
-    Raises:
-        TPVError: if a group would be left empty.
-
-    Cost: a forward pass of the example, to trace the copy.
-    """
+    """A copy of the model without these channels; a forward pass of the example traces it."""
     pruned = own_copy(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     graph = trace(pruned, example, forward)
@@ -89,9 +83,7 @@ def kept_outputs(groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, 
 
 
 def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, Role], Tensor]:
-    """(Module, role) → which positions of the axis stay; positions beyond the last that a group knows are
-    left out.
-    """
+    """(Module, role) → which positions of the axis stay, up to the last that a group knows."""
     positions_left: dict[tuple[str, Role], Tensor] = {}
     for group in groups:
         gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.long)

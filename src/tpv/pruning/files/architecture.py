@@ -17,12 +17,7 @@ _GIVE = "give an unpruned instance of the saved architecture"
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known of a network without its weights.
-
-    Attributes:
-        shapes: of every parameter and buffer, by name.
-        sizes: module → its ints and tuples of ints, such as a convolution's ``out_channels``.
-    """
+    """Shapes of every parameter and buffer, and module → its ints, such as a convolution's channels."""
 
     shapes: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, Mapping[str, Any]]
@@ -44,8 +39,7 @@ def _is_size(value: Any) -> bool:
 def describe(model: nn.Module, unpruned: Architecture) -> dict[str, Any]:
     """What makes an unpruned instance the pruned model, as plain JSON values."""
     sizes, shortcuts = {}, {}
-    own = Architecture.of(model)
-    for name, now in own.sizes.items():
+    for name, now in Architecture.of(model).sizes.items():
         before = unpruned.sizes.get(name, {})
         if changed := {key: value for key, value in now.items() if before.get(key, value) != value}:
             sizes[name] = changed
@@ -62,12 +56,8 @@ def describe(model: nn.Module, unpruned: Architecture) -> dict[str, Any]:
 
 
 def rebuild(model: nn.Module, contents: Mapping[str, Any], saved: Mapping[str, Tensor]) -> None:
-    """Give an unpruned instance, in place, the sizes of the pruned model, which are ``contents`` of
-    :func:`describe` from a file, and tensors of the saved shapes and dtypes.
-
-    Raises:
-        TPVError: for a model of another architecture.
-        KeyError, TypeError, ValueError, AttributeError: for contents that are not of :func:`describe`.
+    """Give an unpruned instance, in place, the sizes that ``contents`` of :func:`describe` have, and tensors
+    of the saved shapes and dtypes. Contents of anything else raise a KeyError, TypeError or the like.
     """
     replaced = _replace_shortcuts(model, contents["shortcuts"])
     _refuse_others(model, contents["architecture"], replaced, saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,9 +33,7 @@ _SMALLEST_SLOPE = 1e-3
 
 @dataclass(frozen=True)
 class Refit:
-    """The fit of a layer: the ridge chosen on held-out examples, and E‖W x + b − y‖² over E‖y − E y‖² after
-    it, on all examples.
-    """
+    """A layer's ridge, chosen on held-out examples, and E‖W x + b − y‖² over E‖y − E y‖² on all."""
 
     layer: str
     ridge: float
@@ -118,13 +117,10 @@ def _inputs(model: nn.Module, name: str) -> int:
 @torch.no_grad()
 def run_hooked(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterable[Any]) -> None:
     """A forward pass, after which the handles of its hooks are removed."""
-    try:
-        (forward or call_model)(model, batch)
-    except _StopError:
-        pass
-    finally:
+    with ExitStack() as hooks, suppress(_StopError):
         for handle in handles:
-            handle.remove()
+            hooks.enter_context(handle)
+        (forward or call_model)(model, batch)
 
 
 @dataclass(eq=False)

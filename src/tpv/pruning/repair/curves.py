@@ -1,6 +1,4 @@
-"""The output change when a single group is made narrower and its consumers are re-fitted, measured at several
-widths.
-"""
+"""The output change when one group is made narrower and its consumers are re-fitted, at several widths."""
 
 from __future__ import annotations
 
@@ -41,11 +39,7 @@ def measure_curve(
     output: Output,
     forward: Forward | None = None,
 ) -> Curve:
-    """E‖Δf‖² with the group's ``width`` most important channels left and its consumers re-fitted, on the same
-    inputs.
-
-    Args:
-        order: channels from the least to the most important.
+    """E‖Δf‖² with the last ``width`` channels of an order left and the group's consumers re-fitted.
 
     Cost: one forward pass, and for each width one of the first 256 examples and a linear solve for each
         consumer.
@@ -77,9 +71,7 @@ def _first(parts: Sequence[Any], most: int) -> Iterator[Any]:
 
 
 class _Consumer:
-    """A layer of the model that takes the channels as inputs, changed in place; convolutions in groups and
-    what cannot be fitted only lose inputs.
-    """
+    """A layer that takes the channels as inputs, changed in place; some only lose inputs, without a fit."""
 
     def __init__(self, model: nn.Module, member: Member, *, refit: bool) -> None:
         self.member, self._layer = member, model.get_submodule(member.module)

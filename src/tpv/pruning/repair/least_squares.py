@@ -22,9 +22,7 @@ _ROUNDING, _TINY = 1e-12, 1e-30
 
 
 def fittable(model: nn.Module) -> dict[str, Layer]:
-    """Convolutions and linear layers that can be re-fitted: trainable, with a weight of their own and without
-    hooks.
-    """
+    """Trainable convolutions and linear layers with a weight of their own and without hooks."""
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     layers: dict[str, Layer] = {}
     for name, m in model.named_modules():
@@ -132,9 +130,7 @@ class SplitMoments:
         return self.fitted + self.held_out
 
     def best_ridge(self, weight: Tensor) -> float:
-        """The ridge that predicts held-out rows best when fitted on the others; the largest where either has
-        no row.
-        """
+        """The ridge that predicts held-out rows best from the others; the largest where either has none."""
         if not (self.fitted.rows and self.held_out.rows):
             return RIDGES[-1]
         return min(RIDGES, key=lambda ridge: error(self.held_out, *fit(self.fitted, weight, ridge)))
@@ -146,9 +142,7 @@ def groups_of(layer: Layer) -> int:
 
 
 def positions(images: int, count: int) -> Tensor:
-    """(images, M) of the positions of each image: all, or one at random of each of M equal parts; the same at
-    every call.
-    """
+    """(images, M) positions of each image: all, or always the same random one of each of M equal parts."""
     m = min(count, _POSITIONS)
     shift = torch.rand(images, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return ((torch.arange(m) + shift) * (count / m)).long().clamp(max=count - 1)
@@ -161,9 +155,7 @@ def output_rows(layer: Layer, y: Tensor) -> Tensor:
 
 
 def input_rows(layer: Layer, x: Tensor, images: slice) -> Tensor:
-    """(R, G, D): what the sampled positions of some images are computed from, in the order of the weight's
-    axes.
-    """
+    """(R, G, D): what the sampled positions are computed from, in the order of the weight's axes."""
     if isinstance(layer, nn.Linear):
         return _sampled(x.reshape(len(x), -1, x.shape[-1]), images).unsqueeze(1)
     patches = _patches(layer, x[images])

@@ -77,11 +77,7 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
 
 @contextmanager
 def linearized(model: nn.Module, criterion: Criterion, forward: Forward | None) -> Iterator[Linearization]:
-    """The model at a fixed point, in the criterion's output space.
-
-    Raises:
-        TPVError: for something that is not a criterion, or not such a model.
-    """
+    """The model at a fixed point, in the criterion's output space."""
     if not isinstance(criterion, Criterion):
         raise TPVError(
             f"criterion must be one of tpv.pruning.TPVImportance(), JBR() and JC(), got {criterion!r}."
@@ -112,9 +108,7 @@ class Cotangents:
         return v, f.new_ones(len(f), dtype=torch.bool)
 
     def output_change(self, lin: Linearization, f: Tensor, chunk: Chunk) -> Tensor:
-        """z(f) − z(unpruned model's f), (N, ...), in the coordinates z of the output space; zero where no
-        outputs are kept.
-        """
+        """z(f) − z(unpruned model's f), (N, ...), in the output space; zero where no outputs are kept."""
         before = _of_chunk(self._frozen.outputs, chunk, f)
         if before is None:
             return torch.zeros_like(f)

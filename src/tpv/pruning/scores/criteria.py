@@ -30,9 +30,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def labels(self, f: Tensor, batch: Any) -> Tensor | None:
-        """A class for each prediction, from the outputs f (N, ...) or the batch; None where the directions
-        are random.
-        """
+        """A class for each prediction, from f (N, ...) or the batch; None where the directions are random."""
 
     def directions(self, f: Tensor, labels: Tensor) -> Tensor:
         """Cotangents m = softmax(f) − onehot(labels) (N, ...), zero where a label is ``IGNORED``."""
@@ -135,8 +133,7 @@ class JBR(Criterion):
 
 @dataclass(frozen=True)
 class JC(Criterion):
-    r"""As :class:`JBR`, with y* the true label: :math:`E_x[(m(x)^\top J_g(x) w_g)^2]`, m = softmax(f) −
-    onehot(y).
+    r"""As :class:`JBR`, with the true label for y*: :math:`E_x (m^\top J_g w_g)^2`, at the same cost.
 
     Batches are ``(inputs, labels)``, or mappings with ``labels``; negative ones are ignored. Each output is
     compared with the label at its own position: shift those of a causal language model.
@@ -146,10 +143,6 @@ class JC(Criterion):
 
     Raises:
         TPVError: for other values, or batches without labels.
-
-    Cost per example: one forward pass and one backward pass without weight gradients.
-
-    Source: D. Arpit, arXiv 2512.11089.
 
     Example:
         >>> import torch, tpv.pruning

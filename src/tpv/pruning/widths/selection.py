@@ -36,9 +36,6 @@ def by_ranking(
 
     ``values`` are of the channels that are not yet removed, and so are ``terms``, with which a channel's
     value is what it adds to those that have gone before.
-
-    Raises:
-        TPVError: if the limit is not met with one channel left in every group; for NaN.
     """
     left = [(i, c) for i, group in enumerate(groups) for c in remaining_channels(group, removed)]
     owners, now = torch.tensor([i for i, _ in left]), _widths(groups, removed)
@@ -72,9 +69,7 @@ def by_ranking(
 def uniformly(
     groups: Sequence[ChannelGroup], values: Values, removed: Removed, costs: Budget, limit: float
 ) -> dict[str, list[int]]:
-    """The channels of lowest value within each group, the same share of every group; else as
-    :func:`by_ranking`.
-    """
+    """The channels of lowest value within each group, the same share of every group."""
     now = _widths(groups, removed)
     for share in torch.linspace(1, 0, 1001).tolist():
         widths = [min(n, max(1, round(share * g.width))) for n, g in zip(now, groups, strict=True)]
@@ -92,9 +87,7 @@ def by_curves(
     costs: Budget,
     limit: float,
 ) -> dict[str, list[int]]:
-    """The widths of least summed damage among those measured, then one channel more after the other while the
-    limit allows; else as :func:`by_ranking`, with the values of all channels.
-    """
+    """The widths of least summed damage among those measured, then single channels while the limit allows."""
     most = _widths(groups, removed)
     check_attainable(costs, [1] * len(groups), limit)
     damages = [
@@ -146,11 +139,7 @@ def _finite(group: ChannelGroup, values: Values) -> list[float]:
 
 
 def check_attainable(costs: Budget, widths: Sequence[int], limit: float) -> None:
-    """Refuse widths that cost too much, the least there are.
-
-    Raises:
-        TPVError: with what they cost.
-    """
+    """Refuse widths, the least there are, that cost too much."""
     if costs.of(widths) > limit:
         raise TPVError(
             "the target cannot be met: with one channel left in every group there are still "
