@@ -27,9 +27,8 @@ from tpv.model.outputs import as_output
 from tpv.pruning import JBR, JC, Cost, PruningResult, Target, TPVImportance, module_macs
 from tpv.pruning.channels.candidates import verified
 from tpv.pruning.channels.conversion import channel_group
-from tpv.pruning.channels.edits import masks
 from tpv.pruning.channels.groups import ChannelGroup
-from tpv.pruning.channels.surgery import remaining, remove
+from tpv.pruning.channels.surgery import masks, remaining, remove
 from tpv.pruning.channels.tracing import all_groups, trace
 from tpv.pruning.scores.measurement import OutputChangeMeter, predict
 from tpv.pruning.widths.budget import Budget

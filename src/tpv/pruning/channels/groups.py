@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError
@@ -37,6 +39,10 @@ class Member:
     role: Role
     index: Tensor
     channel: Tensor
+
+    def positions(self, channels: Sequence[int] | Tensor) -> Tensor:
+        """The positions of some of the group's channels."""
+        return self.index[torch.isin(self.channel, torch.as_tensor(channels, dtype=torch.long))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,13 +12,13 @@ from tpv.common.errors import TPVError
 from tpv.model.batches import call_model, map_tensors
 from tpv.model.linearization import Forward
 from tpv.model.outputs import outputs_tensor
-from tpv.pruning.channels.edits import permuted, zeroed
 from tpv.pruning.channels.groups import ChannelGroup, Role
-from tpv.pruning.channels.surgery import own_copy, remove
+from tpv.pruning.channels.surgery import own_copy, permuted, remove, zeroed
 from tpv.testing.float64 import Float64Everywhere
 
 WRONG = "computes something else"
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
+_CONSUMERS: tuple[Role, ...] = ("consumer",)
 _WITH_CHANNELS: tuple[Role, ...] = ("consumer", "producer", "parameter")
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Differences that rounding causes, relative to the largest output."""
@@ -75,7 +75,7 @@ def _problem(
         return f"the model does not run without one of its channels ({reason[:120]})"
     if after.shape != before.shape:
         return "its channels are the model's outputs"
-    silenced = outputs_tensor(run(zeroed(model, groups, removed, ("consumer",)), example))
+    silenced = outputs_tensor(run(zeroed(model, groups, removed, _CONSUMERS), example))
     rounding = _ROUNDING.get(before.dtype, 0.1) * silenced.abs().max()
 
     def agree(a: Tensor, b: Tensor) -> bool:

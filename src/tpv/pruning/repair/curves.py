@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from tpv.model.batches import batch_size, batches, narrow
 from tpv.model.linearization import Forward
 from tpv.model.outputs import Output
-from tpv.pruning.channels.edits import positions_of, zero_inputs
 from tpv.pruning.channels.groups import ChannelGroup, Member
-from tpv.pruning.channels.surgery import own_copy
+from tpv.pruning.channels.surgery import own_copy, zero_inputs
 from tpv.pruning.repair.compensation import run_hooked
 from tpv.pruning.repair.least_squares import SplitMoments, counted_rows, fit, fittable, groups_of, output_rows
 from tpv.pruning.scores.measurement import OutputChangeMeter
@@ -100,7 +99,7 @@ class _Consumer:
         """Fit the weights of the other channels, with zeros for these."""
         weight: Tensor = self._layer.weight  # type: ignore[assignment]
         if self.moments is None:
-            zero_inputs(self._layer, weight.copy_(self._weight), positions_of(self.member, gone))
+            zero_inputs(self._layer, weight.copy_(self._weight), self.member.positions(gone))
             return
         index = self._inputs_left(gone)
         w, b = fit(self.moments.restricted(index).all, self._rows[..., index], self._ridge)
@@ -121,6 +120,6 @@ class _Consumer:
     def _inputs_left(self, gone: Tensor) -> Tensor:
         """Columns of the weight's rows whose inputs are still there."""
         keep = torch.ones(self._weight.shape[1], dtype=torch.bool)
-        keep[positions_of(self.member, gone)] = False
+        keep[self.member.positions(gone)] = False
         columns = keep.repeat_interleave(self._weight[0, 0].numel())
         return columns.nonzero().flatten().to(self._weight.device)

@@ -34,8 +34,8 @@ class Frozen:
             removal. None for others.
     """
 
-    labels: Sequence[Tensor] | None
-    outputs: Sequence[Tensor] | None
+    labels: Sequence[Tensor] | None = None
+    outputs: Sequence[Tensor] | None = None
 
 
 def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: Forward | None = None) -> Frozen:
@@ -58,7 +58,7 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
         True
     """
     if not (criterion.freezes or criterion.interactions):
-        return Frozen(None, None)
+        return Frozen()
     if isinstance(getattr(data, "sampler", None), RandomSampler):
         raise TPVError(
             "the data must come in the same order each time, and this loader shuffles: give shuffle=False, "
@@ -91,7 +91,7 @@ class Cotangents:
     """The vectors v of a criterion for examples one after another, whatever the chunks they come in."""
 
     def __init__(self, criterion: Criterion, seed: Seed, frozen: Frozen | None) -> None:
-        self._criterion, self._frozen = criterion, frozen or Frozen(None, None)
+        self._criterion, self._frozen = criterion, frozen or Frozen()
         self._seed = seed_of(as_generator(seed))
 
     def __call__(self, f: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:

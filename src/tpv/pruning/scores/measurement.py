@@ -17,9 +17,8 @@ from tpv.model.linearization import Forward
 from tpv.model.outputs import Output, OutputSpec, mask_of
 from tpv.model.twin import make_twin
 from tpv.perturbations import Masking
-from tpv.pruning.channels.edits import masks
 from tpv.pruning.channels.groups import ChannelGroup
-from tpv.pruning.channels.surgery import Removed
+from tpv.pruning.channels.surgery import Removed, masks
 from tpv.results import LinearityResult
 
 _EXAMPLES_AT_ONCE = 128

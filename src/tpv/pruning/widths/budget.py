@@ -93,8 +93,8 @@ class Target:
     def budget(
         self, groups: Sequence[ChannelGroup], known: Mapping[str, Budget], everything: Sequence[ChannelGroup]
     ) -> Budget:
-        """The cost in the widths of some groups; ``known`` budgets of MACs and parameters, or ``costs``, which
-        number the groups of ``everything``.
+        """The cost in the widths of some groups: one of the ``known``, or of ``costs``, in which groups are
+        numbered as in ``everything``.
         """
         if self.costs is None:
             return known[self.unit]
