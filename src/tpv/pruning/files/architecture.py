@@ -65,14 +65,14 @@ def rebuild(model: nn.Module, contents: Mapping[str, Any], saved: Mapping[str, T
     for name in saved.keys() - model.state_dict().keys():  # such as a bias that was added
         owner, _, key = name.rpartition(".")
         if getattr(modules.get(owner), key, 0) is None:
-            modules[owner].register_parameter(key, nn.Parameter(torch.zeros(())))
+            modules[owner].register_parameter(key, nn.Parameter(torch.zeros((), device=_device(model))))
     for name, sizes in contents["sizes"].items():
         for key, value in sizes.items():
             size = tuple(value) if isinstance(value, list) else value
             if not (_is_size(size) and _is_size(getattr(modules.get(name), key, None))):
                 raise TPVError(f"{name or 'the model'} has no size {key}, which the saved one has: {_GIVE}.")
             setattr(modules[name], key, size)
-    _resize(model, saved)
+    _resize(model.requires_grad_(False), saved)
     for name, p in model.named_parameters():
         p.requires_grad_(name not in contents["frozen"] and p.is_floating_point())
 
@@ -113,16 +113,9 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _resize(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """New tensors where the saved ones have another shape or dtype; tied ones stay tied."""
+    """Empty tensors where the saved ones have another shape or dtype; tied ones stay tied."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    forms = {id(t): saved[name] for name, t in named if name in saved}
-    new: dict[int, Tensor] = {}
     for name, t in named:
-        form = forms.get(id(t), t)
+        form = saved.get(name, t)
         if (form.shape, form.dtype) != (t.shape, t.dtype):
-            if id(t) not in new:
-                new[id(t)] = torch.zeros(form.shape, dtype=form.dtype, device=_device(model))
-                if isinstance(t, nn.Parameter):
-                    new[id(t)] = nn.Parameter(new[id(t)], requires_grad=False)
-            owner, _, key = name.rpartition(".")
-            setattr(model.get_submodule(owner), key, new[id(t)])
+            t.data = torch.zeros(form.shape, dtype=form.dtype, device=_device(model))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -93,8 +94,9 @@ def compensate(
             for i, name in enumerate(names, start + 1):
                 put_bias = _bias_setter(pruned, name, example, forward)
                 moments = SplitMoments.zero(fittable(pruned)[name])
+                observe = partial(_observe, pruned, [name], forward=forward, later=todo[i:])
                 for target, part in zip([t.pop(name, None) for t in targets], parts, strict=True):
-                    _update(moments, name, pruned, target, part, todo[i:], forward)
+                    _update(moments, target, part, observe)
                 refits += _refit(name, moments, put_bias)
                 bar.advance()
     return refits
@@ -133,20 +135,14 @@ class _Observed:
 
 
 def _update(
-    moments: SplitMoments,
-    name: str,
-    pruned: nn.Module,
-    target: _Observed | None,
-    batch: Any,
-    later: Sequence[str],
-    forward: Forward | None,
+    moments: SplitMoments, target: _Observed | None, batch: Any, observe: Callable[..., dict[str, _Observed]]
 ) -> None:
     """Add a batch's inputs of a layer and their targets, if both networks run the layer on it."""
     x: list[Tensor] = []
     handle = moments.layer.register_forward_pre_hook(lambda module, args: x.append(args[0].clone()))
-    now = _observe(pruned, [name], batch, forward, later, {}, [handle]).get(name)
+    now = list(observe(batch, handles=[handle]).values())
     if target and now:
-        rows = target.output + _correction(target, now)
+        rows = target.output + _correction(target, now[0])
         moments.update(x[0], rows, batch_size(batch), counted_rows(moments.layer, batch, x[0]))
 
 
@@ -191,7 +187,7 @@ def _observe(
     batch: Any,
     forward: Forward | None,
     later: Sequence[str],
-    kept: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor] = MappingProxyType({}),
     handles: Sequence[Any] = (),
 ) -> dict[str, _Observed]:
     """A forward pass up to the first of the later layers, observing the kept channels of some layers."""

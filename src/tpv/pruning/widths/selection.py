@@ -40,23 +40,21 @@ def by_ranking(
     left = [(i, c) for i, group in enumerate(groups) for c in remaining_channels(group, removed)]
     owners, now = torch.tensor([i for i, _ in left]), _widths(groups, removed)
     elimination = Elimination(torch.tensor([v for group in groups for v in _finite(group, values)]), terms)
-    order, current = list[int](), list(now)
+    order, current = list[int](), torch.tensor(now)
 
     def widths(k: int) -> list[int]:
         """Without the first k in the order."""
         fewer = Counter(left[channel][0] for channel in order[:k])
         return [width - fewer[i] for i, width in enumerate(now)]
 
-    elimination.keep(torch.tensor([now[i] == 1 for i, _ in left]))
-    while costs.of(widths(len(order))) > limit and not elimination.finished:
+    elimination.keep(current[owners] == 1)
+    while costs.of(current.tolist()) > limit and not elimination.finished:
         for _ in range(_BLOCK):
             if (channel := elimination.lowest()) is not None:
                 order.append(channel)
                 elimination.remove(channel)
-                owner = left[channel][0]
-                current[owner] -= 1
-                if current[owner] == 1:
-                    elimination.keep(owners == owner)
+                current[owners[channel]] -= 1
+                elimination.keep(current[owners] == 1)
     k = bisect_left(range(len(order)), True, key=lambda k: costs.of(widths(k)) <= limit)
     check_attainable(costs, widths(k), limit)
     gone = {group.name: list(removed.get(group.name, ())) for group in groups}
