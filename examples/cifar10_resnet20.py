@@ -100,22 +100,22 @@ def pixels(table: Dataset) -> Tensor:
     )
 
 
-def normalised(x: Tensor) -> Tensor:
+def normalized(x: Tensor) -> Tensor:
     """Images normalized as the networks expect them."""
     return (x.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 def images(split: str) -> Tensor:
-    """Normalised images (N, 3, 32, 32) of the split "train" or "test"."""
+    """Normalized images (N, 3, 32, 32) of the split "train" or "test"."""
     return labelled(split)[0]
 
 
 def labelled(split: str) -> tuple[Tensor, Tensor]:
-    """Normalised images (N, 3, 32, 32) and their classes (N,)."""
+    """Normalized images (N, 3, 32, 32) and their classes (N,)."""
     from datasets import load_dataset
 
     table = load_dataset(str(data_root() / "uoft-cs" / "cifar10"), split=split)
-    return normalised(pixels(table)), torch.tensor(table["label"])
+    return normalized(pixels(table)), torch.tensor(table["label"])
 
 
 def model(depth: int = 20) -> nn.Module:

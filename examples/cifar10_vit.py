@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from cifar10_resnet20 import normalised, pixels
+from cifar10_resnet20 import normalized, pixels
 from torch import Tensor
 from training import data_root, fit, trained
 
@@ -66,7 +66,7 @@ def train() -> ViTForImageClassification:
     x, y = pixels(data), torch.tensor(data["label"])
 
     def loss(indices: Tensor) -> Tensor:
-        return F.cross_entropy(network(normalised(augmented(x[indices]))).logits, y[indices])
+        return F.cross_entropy(network(normalized(augmented(x[indices]))).logits, y[indices])
 
     return fit(network, loss, len(x), epochs=4, batch_size=64, lr=1e-3)
 
@@ -80,9 +80,9 @@ def model() -> ViTForImageClassification:
 
 def train_data() -> Tensor:
     """4,000 training images."""
-    return normalised(pixels(table("train", 4000)))
+    return normalized(pixels(table("train", 4000)))
 
 
 def test_data() -> Tensor:
     """1,000 test images."""
-    return normalised(pixels(table("test", 1000)))
+    return normalized(pixels(table("test", 1000)))

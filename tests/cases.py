@@ -249,7 +249,7 @@ def conv_net(conv: type[nn.Module], **options: Any) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(conv(4, 6, 3, **options), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
 
 
-def materialised(build: Callable[[], nn.Module], x: Tensor) -> Callable[[], nn.Module]:
+def materialized(build: Callable[[], nn.Module], x: Tensor) -> Callable[[], nn.Module]:
     def built() -> nn.Module:
         model = build()
         model(x.float())
@@ -261,7 +261,7 @@ def materialised(build: Callable[[], nn.Module], x: Tensor) -> Callable[[], nn.M
 def _conv_case(name: str, dims: int, size: int, **options: Any) -> Case:
     conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
     x = randn(5, 4, *[size] * dims)
-    return Case(name, materialised(conv_net(conv, **options), x), lambda: x)
+    return Case(name, materialized(conv_net(conv, **options), x), lambda: x)
 
 
 CASES = [

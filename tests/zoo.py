@@ -621,10 +621,10 @@ def decoder() -> nn.Module:
     )
 
 
-def normalised(
+def normalized(
     conv: Callable[[nn.Module], nn.Module], linear: Callable[[nn.Module], nn.Module]
 ) -> Callable[[], nn.Module]:
-    """A convolution and a linear layer with reparametrised weights."""
+    """A convolution and a linear layer with reparametrized weights."""
 
     def build() -> nn.Module:
         with warnings.catch_warnings(action="ignore"):  # nn.utils.weight_norm is deprecated and in use
@@ -644,9 +644,9 @@ def orthogonal_layers() -> nn.Module:
 BERT, GPT_2, LLAMA = (
     next(a for a in (*ENCODERS, *DECODERS) if a.name == name) for name in ("BERT", "GPT-2", "Llama")
 )
-WEIGHT_NORMS = normalised(weight_norm, weight_norm)
-OLD_WEIGHT_NORMS = normalised(nn.utils.weight_norm, lambda linear: nn.utils.weight_norm(linear, dim=None))
-SPECTRAL_NORMS = normalised(spectral_norm, spectral_norm)
+WEIGHT_NORMS = normalized(weight_norm, weight_norm)
+OLD_WEIGHT_NORMS = normalized(nn.utils.weight_norm, lambda linear: nn.utils.weight_norm(linear, dim=None))
+SPECTRAL_NORMS = normalized(spectral_norm, spectral_norm)
 
 PLAIN = [
     Architecture("TransformerEncoder", lambda: Encoder(batch_first=True), lambda: {"x": randn(3, 5, 8)}),

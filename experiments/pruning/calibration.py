@@ -17,7 +17,7 @@ Gradients = dict[nn.Parameter, Tensor]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Normalised images with their true labels, and the seed of what is random."""
+    """Normalized images with their true labels, and the seed of what is random."""
 
     images: Tensor
     labels: Tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import cifar10_resnet20 as target
 import torch
-from cifar10_resnet20 import normalised
+from cifar10_resnet20 import normalized
 from torch import Tensor, nn
 
 from experiments.pruning.images import table
@@ -40,9 +40,9 @@ class Network:
     folder: str
 
     def images(self, split: str, indices: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
-        """Normalised images (N, 3, 32, 32) and labels (N,) of the split "train" or "test"."""
+        """Normalized images (N, 3, 32, 32) and labels (N,) of the split "train" or "test"."""
         x, y = table(self.folder, split) if self.folder else _random_table()
-        return normalised(x[indices]), y[indices]
+        return normalized(x[indices]), y[indices]
 
     def random_images(self, split: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
         """``n`` different ones."""

@@ -8,7 +8,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from cifar10_resnet20 import normalised
+from cifar10_resnet20 import normalized
 from cifar10_vit import augmented
 from torch import Tensor, nn
 from training import cache_folder
@@ -57,7 +57,7 @@ def train() -> VGG:
     for epoch in range(EPOCHS):
         total = 0.0
         for indices in torch.randperm(len(x)).split(BATCH):
-            batch = normalised(augmented(x[indices])).contiguous(memory_format=torch.channels_last)
+            batch = normalized(augmented(x[indices])).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
                 outputs = network(batch)
             loss = F.cross_entropy(outputs.float(), y[indices])

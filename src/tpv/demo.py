@@ -1,6 +1,6 @@
 """A target that needs no files: a small convolutional network on scikit-learn's handwritten digits.
 
-``tpv demo`` reports on it; as a target of one's own would, it defines ``model``, ``train_data`` and
+``tpv demo`` reports on it; as your own target would, it defines ``model``, ``train_data`` and
 ``test_data``.
 """
 

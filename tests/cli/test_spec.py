@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tpv
-from tpv.cli.spec import parse_estimator, parse_perturbation
+from tpv.cli.spec import parse_criterion, parse_estimator, parse_perturbation
 
 MINE = """
 from dataclasses import dataclass
@@ -165,8 +165,8 @@ def test_a_class_of_ones_own(mine):
             r"Ridge has no option 'gama': its options are gamma\. Did you mean 'gamma'\?",
         ),
         (
-            "LabelNoise(0.1, fit=GradientDescent(steps=5))",
-            r"GradientDescent: missing a required argument: 'lr'",
+            "LabelNoise(0.1, fit=GradientDescent(lr=0.5))",
+            r"GradientDescent\(steps=None\): steps must be an int of at least 1",
         ),
         ("LabelNoise(0.1, fit=Ridge(gamma=f()))", r"Ridge\(\.\.\. f\(\) \.\.\.\): only literal values"),
         ("Ridge(gamma=1)", r"'Ridge' is not a perturbation of tpv"),
@@ -215,3 +215,17 @@ def test_an_unknown_estimator_names_the_known_ones():
         parse_estimator("Exac")
     with pytest.raises(tpv.TPVError, match=r"Hutchinson\(probes=0\): probes must be an int"):
         parse_estimator("Hutchinson(probes=0)")
+
+
+@pytest.mark.parametrize(
+    ("parse", "example"),
+    [
+        (parse_perturbation, r"Quantization\(bits=4\)"),
+        (parse_estimator, r"Hutchinson\(probes=4\)"),
+        (parse_criterion, r"TPVImportance\(probes=4\)"),
+    ],
+)
+@pytest.mark.parametrize("text", ["3", "a b"])
+def test_the_example_is_of_the_kind_that_was_asked_for(parse, example, text):
+    with pytest.raises(tpv.TPVError, match=rf"such as '{example}'\.$"):
+        parse(text)

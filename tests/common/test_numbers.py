@@ -99,7 +99,10 @@ def test_out_of_memory_halves_the_chunk_says_so_and_changes_nothing(estimator: t
     torch.manual_seed(0)
     model, x = Hungry(4, 5).double(), randn(13, 4)
     expected = tpv.estimate(model, x, NOISE, estimator=estimator, chunk_size=2)
-    with assert_unchanged(model), pytest.warns(UserWarning, match="out of memory: going on with chunk_size="):
+    with (
+        assert_unchanged(model),
+        pytest.warns(UserWarning, match="out of memory: continuing with chunk_size="),
+    ):
         found = tpv.estimate(model, x, NOISE, estimator=estimator, chunk_size=12)
     assert found.value == pytest.approx(expected.value, rel=1e-12)
     assert found.n_examples == 13

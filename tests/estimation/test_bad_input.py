@@ -166,3 +166,8 @@ def test_arrays_are_answered_with_from_numpy() -> None:
     for data in (X.numpy(), [X.numpy()]):
         with pytest.raises(tpv.TPVError, match=r"batch of type ndarray .* torch\.from_numpy\.$"):
             tpv.estimate(network(), data, NOISE)
+
+
+def test_a_chunk_size_is_refused_under_its_own_name() -> None:
+    with pytest.raises(tpv.TPVError, match=r"^chunk_size=0: chunk_size must be an int of at least 1"):
+        tpv.linearity(network(), X, NOISE, chunk_size=0)

@@ -37,7 +37,7 @@ def test_hutch_plus_plus_agrees(rank: int, fit: tpv.ntk.Fit) -> None:
     found = tpv.estimate(model, TEST, noise, estimator=tpv.HutchPlusPlus(rank, draws=100), generator=17)
     if rank < 20:
         assert abs(z_score(found, exact.value)) < 4
-    else:  # centred: 20 dimensions of noise
+    else:  # centered: 20 dimensions of noise
         assert found.value == pytest.approx(exact.value, rel=1e-10)
     assert found.mc_stderr < 1.3 * exact.draw_std / 10
     assert math.isnan(found.draw_std)

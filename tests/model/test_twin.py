@@ -184,6 +184,12 @@ def views() -> nn.Module:
     return model
 
 
+def detached_view() -> nn.Module:
+    model = views()
+    model.turned, model.row = model.turned.detach(), model.row.detach()
+    return model
+
+
 def parametrized() -> nn.Module:
     model = net()
     parametrizations.weight_norm(model.a)
@@ -301,7 +307,7 @@ def unpicklable() -> nn.Module:
 
 CASES = [
     patched_closure, patched_method, default_argument, partial, recursive_closure, weak_reference, weak_proxy,
-    unregistered_layers, keyed_by_module, objects, hooks, tied, views, parametrized, old_weight_norm, old_spectral_norm,
+    unregistered_layers, keyed_by_module, objects, hooks, tied, parametrized, old_weight_norm, old_spectral_norm,
     pruned, recurrent, compiled, data_parallel, compiled_method, traced, enumeration, marker, global_name, destructor,
     unpicklable,
 ]  # fmt: skip
@@ -532,6 +538,8 @@ def watched(model: nn.Module) -> None:
             "use 'a.weight' through something that a perturbation would not reach",
         ),
         (class_level, "use 'a.weight' through something that a perturbation would not reach"),
+        (views, "use 'a.weight' through something that a perturbation would not reach"),
+        (detached_view, "use 'a.weight' through something that a perturbation would not reach"),
         (lambda: nn.LazyLinear(3), "lazy layers"),
     ],
 )

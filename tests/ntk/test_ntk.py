@@ -187,7 +187,7 @@ class Scalar(nn.Module):
 
 
 @pytest.mark.parametrize("axis", [True, False])
-def test_a_single_output_is_never_centred(axis: bool) -> None:
+def test_a_single_output_is_never_centered(axis: bool) -> None:
     model, x = Scalar(axis), randn(5, 4)
     ntk = NTK(model, x)
     assert_is_the_kernel(ntk, reversed_mode(model, x))

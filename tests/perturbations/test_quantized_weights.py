@@ -171,3 +171,13 @@ def test_mixtral_has_the_right_value() -> None:
     result = tpv.estimate(model, [{"input_ids": torch.randint(1, 12, (2, 4))}], FOUR)
     assert result.value == pytest.approx(4.3225, rel=1e-4)
     assert result.metadata["quantized"] == {"weights": 4656, "of": 4704, "not": []}
+
+
+def test_a_sum_says_what_each_part_rounds() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 5)).double()
+    parts = tpv.Quantization(4, params="0.weight"), tpv.Quantization(8, params="2.weight")
+    result = tpv.estimate(model, torch.randn(4, 3).double(), sum(parts))
+    assert [part["weights"] for part in result.metadata["quantized"]] == [18, 30]
+    assert "rounds 18 and 30 of 59 weights\n" in str(result)
+    same = tpv.estimate(model, torch.randn(4, 3).double(), parts[0] + parts[0])
+    assert "rounds 18 of 59 weights; not 2.weight\n" in str(same)

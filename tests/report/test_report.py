@@ -223,7 +223,7 @@ def test_page_shows_label_noise():
         "Cross-fitted: train TPV is a good proxy for test TPV: within a factor of 1.5.",
         "standard deviation 0.5 on 1,280 outputs of the first 128 training inputs",
         "the fit is GradientDescent(lr=0.0003675, steps=50).",
-        "squared units of the centred logits",
+        "squared units of the centered logits",
         "rounding decides it",
         "4 directions, 1.9 degrees of freedom; the 2 largest eigenvalues carry half of the value.",
     ):

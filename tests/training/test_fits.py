@@ -1,4 +1,4 @@
-"""Fits as spectral filters, against explicit optimisation."""
+"""Fits as spectral filters, against explicit optimization."""
 
 from __future__ import annotations
 

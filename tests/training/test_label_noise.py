@@ -46,8 +46,8 @@ from tpv.testing import assert_unchanged, dense_jacobian
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_the_closed_form(fit: tpv.ntk.Fit, center: bool, outputs: int) -> None:
     model = mlp(outputs)
-    centred = center and outputs > 1
-    j, j_test = (dense(model, x, centred) for x in (TRAIN, TEST))
+    centered = center and outputs > 1
+    j, j_test = (dense(model, x, centered) for x in (TRAIN, TEST))
     noise = label_noise(fit, center=center)
     with assert_unchanged(model):
         result = tpv.estimate(model, TEST, noise)
@@ -189,7 +189,7 @@ class Rotated(nn.Module):
         return self.inner(x) @ self.rotation
 
 
-def test_rotating_the_outputs_changes_nothing_unless_they_are_centred() -> None:
+def test_rotating_the_outputs_changes_nothing_unless_they_are_centered() -> None:
     plain, rotated = (value(m, TEST, label_noise(center=False)) for m in (mlp(), Rotated(mlp())))
     assert rotated == pytest.approx(plain, rel=1e-10)
     assert abs(value(Rotated(mlp()), TEST, label_noise()) / value(mlp(), TEST, label_noise()) - 1) > 0.01
@@ -386,7 +386,7 @@ def test_results_survive_json(tmp_path: Any) -> None:
 
 def test_the_text_of_an_estimate() -> None:
     assert str(tpv.estimate(mlp(), TEST, label_noise())) == (
-        "TPV 0.0019 ± 0.0003 squared centred logits   (Monte-Carlo standard error 0)\n"
+        "TPV 0.0019 ± 0.0003 squared centered logits   (Monte-Carlo standard error 0)\n"
         "one draw: ± 0.0013\n"
         "LabelNoise(std=0.1, fit=Ridge(gamma=0.5))\n"
         "8 examples, Exact(), through the kernel, seed 0\n"
@@ -402,7 +402,7 @@ def test_the_text_of_a_comparison() -> None:
     assert str(tpv.stability(mlp(), TRAIN, TEST, label_noise())) == (
         "LabelNoise(std=0.1, fit=Ridge(gamma=0.5))\n"
         "Exact(), through the kernel\n"
-        "in squared centred logits\n"
+        "in squared centered logits\n"
         "\n"
         "                                            TPV  examples\n"
         "train, in sample                0.0019 ± 0.0002        10\n"

@@ -94,7 +94,7 @@ def report(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many examples of each data set.")
+        int | None, typer.Option(min=1, help="Use only the first N examples of each data set.")
     ] = None,
     estimator: Annotated[
         str | None, typer.Option(help="Such as 'Hutchinson(probes=4)'; by default each perturbation's own.")

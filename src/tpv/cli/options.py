@@ -20,9 +20,9 @@ TargetArgument = Annotated[
         help="A Python file or module that defines model, train_data and optionally test_data.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
-Device = Annotated[str | None, typer.Option(help="Where to move model and batches, such as 'cuda'.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run finished.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed for all randomness.")]
+Device = Annotated[str | None, typer.Option(help="Device for the model and batches, such as 'cuda'.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard the finished parts of an interrupted run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the JSON instead of the tables.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error in the model.")]
 

@@ -26,18 +26,24 @@ _PYTHON_ONLY = {
     "Displacement": "state_dict with tensors",
     "Retraining": "a LabelNoise with its training data",
 }
+_EXAMPLES: dict[type[Any], str] = {
+    PerturbationSpec: "Quantization(bits=4)",
+    Estimator: "Hutchinson(probes=4)",
+    Criterion: "TPVImportance(probes=4)",
+    Fit: "Ridge(gamma=0.01)",
+}
 
 
 def parse_perturbation(text: str) -> PerturbationSpec:
     """A perturbation from text such as ``Quantization(bits=4)``.
 
-    ``a + b`` adds independent ones; ``mypackage.module:MyNoise(p=0.02)`` imports a class of one's own.
+    ``a + b`` adds independent ones; ``mypackage.module:MyNoise(p=0.02)`` imports your own class.
 
     Args:
         text: a class of :mod:`tpv` with literal arguments, or with a :class:`tpv.Fit` of literal arguments.
 
     Raises:
-        TPVError: for an unknown name, a wrong option or anything else than a literal, in one sentence.
+        TPVError: for an unknown name, a wrong option or anything other than a literal, in one sentence.
 
     Example:
         >>> parse_perturbation("Quantization(bits=4) + SGDNoise(lr=0.1, batch_size=128)")
@@ -45,7 +51,7 @@ def parse_perturbation(text: str) -> PerturbationSpec:
         >>> parse_perturbation("LabelNoise(std=0.1, fit=Ridge(gamma=0.01))")
         LabelNoise(std=0.1, fit=Ridge(gamma=0.01))
     """
-    return _sum(_parsed(text), text)
+    return _sum(_parsed(text, PerturbationSpec), text)
 
 
 def parse_estimator(text: str) -> Estimator:
@@ -58,7 +64,7 @@ def parse_estimator(text: str) -> Estimator:
         >>> parse_estimator("Hutchinson(probes=4)")
         Hutchinson(probes=4)
     """
-    return _made(_parsed(text), text, Estimator)  # type: ignore[type-abstract]
+    return _made(_parsed(text, Estimator), text, Estimator)  # type: ignore[type-abstract]
 
 
 def parse_criterion(text: str) -> Criterion:
@@ -71,7 +77,7 @@ def parse_criterion(text: str) -> Criterion:
         >>> parse_criterion("JBR(confidence=0.5)").confidence
         0.5
     """
-    return _made(_parsed(text, "TPVImportance(probes=4)"), text, Criterion)  # type: ignore[type-abstract]
+    return _made(_parsed(text, Criterion), text, Criterion)  # type: ignore[type-abstract]
 
 
 def _sum(node: ast.expr, text: str) -> PerturbationSpec:
@@ -80,13 +86,15 @@ def _sum(node: ast.expr, text: str) -> PerturbationSpec:
     return _made(node, text, PerturbationSpec)  # type: ignore[type-abstract]
 
 
-def _parsed(text: str, like: str = "Quantization(bits=4)") -> ast.expr:
+def _parsed(text: str, base: type[Any]) -> ast.expr:
     try:
         return ast.parse(_dotted(text.strip()), mode="eval").body
     except (SyntaxError, tokenize.TokenError, ValueError):
-        raise TPVError(
-            f"{text!r} cannot be read: write a class with its options, such as {like!r}."
-        ) from None
+        raise _unreadable(text, base) from None
+
+
+def _unreadable(text: str, base: type[Any]) -> TPVError:
+    return TPVError(f"{text!r} cannot be read: write a class with its options, such as {_EXAMPLES[base]!r}.")
 
 
 def _dotted(text: str) -> str:
@@ -129,9 +137,7 @@ def _class(node: ast.expr, text: str, base: type[T]) -> type[T]:
         return known[node.id]
     if isinstance(node, ast.Attribute):
         return _imported(ast.unparse(node.value), node.attr, base)
-    raise TPVError(
-        f"{text!r} cannot be read: write a class with its options, such as 'Quantization(bits=4)'."
-    )
+    raise _unreadable(text, base)
 
 
 def _known(base: type[T]) -> dict[str, type[T]]:

@@ -1,4 +1,4 @@
-"""Many small questions about tensors, answered by one read per device: on a GPU each read waits for it."""
+"""Several scalars read in one transfer per device, because each read stalls the GPU."""
 
 from __future__ import annotations
 

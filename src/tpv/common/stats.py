@@ -144,8 +144,8 @@ class Moments:
         if draws == 1:
             return torch.full_like(self.outer, math.nan)
         if draws > 1:
-            centred = draw_means - mean
-            return centred.T @ centred / (draws * (draws - 1))
+            centered = draw_means - mean
+            return centered.T @ centered / (draws * (draws - 1))
         if self.noise_count:
             return self.noise / self.noise_count / self.count
         return torch.zeros_like(self.outer)

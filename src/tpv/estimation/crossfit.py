@@ -79,7 +79,7 @@ class CrossFit:
 
 
 def _average(a: TPVResult, b: TPVResult, *, same_examples: bool) -> TPVResult:
-    """Their average by examples; errors add in squares, or as they are where both share their examples."""
+    """Their average by examples; standard errors add in quadrature, or linearly over the same examples."""
     n = a.n_examples + b.n_examples
     p, q = a.n_examples / n, b.n_examples / n
     add = (lambda x, y: x + y) if same_examples else math.hypot

@@ -55,10 +55,7 @@ class Run:
         """Half as many examples at a time, after memory ran out."""
         self.chunk_size = max(1, self.chunk_size // 2)
         release_memory()
-        warn(
-            f"out of memory: going on with chunk_size={self.chunk_size}; give that from the start to save "
-            "the time."
-        )
+        warn(f"out of memory: continuing with chunk_size={self.chunk_size}; pass it to avoid this retry.")
 
     def metadata(self, generator: Seed, started: float, **asked: Any) -> dict[str, Any]:
         """What was asked, and how it was answered."""
@@ -177,9 +174,16 @@ def _averaged_over_draws(values: Tensor) -> Tensor:
     return values.mean(1) if values.ndim == 2 else values
 
 
+def _positive(chunk_size: object) -> int:
+    try:
+        return require_int("", "chunk_size", chunk_size, 1)
+    except TPVError:
+        raise TPVError(f"chunk_size={chunk_size!r}: chunk_size must be an int of at least 1.") from None
+
+
 def _chunk_size(asked: int | None, lin: Linearization, batch: Any, estimator_run: EstimatorRun) -> int:
     if asked is not None:
-        return require_int("estimate", "chunk_size", asked, 1)
+        return _positive(asked)
     if estimator_run.chunk_size is not None:
         return estimator_run.chunk_size
     return choose_chunk_size(lin, batch, estimator_run.scratch(batch), backward=estimator_run.backward)

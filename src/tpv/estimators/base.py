@@ -84,7 +84,7 @@ class EstimatorRun(ABC):
         names: the m quantities, the total first, then the layers if they are known.
         draws: D, the number of draws that all examples share; 0 if there are none.
         no_layers: why there is no split by layer, None if there is one.
-        method: the estimator as the metadata shall name it.
+        method: the estimator as the metadata names it.
         reason: why :class:`tpv.Auto` chose it; None if the user did.
         backward: whether it keeps a graph for backward passes.
         chunk_size: examples at a time, where it bounds its memory by itself.

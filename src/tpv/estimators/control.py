@@ -57,7 +57,7 @@ class ControlSums:
 def _drift(value: float, measured: float) -> str:
     return (
         f"without noise the predictions already change by {value:.3g}, against a measured TPV of "
-        f"{measured:.3g}: that part is drift, because w* is not at a minimum of what is trained, and not "
-        "variance; train the network further, fit its own outputs (targets=None, no weight decay), or use "
+        f"{measured:.3g}: that part is drift, not variance: w* does not minimize the training loss. "
+        "Train the network further, fit its own outputs (targets=None, no weight decay), or use "
         "the TPV around the control run in metadata['control']['variance']."
     )

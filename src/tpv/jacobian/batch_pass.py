@@ -15,7 +15,7 @@ from tpv.common.errors import is_out_of_memory
 from tpv.jacobian.backward import backward
 from tpv.jacobian.calls import Call
 from tpv.jacobian.fallback.local import NotRepeatedError
-from tpv.jacobian.fallback.whole_model import one_by_one, vectorised
+from tpv.jacobian.fallback.whole_model import one_by_one, vectorized
 from tpv.jacobian.formulas.base import LayerCall
 from tpv.jacobian.formulas.precision import widened
 from tpv.jacobian.reducers import Part, Reducer
@@ -127,7 +127,7 @@ class BatchPass:
         reduced: dict[str, Tensor] = {}
         if asked := by_kind[Kind.WHOLE_MODEL]:
             try:
-                reduced |= vectorised(self.lin, asked, self.batch, v, reducer.of_gradient)
+                reduced |= vectorized(self.lin, asked, self.batch, v, reducer.of_gradient)
             except Exception as error:  # torch.func refuses in many ways
                 if is_out_of_memory(error):
                     raise

@@ -31,7 +31,7 @@ def check_model(model: nn.Module) -> None:
 
     Raises:
         TPVError: for something that is not an ``nn.Module``; for BatchNorm or dropout in training mode,
-            BatchNorm without running statistics, an embedding that renormalises itself; for NaN or infinite
+            BatchNorm without running statistics, an embedding that renormalizes itself; for NaN or infinite
             weights; for a model without trainable floating-point parameters.
     """
     check_module(model)

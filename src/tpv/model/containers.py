@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import copy as shallow
 import enum
+import itertools
 import random
+import re
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
@@ -66,23 +70,47 @@ def _namespace(original: types.SimpleNamespace, copy: Copier) -> Any:
 
 
 def _random(original: random.Random, copy: Copier) -> Any:
-    copied = copy.note(original, type(original)())
-    copied.setstate(original.getstate())
-    return copied
+    if isinstance(original, random.SystemRandom):  # which has no state
+        return copy.note(original, original)
+    copied = copy.note(original, random.Random.__new__(type(original)))
+    random.Random.setstate(copied, random.Random.getstate(original))
+    return copy.attributes(original, copied)
 
 
 def _weak_mapping(original: Any, copy: Copier) -> Any:
-    copied = copy.note(original, type(original)())
-    for key, value in list(original.items()):
-        copied[copy.key(key)] = copy(value)
+    base: Any = next(kind for kind in _WEAK if isinstance(original, kind))
+    copied = copy.note(original, _empty(base, original, copy))
+    for key, value in list(base.items(original)):
+        base.__setitem__(copied, copy.key(key), copy(value))
     return copied
 
 
 def _weak_set(original: Any, copy: Copier) -> Any:
-    copied = copy.note(original, type(original)())
-    for member in list(original):
-        copied.add(copy(member))
+    copied = copy.note(original, _empty(weakref.WeakSet, original, copy))
+    for member in list(weakref.WeakSet.__iter__(original)):
+        weakref.WeakSet.add(copied, copy(member))
     return copied
+
+
+def _empty(base: Any, original: Any, copy: Copier) -> Any:
+    """One without entries, with copies of what a subclass adds."""
+    copied = base.__new__(type(original))
+    base.__init__(copied)
+    added = {name: copy(value) for name, value in vars(original).items() if name not in vars(copied)}
+    vars(copied).update(added)
+    return copied
+
+
+def _count(original: Any, copy: Copier) -> Any:
+    """Made again from its repr: later versions of Python cannot copy iterators."""
+    values = _COUNT.fullmatch(repr(original))
+    return copy.note(
+        original, itertools.count(*map(int, filter(None, values.groups()))) if values else original
+    )
+
+
+_COUNT = re.compile(r"count\((-?\d+)(?:, (-?\d+))?\)")
+_WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary)
 
 
 def _itself(original: Any, copy: Copier) -> Any:
@@ -98,6 +126,8 @@ CONTAINERS: dict[type, Handler] = {
     frozenset: _frozenset,
     bytearray: lambda original, copy: copy.note(original, type(original)(original)),
     types.SimpleNamespace: _namespace,
+    array.array: lambda original, copy: copy.note(original, shallow.copy(original)),
+    itertools.count: _count,
     random.Random: _random,
     weakref.WeakKeyDictionary: _weak_mapping,
     weakref.WeakValueDictionary: _weak_mapping,

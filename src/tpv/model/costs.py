@@ -28,7 +28,7 @@ def module_macs(model: nn.Module, batch: Any, forward: Forward | None = None) ->
 
     What runs inside a module but inside none of its children counts for that module: the scores of attention
     for the attention, and its output projection too where it is computed without being called, as in
-    ``nn.MultiheadAttention``. Additions of biases, normalisation, activations, pooling and lookups are not
+    ``nn.MultiheadAttention``. Additions of biases, normalization, activations, pooling and lookups are not
     counted.
 
     Args:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from tpv.common.errors import TPVError, did_you_mean
+from tpv.common.errors import TPVError, did_you_mean, what_it_is
 
 LayersSpec = str | Mapping[str, str | Sequence[str]] | Callable[[str], str] | None
 OTHER = "(other)"
@@ -39,10 +40,7 @@ def groups(spec: LayersSpec, names: Iterable[str]) -> dict[str, str]:
     if isinstance(spec, str):
         return _by_expression(spec, names)
     if isinstance(spec, Mapping):
-        return _by_globs(
-            {layer: [globs] if isinstance(globs, str) else list(globs) for layer, globs in spec.items()},
-            names,
-        )
+        return _by_globs({layer: _globs(layer, globs) for layer, globs in spec.items()}, names)
     if callable(spec):
         return {name: str(spec(name)) for name in names}
     raise TPVError(
@@ -65,6 +63,15 @@ def _by_expression(text: str, names: list[str]) -> dict[str, str]:
         name: (match.group(1 if expression.groups else 0) or OTHER) if match else OTHER
         for name, match in match_of.items()
     }
+
+
+def _globs(layer: object, globs: object) -> list[str]:
+    several = isinstance(globs, Iterable) and not isinstance(globs, str)
+    patterns: list[Any] = list(globs) if several else [globs]  # type: ignore[call-overload]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TPVError(f"layers={{{layer!r}: ...}}: give glob patterns, got {what_it_is(pattern)}.")
+    return patterns
 
 
 def _by_globs(layers: Mapping[str, list[str]], names: list[str]) -> dict[str, str]:

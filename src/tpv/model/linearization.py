@@ -1,4 +1,4 @@
-"""f, w and J at a fixed point: the only place that runs a model."""
+"""A model at its trained weights: its outputs, displaced outputs and Jacobian-vector products."""
 
 from __future__ import annotations
 

@@ -83,11 +83,11 @@ def handlers(storages: Storages) -> dict[type, Handler]:
 
     def tensor(original: Tensor, copy: Copier) -> Tensor:
         if original.grad_fn is not None:
-            return copy.note(original, _with_history(original, copy, storages))  # type: ignore[no-any-return]
+            return copy.note(original, storages.with_history(original))  # type: ignore[no-any-return]
         if isinstance(original, nn.Parameter):
             copied = storages.parameter(original)
         else:
-            copied = storages.twin(original).requires_grad_(original.requires_grad)
+            copied = storages.plain(original)
         copy.note(original, copied)
         vars(copied).update({name: copy(value) for name, value in vars(original).items()})
         return copied
@@ -98,17 +98,3 @@ def handlers(storages: Storages) -> dict[type, Handler]:
         Tensor: tensor,
         torch.Generator: _generator,
     }
-
-
-def _with_history(original: Tensor, copy: Copier, storages: Storages) -> Tensor:
-    """A view of a weight, made again of the twin's.
-
-    Any other tensor with a history stays: where a hook computes it in each pass, the old one is not used, and
-    where it is used, the graph of the outputs leads to the original and is refused.
-    """
-    base = original._base
-    if base is None or base.grad_fn is not None or base.dtype != original.dtype:
-        storages.twin(original)
-        return original
-    with torch.enable_grad():
-        return copy(base).as_strided(original.size(), original.stride(), original.storage_offset())  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ class Output:
     """The predictions z whose movement is measured.
 
     Attributes:
-        name: as the metadata shall call it.
+        name: as the metadata names it.
         unit: of a value: nothing for squared logits.
         select: what a model returns → a tensor f of outputs (N, ...).
         coordinates: (f, f at w*) → z with ‖∂z/∂w δ‖² = the value to first order.
@@ -46,7 +46,7 @@ def as_output(spec: OutputSpec) -> Output:
     known = {
         "logits": Output("logits", "", outputs_tensor, same, _squares),
         "centered": Output(
-            "centered logits", "squared centred logits", outputs_tensor, centered, _moved_centered
+            "centered logits", "squared centered logits", outputs_tensor, centered, _moved_centered
         ),
         "probabilities": Output(
             "probabilities", "squared probability", _class_scores, _softmax, _moved_probabilities

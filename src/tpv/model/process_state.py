@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
 from torch.overrides import _pop_mode as pop_function_mode
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 
@@ -32,7 +33,10 @@ class process_state:  # noqa: N801  (used like a function)
     turns. The lock is re-entrant: verbs call each other. What is restored, whatever raises or interrupts:
     the random states of Python, NumPy and torch, grad modes, the levels of ``torch.func`` and forward-mode
     AD, the stacks of modes and of hooks of saved tensors, the attention kernels that are allowed, the
-    compiler's stance and the default dtype.
+    compiler's stance and the default dtype. Within it, a default device "meta" is the CPU.
+
+    A verb that a thread started by a callback of another verb calls has to wait for that verb: do not wait
+    for the thread in the callback.
     """
 
     def __enter__(self) -> None:
@@ -107,7 +111,24 @@ def _run_all(steps: list[Restore]) -> None:
 
 def _snapshot() -> list[Restore]:
     """How to restore each kind of state, modes first, because they would see what follows."""
-    return [_modes(), _levels(), _switches(), _attention(), _stance(), *_random_states(), begin_call()]
+    state = [_default_device(), _modes(), _levels(), _switches(), _attention(), _stance()]
+    return [*state, *_random_states(), begin_call()]
+
+
+def _default_device() -> Restore:
+    """Makes tensors real where the default device is "meta", on which they have no values."""
+    loaded: Any = sys.modules.get("torch.utils._device")
+    modes: list[Any] = [] if loaded is None else _get_current_function_mode_stack()
+    contexts = [mode for mode in modes if isinstance(mode, loaded.DeviceContext)]
+    at_meta = [(context, context.device) for context in contexts if context.device.type == "meta"]
+    for mode, _ in at_meta:
+        mode.device = torch.device("cpu")
+
+    def restore() -> None:
+        for mode, device in at_meta:
+            mode.device = device
+
+    return restore
 
 
 def _modes() -> Restore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Storages:
         self._large: dict[int, list[Tensor]] = {}
         self.originals: dict[int, Tensor] = {}
         self._seen: dict[int, Tensor] = {}
+        self._views: dict[int, Tensor] = {}
 
     def twin(self, tensor: Tensor) -> Tensor:
         """A tensor of the same values without history, on storage as the class says."""
@@ -61,6 +62,28 @@ class Storages:
             return nn.Parameter(twin, requires_grad=parameter.requires_grad)
         return torch.Tensor._make_subclass(kind, twin, parameter.requires_grad)
 
+    def plain(self, tensor: Tensor) -> Tensor:
+        """A twin that is not a parameter."""
+        return self._noted(self.twin(tensor).requires_grad_(tensor.requires_grad))
+
+    def with_history(self, tensor: Tensor) -> Tensor:
+        """A tensor computed from others, itself: where a hook computes it in each pass, the old one is not
+        used, and where it is used, it lies on a weight or its graph leads to the original, and is refused.
+        """
+        self.twin(tensor)
+        return self._noted(tensor)
+
+    def _noted(self, tensor: Tensor) -> Tensor:
+        if storage_keys(tensor) & self._weights:
+            self._views[id(tensor)] = tensor
+        return tensor
+
+    def viewed(self, tensor: Tensor, weights: Mapping[str, Tensor]) -> str | None:
+        """The weight on whose memory a tensor lies that the model holds beside its parameters."""
+        if self._views.get(id(tensor)) is not tensor:
+            return None
+        return next((name for name, weight in weights.items() if _overlap(tensor, weight)), None)
+
     def separate(self, key: int, written: Tensor) -> bool:
         """Give the twin's large tensors on a storage one of their own, and the one (perhaps a view of them)
         that is about to be written to; False if there are none.
@@ -84,6 +107,17 @@ def storage_keys(tensor: Tensor) -> set[int]:
         return {tensor.untyped_storage().data_ptr()} - {0}
     except (RuntimeError, NotImplementedError, ValueError):  # tensors of torch.func and lazy ones have none
         return set()
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    (first, end), (other, its_end) = _span(a), _span(b)
+    return bool(storage_keys(a) & storage_keys(b)) and first < its_end and other < end
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte and of the one after the last."""
+    entries = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + entries * tensor.element_size()
 
 
 def _is_strided(tensor: Tensor) -> bool:

@@ -31,8 +31,8 @@ class Twin:
     Its trainable parameters are new ones on the same storage, so that no memory is doubled. Buffers, frozen
     parameters, plain tensors, attributes, hooks and whatever else is reached from the modules are copied;
     tensors beyond 1 MiB, when the watched first pass is about to write to them. What cannot or should not be
-    copied is shared: locks, files, pools, loggers, optimizers, objects with ``__del__``. Modules of
-    ``torch.compile`` and ``DistributedDataParallel`` run as written, under their names.
+    copied is shared: locks, files, pools, loggers, optimizers, generators, objects with ``__del__``. Modules
+    of ``torch.compile`` and ``DistributedDataParallel`` run as written, under their names.
 
     What the copy does not reach: writes by NumPy into the memory of weights, tensors and models that are
     class attributes or global names of another file, and state of a class. Functions of the user's that

@@ -68,10 +68,14 @@ class Watch:
         """Before a tensor is used in a forward pass.
 
         Raises:
-            TPVError: if it is a weight of the user's model, and not of its twin.
+            TPVError: if it is a weight of the user's model, and not of its twin, or an attribute that lies
+                on the memory of a weight without being a parameter.
         """
         if (pair := self._weights.get(id(tensor))) is not None and pair[0] is tensor:
             raise TPVError(_UNREACHED.format(name=pair[1]))
+        weights = {name: weight for weight, name in self._weights.values()}
+        if (viewed := self._storages.viewed(tensor, weights)) is not None:
+            raise TPVError(_UNREACHED.format(name=viewed))
 
     def check_graph(self, outputs: Tensor) -> None:
         """Refuse outputs that depend on the user's own weights, through tensors that were computed before."""
@@ -118,6 +122,14 @@ class _Watching(TorchDispatchMode):
     def __enter__(self) -> Callable[[Tensor], None]:
         super().__enter__()  # type: ignore[no-untyped-call]
         return self._watch.check_graph
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        if isinstance(error, ValueError) and "read-only" in str(error):
+            raise TPVError(
+                f"{self._what} writes into a NumPy array of more than 1 MiB, and a model is never changed: "
+                "write into a copy of the array."
+            ) from error
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

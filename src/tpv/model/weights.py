@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tpv.common.errors import TPVError, did_you_mean
+from tpv.common.errors import TPVError, did_you_mean, what_it_is
 from tpv.common.format import called
 from tpv.model.watch import watch_of
 
@@ -93,12 +94,12 @@ class Weights(Mapping[str, Tensor]):
             patterns: one or several, or a function ``(name, weight) -> bool``.
 
         Raises:
-            TPVError: if a pattern matches nothing, or the function selects nothing.
+            TPVError: if a pattern matches nothing, or the function selects nothing or gives no bool.
         """
         if patterns is None:
             return self
         if callable(patterns):
-            selected_names = [name for name, weight in self._tensors.items() if patterns(name, weight)]
+            selected_names = [n for n, w in self._tensors.items() if _is_true(patterns(n, w), patterns)]
             if not selected_names:
                 raise TPVError(
                     f"params={called(patterns)} selects none of the {len(self)} trainable parameters."
@@ -119,3 +120,10 @@ class Weights(Mapping[str, Tensor]):
                 raise TPVError(f"params={glob!r} matches no trainable parameter.{hint}")
         matching = [n for n in self._tensors if any(fnmatch.fnmatchcase(n, g) for g in globs)]
         return Weights(self._model, matching)
+
+
+def _is_true(answer: Any, function: Callable[..., object]) -> bool:
+    several = isinstance(answer, Iterable) and not isinstance(answer, str) and getattr(answer, "ndim", True)
+    if several or callable(answer):
+        raise TPVError(f"params={called(function)} must give True or False, got {what_it_is(answer)}.")
+    return bool(answer)

@@ -49,19 +49,19 @@ class NTK:
     on n·K numbers.
 
     J is the Jacobian of the outputs z by the trained weights, one row for every output of every example,
-    examples first (row i·K + k); z = Πf, Π = I − 11ᵀ/K, if outputs are centred, which softmax does not see.
+    examples first (row i·K + k); z = Πf, Π = I − 11ᵀ/K, if outputs are centered, which softmax does not see.
     Small kernels are written out; of larger ones only products are taken, each a backward pass and a
     Jacobian-vector product over the data.
 
     Args:
         model: a trained ``nn.Module`` in evaluation mode. (The library gives a ``Linearization``.)
         data: a tensor of inputs, or a re-iterable of batches that always come in the same order.
-        center: whether to subtract the mean over the outputs; a single output is never centred.
+        center: whether to subtract the mean over the outputs; a single output is never centered.
         params: glob patterns of the parameters, or a function ``(name, weight) -> bool``; None takes all.
         output: ``"logits"``, or a function of what the model returns that gives a tensor (N, ...).
         forward: ``(model, batch) -> outputs`` for batches of another form.
         dense: write the kernel out, or do not; by default where that takes less than 2 GiB.
-        chunk_size: examples at a time; by default as many as fit in 256 MiB.
+        chunk_size: examples at a time; by default as in :func:`tpv.estimate`.
 
     Raises:
         TPVError: for a model or data that :func:`tpv.estimate` would refuse.

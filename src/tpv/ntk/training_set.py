@@ -19,20 +19,20 @@ from tpv.model.outputs import centered, class_axis, mask_of, same
 
 
 class TrainingSet:
-    """Training inputs with the trained network's outputs z* on them; z = Πf where outputs are centred.
+    """Training inputs with the trained network's outputs z* on them; z = Πf where outputs are centered.
 
     Args:
         lin: the model at w*.
         data: a tensor or a re-iterable of batches; always in the same order.
         center: whether the loss sees Πf, Π = I − 11ᵀ/K, instead of f.
-        chunk_size: examples at a time; by default as many as fit in 256 MiB.
+        chunk_size: examples at a time; by default as in :func:`tpv.estimate`.
 
     Attributes:
         lin: the model whose predictions are z.
         predictions: z* of each batch, zero at padded positions.
         examples: n.
         outputs: nK, the number of terms that the loss averages over; padded positions do not count.
-        dimensions: of the noise: n(K − 1) where outputs are centred, else nK.
+        dimensions: of the noise: n(K − 1) where outputs are centered, else nK.
         magnitude: the mean of |f*| over examples and outputs.
 
     Cost: one forward pass.
@@ -77,7 +77,7 @@ class TrainingSet:
         return chunks(batch, step or self.chunk_size)
 
     def _read(self, f: Tensor, batch: Any) -> Tensor:
-        """Centred where the loss is, and zero at padded positions."""
+        """Centered where the loss is, and zero at padded positions."""
         z, mask = self.lin.output.coordinates(f, f), mask_of(batch, f)
         return z if mask is None else z * mask
 

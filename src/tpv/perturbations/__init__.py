@@ -1,4 +1,4 @@
-"""Distributions of weight displacements that are drawn, one mechanism per file."""
+"""Distributions of weight displacements, one mechanism per file."""
 
 from tpv.perturbations.base import DiagonalPerturbation, Perturbation, PerturbationSpec, Sum
 from tpv.perturbations.displacement import Displacement

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tpv.common.errors import TPVError, did_you_mean
+from tpv.common.errors import TPVError, did_you_mean, what_it_is
 from tpv.common.reads import moved_together, non_finite, numbers
 from tpv.model.linearization import Linearization
 from tpv.model.weights import Patterns, Weights
@@ -96,8 +96,11 @@ class BoundSample(Bound):
 
     def sample(self, generator: torch.Generator) -> dict[str, Tensor]:
         """δ with its names, shapes and values checked, and 0 in the padding rows of embeddings."""
-        delta = dict(users_code(self.weights, f"{self.spec!r}.sample", self.draw, self.weights, generator))
-        self._refuse_nothing(delta)
+        drawn = users_code(self.weights, f"{self.spec!r}.sample", self.draw, self.weights, generator)
+        delta = self._tensors("sample", drawn)
+        for name, value in delta.items():
+            if not value.is_floating_point():
+                raise self._not_real("sample", name, value)
         for name, value in delta.items():
             w = self._known(name)
             if value.shape != w.shape:
@@ -115,8 +118,9 @@ class BoundSample(Bound):
         variances = users_code(self.weights, f"{self.spec!r}.variance", self.variances, self.weights)
         if variances is None:
             return None
-        self._refuse_nothing(variances)
-        for name, value in variances.items():
+        for name, value in self._tensors("variance", variances).items():
+            if value.is_complex():
+                raise self._not_real("variance", name, value)
             if not _broadcasts(value, self._known(name)):
                 raise TPVError(
                     f"{self.spec!r}.variance gave {name!r} the shape {tuple(value.shape)}, which does not "
@@ -128,9 +132,22 @@ class BoundSample(Bound):
         moved = moved_together(variances, {name: at[name].device for name in variances})
         return {name: at.without_padding(name, value) for name, value in moved.items()}
 
-    def _refuse_nothing(self, values: Mapping[str, Tensor]) -> None:
+    def _tensors(self, method: str, values: object) -> dict[str, Tensor]:
+        who = f"{self.spec!r}.{method} must give a mapping from parameter names to tensors"
+        if not isinstance(values, Mapping):
+            raise TPVError(f"{who}, got {what_it_is(values)}.")
         if not values:
             raise TPVError(f"{self.spec!r} moves no parameter of this model.")
+        for name, value in values.items():
+            if not isinstance(value, Tensor):
+                raise TPVError(f"{who}, and gave {name!r} {what_it_is(value)}.")
+        return dict(values)
+
+    def _not_real(self, method: str, name: str, value: Tensor) -> TPVError:
+        return TPVError(
+            f"{self.spec!r}.{method} gave {name!r} the dtype {value.dtype}: make it real floating-point "
+            "numbers."
+        )
 
     def _known(self, name: str) -> Tensor:
         if name not in self.weights:
@@ -168,8 +185,13 @@ class BoundSum(Bound):
         return _added(controls) if controls else None
 
     def metadata(self) -> dict[str, Any]:
-        """What all parts say."""
-        return {key: value for part in self.parts for key, value in part.metadata().items()}
+        """What all parts say; where they differ in a key, a list of what each says."""
+        values: dict[str, list[Any]] = {}
+        for part in self.parts:
+            for key, value in part.metadata().items():
+                if value not in values.setdefault(key, []):
+                    values[key].append(value)
+        return {key: several if several[1:] else several[0] for key, several in values.items()}
 
 
 def selected(lin: Linearization, params: Patterns) -> Weights:

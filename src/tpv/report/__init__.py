@@ -1,4 +1,4 @@
-"""What the page and the terminal say, from results; no arithmetic."""
+"""A report on a model: what is measured, and the page and the terminal output that show it."""
 
 from tpv.report.contents import Entry, Report
 

@@ -36,7 +36,7 @@ CROSS_FITTED = (
 def noise_unit(result: TPVResult) -> str:
     """What a value of label noise is in."""
     if result.metadata["output"] == "centered logits":
-        return "squared units of the centred logits, the outputs minus their mean over the classes"
+        return "squared units of the centered logits, the outputs minus their mean over the classes"
     return result.metadata["unit"] or "squared units of the outputs"
 
 

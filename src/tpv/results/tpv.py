@@ -126,7 +126,7 @@ class TPVResult(JSONResult):
             f"(Monte-Carlo standard error {self.mc_stderr:.2g})",
             *([f"one draw: ± {self.draw_std:.2g}"] if math.isfinite(self.draw_std) else []),
             str(meta.get("perturbation", "")),
-            *([_quantized(**meta["quantized"])] if "quantized" in meta else []),
+            *([_quantized(meta["quantized"])] if "quantized" in meta else []),
             f"{self.n_examples} examples, {meta.get('estimator', '')}, seed {meta.get('seed', '')}",
             "",
             *([str(self.spectrum), ""] if self.spectrum else []),
@@ -180,10 +180,13 @@ class TPVResult(JSONResult):
         return plot_layers(self.layers, ax)
 
 
-def _quantized(**counts: Any) -> str:
-    skipped = counts["not"]
+def _quantized(counts: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """Of one perturbation, or of several in a sum."""
+    parts = counts if isinstance(counts, list) else [counts]
+    rounded = " and ".join(f"{part['weights']:,}" for part in parts)
+    skipped = [name for name in parts[0]["not"] if all(name in part["not"] for part in parts)]
     names = f"; not {', '.join(skipped[:3])}" + (" and others" if skipped[3:] else "") if skipped else ""
-    return f"rounds {counts['weights']:,} of {counts['of']:,} weights{names}"
+    return f"rounds {rounded} of {parts[0]['of']:,} weights{names}"
 
 
 def _control(control: dict[str, float]) -> str:

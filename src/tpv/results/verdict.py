@@ -1,4 +1,4 @@
-"""How a verdict is meant."""
+"""The grade of a verdict, for colors and for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of the sweep on a model of one's own."""
+"""The contract of the sweep on your own model."""
 
 from __future__ import annotations
 

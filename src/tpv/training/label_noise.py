@@ -54,9 +54,9 @@ class LabelNoise(PerturbationSpec):
             Only the command line leaves them out, where ``tpv report`` gives its own.
         fit: :class:`tpv.Interpolation`, :class:`tpv.Ridge` or :class:`tpv.GradientDescent`.
         center: whether loss, noise and predictions are of Πf, Π = I − 11ᵀ/K: what softmax sees. The sum of a
-            classifier's logits has almost no gradient, and fitting noise on it dominates any uncentred
+            classifier's logits has almost no gradient, and fitting noise on it dominates any uncentered
             pseudo-inverse. For regression with several outputs set it to False; a single output is never
-            centred.
+            centered.
         relative: multiply ``std`` by the mean of |f*| over the training outputs, as some published
             experiments do.
         params: glob patterns of the parameters that are trained, or a function ``(name, weight) -> bool``.
@@ -117,7 +117,7 @@ class LabelNoise(PerturbationSpec):
 
     @property
     def output(self) -> str:  # type: ignore[override]
-        """Centred logits where the loss is centred."""
+        """Centered logits where the loss is centered."""
         return "centered" if self.center else "logits"
 
     @property

@@ -84,7 +84,7 @@ class Objective:
         if n <= self._limit:
             self._limit = n // 2
             release_memory()
-            warn(f"out of memory in retraining: going on with {self._limit} examples at a time.")
+            warn(f"out of memory in retraining: continuing with {self._limit} examples at a time.")
         step = self._limit
         for start in range(0, n, step):
             self._add(sums, weights, cut(chunk, start, min(start + step, n)), initial=initial)

@@ -57,7 +57,7 @@ class LocalCall(LayerCall):
         attributes: Attributes,
     ) -> None:
         self.module, self.arguments, self.axes, self.outputs, self.n = module, arguments, axes, outputs, n
-        self.vectorised, self._before, self._after = True, attributes, Attributes(module)
+        self.vectorized, self._before, self._after = True, attributes, Attributes(module)
         self._expected: Tensor | None = expected
         self._half = {k: widened(t.detach()) for k, t in _state(module) if widened(t) is not t}
         self.rows = [
@@ -88,7 +88,7 @@ class LocalCall(LayerCall):
 
     def _block(self, point: dict[str, Tensor], rows: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients of some examples, and (examples, 2) checksums of their outputs."""
-        if self.vectorised:
+        if self.vectorized:
             try:
                 both: tuple[dict[str, Tensor], Tensor] = vmap(
                     grad(self._inner, has_aux=True), (None, *[0] * len(rows))
@@ -97,7 +97,7 @@ class LocalCall(LayerCall):
             except Exception as error:  # torch.func refuses in many ways
                 if is_out_of_memory(error):
                     raise
-                self.vectorised = False
+                self.vectorized = False
         try:
             singles = [self._single(point, *row) for row in zip(*rows, strict=True)]
         except Exception as error:

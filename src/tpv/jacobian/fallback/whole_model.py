@@ -22,7 +22,7 @@ Reduce = Callable[[str, Tensor], Tensor]
 """(parameter, per-example gradients (n, *shape)) ↦ what is wanted of them, (n, ...)."""
 
 
-def vectorised(
+def vectorized(
     lin: Linearization, names: Sequence[str], batch: Any, v: Tensor, reduce: Reduce
 ) -> dict[str, Tensor]:
     """Reduced gradients of ⟨v, z⟩ for each example by ``vmap(grad)``; v is (n, ...) like the outputs.
@@ -32,7 +32,7 @@ def vectorised(
     TypeError for examples that are not tensors.
     """
     if has_plain_rows(batch, len(v)):
-        raise TypeError("only tensors can be vectorised over")
+        raise TypeError("only tensors can be vectorized over")
     size = sum(lin.weights[name].numel() * lin.weights[name].element_size() for name in names)
     at_a_time = max(1, SCRATCH_BYTES // max(size, 1))
     blocks = []

@@ -65,7 +65,7 @@ class Variance:
             self.rows = full.sqrt().reshape(-1)
 
     def square(self, gradient: Tensor) -> Tensor:
-        """(n,) Σᵢ c_i gradient_i² of materialised per-example gradients (n, \\*shape)."""
+        """(n,) Σᵢ c_i gradient_i² of materialized per-example gradients (n, \\*shape)."""
         flat = widened(gradient).reshape(len(gradient), -1)
         if isinstance(self.rows, float):
             norm: Tensor = torch.linalg.vector_norm(flat, dim=1)

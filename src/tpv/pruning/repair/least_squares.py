@@ -197,7 +197,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
 
 
 def fit(moments: RowMoments, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    r"""Weight (G, O, D) and bias (G, O) that minimise :math:`E\|W x + b - y\|^2 + \lambda \|W - W_0\|^2`.
+    r"""Weight (G, O, D) and bias (G, O) that minimize :math:`E\|W x + b - y\|^2 + \lambda \|W - W_0\|^2`.
 
     λ is the ridge times the mean variance of the inputs.
     """
