@@ -187,14 +187,14 @@ def _observe(
     batch: Any,
     forward: Forward | None,
     later: Sequence[str],
-    kept: Mapping[str, Tensor] = MappingProxyType({}),
+    outputs_left: Mapping[str, Tensor] = MappingProxyType({}),
     handles: Sequence[Any] = (),
 ) -> dict[str, _Observed]:
-    """A forward pass up to the first of the later layers, observing the kept channels of some layers."""
+    """A forward pass up to the first of the later layers, observing the channels that some layers have left."""
     observed: dict[str, _Observed] = {}
 
     def rows(name: str, t: Tensor) -> Tensor:
-        return _selected(output_rows(layers[name], t), kept.get(name))
+        return _selected(output_rows(layers[name], t), outputs_left.get(name))
 
     def stop(*_: Any) -> None:
         if len(observed) == len(names):
@@ -210,7 +210,7 @@ def _observe(
         run_hooked(model, batch, forward, [*handles, *hooks])
     for name, join in additions.items():
         observed[name].stream = join.other
-        observed[name].scale = None if join.scale is None else _selected(join.scale, kept.get(name))
+        observed[name].scale = None if join.scale is None else _selected(join.scale, outputs_left.get(name))
     return observed
 
 
