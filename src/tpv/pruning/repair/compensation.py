@@ -190,7 +190,7 @@ def _observe(
     outputs_left: Mapping[str, Tensor] = MappingProxyType({}),
     handles: Sequence[Any] = (),
 ) -> dict[str, _Observed]:
-    """A forward pass up to the first of the later layers, observing the channels that some layers have left."""
+    """A forward pass up to the first of the later layers, observing what some layers have left."""
     observed: dict[str, _Observed] = {}
 
     def rows(name: str, t: Tensor) -> Tensor:
