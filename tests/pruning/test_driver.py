@@ -672,6 +672,12 @@ def test_refused(options, sentence) -> None:
         prune(model.train(), data)
 
 
+@pytest.mark.parametrize("config", [{}, {"steps": 2}])
+def test_options_are_a_config(config) -> None:
+    with pytest.raises(TPVError, match=r"config=.*: give a tpv\.pruning\.PruningConfig\(\.\.\.\)"):
+        tpv.prune(*make("vgg"), config=config)
+
+
 def test_public_functions_have_few_arguments() -> None:
     """At most 10 for the verb, keyword-only after three, and 8 for all others; results are not made by users."""
     for name in tpv.pruning.__all__:

@@ -54,10 +54,8 @@ class PruningLoop:
         known = {"macs": self._macs, "params": self._params}
         self._costs = task.target.budget(self._groups, known, everything)
         check_attainable(self._costs, [1] * len(self._groups), task.target.keep * self._costs.total)
-        self._calibration = OutputChangeMeter(task.model, task.data, self._output, task.forward)
-        self._test = None
-        if task.test:
-            self._test = OutputChangeMeter(task.model, task.test, self._output, task.forward)
+        meter = functools.partial(OutputChangeMeter, task.model, output=self._output, forward=task.forward)
+        self._calibration, self._test = meter(task.data), meter(task.test) if task.test else None
         self._rescorer = Rescorer(task, self._groups)
 
     def run(self) -> PruningResult:

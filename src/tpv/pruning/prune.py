@@ -86,10 +86,11 @@ def prune(
         (Linear(in_features=8, out_features=7, bias=True), True)
     """
     check_model(model)
-    config = config or PruningConfig()
-    folder = None if config.out is None else Path(config.out)
-    if folder is not None:
-        check_writable(folder, WEIGHTS, DESCRIPTION, LOG, overwrite=config.overwrite)
+    config = PruningConfig() if config is None else config
+    if not isinstance(config, PruningConfig):
+        raise TPVError(f"config={config!r}: give a tpv.pruning.PruningConfig(...).")
+    if config.out is not None:
+        check_writable(Path(config.out), WEIGHTS, DESCRIPTION, LOG, overwrite=config.overwrite)
     with twin_of(model, forward) as (twin, remapped):
         parts = list(batches(data))
         task = PruningTask(
@@ -105,8 +106,8 @@ def prune(
         )
         with Progress.of(progress).stage("pruning", total=task.steps) as bar:
             result = PruningLoop(task, Architecture.of(model), bar).run()
-    if folder is not None:
-        result.save(folder, overwrite=True)
+    if config.out is not None:
+        result.save(config.out, overwrite=True)
     return result
 
 

@@ -23,9 +23,7 @@ Importance = Callable[[Any], Tensor]
 
 
 class Rescorer:
-    """Scores pruned versions of a network with these groups; what its criterion keeps of the unpruned one is
-    frozen here.
-    """
+    """Scores pruned versions of a network by what the criterion keeps of the unpruned one."""
 
     def __init__(self, task: PruningTask, groups: Sequence[ChannelGroup]) -> None:
         self._task, self._groups = task, groups

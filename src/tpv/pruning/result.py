@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +27,8 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import pandas
 
-_COLUMNS = ("macs", "params", "macs_share", "params_share", "linearity")
-_ESTIMATES = (
-    "predicted",
-    "output_change_before_repair",
-    "output_change",
-    "output_change_test",
-    "accuracy",
-)
+_NUMBERS = ("macs", "params", "macs_share", "params_share", "linearity")
+_ESTIMATES = tuple(f.name for f in fields(PruningStep) if "Estimate" in str(f.type))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +95,7 @@ class PruningResult:
             raise ImportError("to_pandas needs pandas: pip install 'tpv[pandas]'") from error
         rows = []
         for step in self.steps:
-            row: dict[str, float] = {name: getattr(step, name) for name in _COLUMNS}
+            row: dict[str, float] = {name: getattr(step, name) for name in _NUMBERS}
             for name in _ESTIMATES:
                 if (estimate := getattr(step, name)) is not None:
                     row |= {name: estimate.value, f"{name}_stderr": estimate.stderr}

@@ -35,9 +35,7 @@ def summary(steps: Sequence[PruningStep], metadata: Mapping[str, Any], excluded:
 
 
 def steps_table(steps: Sequence[PruningStep], metadata: Mapping[str, Any]) -> str:
-    """A row for the unpruned network and for each step; without the errors where even without spaces these
-    would not fit.
-    """
+    """A row for the unpruned network and for each step; without the errors where they would not fit."""
     tight, short = (lambda v, e: plus_minus(v, e).replace(" ± ", "±")), (lambda v, e: f"{v:.3g}")
     for show in (plus_minus, tight, short):
         before = _accuracy(unpruned_accuracy(metadata), show)

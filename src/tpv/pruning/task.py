@@ -57,12 +57,7 @@ class PruningConfig:
 
 @dataclass(frozen=True, eq=False)
 class PruningTask:
-    """The arguments of :func:`tpv.prune`, checked, with the batches in memory.
-
-    Attributes:
-        model: a twin of the user's.
-        example: the first and the last example of the first batch, to trace the network with.
-    """
+    """The arguments of :func:`tpv.prune`, checked, with the batches in memory and an example to trace."""
 
     model: nn.Module
     data: list[Any]
@@ -77,8 +72,6 @@ class PruningTask:
 
     def __post_init__(self) -> None:
         require_choice("prune", "allocation", self.allocation, ("global", "uniform", "curves"))
-        if not isinstance(self.config, PruningConfig):
-            raise TPVError(f"config={self.config!r}: give a tpv.pruning.PruningConfig(...).")
         if not isinstance(self.target, Target):
             raise TPVError(
                 f"target={self.target!r}: give the share to keep, 'macs=0.5' or 'params=0.5', or a "

@@ -1,6 +1,4 @@
-"""The groups of channels that a pruning may remove: those whose removal computes what it should, because a
-traced graph can be wrong.
-"""
+"""The groups of channels that a pruning may remove: a traced graph can be wrong, so each is verified."""
 
 from __future__ import annotations
 
@@ -21,13 +19,7 @@ from tpv.pruning.channels.tracing import all_groups, trace
 def candidates(
     model: nn.Module, example: Any, ignore: Sequence[str], parameters: Parameters, forward: Forward | None
 ) -> tuple[list[ChannelGroup], list[ChannelGroup], dict[str, str]]:
-    """Groups that can be scored and removed, all groups, and why the others are left alone; those that match
-    a pattern in ``ignore`` are.
-
-    Raises:
-        TPVError: for a pattern to ignore that matches nothing; if no group is left; for a graph that is
-            traced wrongly.
-    """
+    """Groups that can be scored and removed, all groups, and why the others are left alone."""
     everything = [channel_group(group) for group in all_groups(trace(model, example, forward))]
     for glob in ignore:
         if not any(fnmatchcase(group.name, glob) for group in everything):
@@ -35,7 +27,8 @@ def candidates(
             raise TPVError(f"ignore={glob!r} matches no group of channels: there are {names}.")
     excluded: dict[str, str] = {}
     for group in everything:
-        if (reason := _why_not(group, ignore, parameters)) is not None:
+        ignored = any(fnmatchcase(group.name, glob) for glob in ignore)
+        if reason := "ignored" if ignored else group.why_not_scored(parameters):
             excluded[group.name] = reason
     fit = [group for group in everything if group.name not in excluded]
     groups, failed = verified(model, example, fit, forward)
@@ -49,28 +42,14 @@ def candidates(
     return groups, everything, excluded
 
 
-def _why_not(group: ChannelGroup, ignore: Sequence[str], parameters: Parameters) -> str | None:
-    if any(fnmatchcase(group.name, glob) for glob in ignore):
-        return "ignored"
-    try:
-        group.scored_members(parameters)
-    except TPVError as error:
-        return str(error)
-    return None
-
-
 def verified(
     model: nn.Module, example: Any, groups: Sequence[ChannelGroup], forward: Forward | None = None
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """The groups whose channels can be removed, by :func:`problems`, and why the others cannot.
-
-    Raises:
-        TPVError: for groups whose removal runs but computes something else, as Torch-Pruning's graph of
-            padding shortcuts does.
-    """
+    """The groups whose channels can be removed, by :func:`problems`, and why the others cannot."""
     excluded = {g.name: "has a single channel" for g in groups if g.width == 1}
+    shared = _with_shared_weights(model)
     for g in groups:
-        if tied := _with_shared_weights(model, g):
+        if tied := [m.module for m in g.members if m.module in shared]:
             excluded[g.name] = f"the weights of {tied[0]} are used by other layers too"
     usable = [g for g in groups if g.name not in excluded]
     failed = problems(model, example, usable, forward)
@@ -89,10 +68,9 @@ def wrongly_traced(name: str, otherwise: str) -> str:
     )
 
 
-def _with_shared_weights(model: nn.Module, group: ChannelGroup) -> list[str]:
-    """Members whose parameters have two names; Torch-Pruning would give each a copy."""
+def _with_shared_weights(model: nn.Module) -> set[str]:
+    """Modules whose parameters have two names; Torch-Pruning would give each a copy."""
     names: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name.rpartition(".")[0])
-    shared = {module for modules in names.values() if len(modules) > 1 for module in modules}
-    return [m.module for m in group.members if m.module in shared]
+    return {module for modules in names.values() if len(modules) > 1 for module in modules}

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpv.common.errors import TPVError
 from tpv.pruning.channels.groups import ChannelGroup, Member, Parameters, Role
 from tpv.pruning.channels.tracing import tracing_errors
 
@@ -43,20 +42,11 @@ def channel_group(group: Any) -> ChannelGroup:
 
 def scorable(groups: Sequence[Any], parameters: Parameters) -> list[ChannelGroup]:
     """Those of some groups of Torch-Pruning that can be scored."""
-    usable = []
-    for group in map(channel_group, groups):
-        try:
-            group.scored_members(parameters)
-        except TPVError:
-            continue
-        usable.append(group)
-    return usable
+    return [group for group in map(channel_group, groups) if group.why_not_scored(parameters) is None]
 
 
 def _removed_together(graph: Any, group: Any) -> list[int]:
-    """The channels of the root that are removed with its first one, more than one where halves of an output
-    meet (gated linear units).
-    """
+    """The root's channels that go with its first: several where halves of an output meet (gated units)."""
     root = group[0].dep
     with tracing_errors():
         return sorted(graph.get_pruning_group(root.target.module, root.handler, group[0].idxs[:1])[0].idxs)
@@ -106,9 +96,7 @@ def _is_operation(module: Any) -> bool:
 
 
 def _is_layer(node: Any) -> bool:
-    """Whether an operation outside of a layer multiplies matrices, one of which is a parameter:
-    ``F.linear(x, self.weight)``.
-    """
+    """Whether an operation outside of a layer multiplies by a parameter: ``F.linear(x, self.weight)``."""
     if not any(kind in _function(node.grad_fn) for kind in _PRODUCTS):
         return False
     weights = [leaf for parent, _ in node.grad_fn.next_functions if (leaf := _parameter(parent)) is not None]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError
@@ -14,9 +16,7 @@ Parameters = Literal["consumers", "all"]
 
 
 def channel_axis(parameter: Tensor) -> int:
-    """The axis of a parameter outside of a layer that counts channels: its last one longer than 1, as
-    Torch-Pruning has it.
-    """
+    """The axis of a parameter outside of a layer that counts channels for Torch-Pruning."""
     return max((i for i, n in enumerate(parameter.shape) if n > 1), default=parameter.ndim - 1)
 
 
@@ -40,6 +40,10 @@ class Member:
     index: Tensor
     channel: Tensor
 
+    def positions(self, channels: Sequence[int] | Tensor) -> Tensor:
+        """The positions of some of the group's channels."""
+        return self.index[torch.isin(self.channel, torch.as_tensor(channels, dtype=torch.long))]
+
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
@@ -60,30 +64,31 @@ class ChannelGroup:
     tied: int = 1
 
     def scored_members(self, parameters: Parameters) -> tuple[Member, ...]:
-        """The members whose weights a score counts.
+        """The members whose weights a score counts; a TPVError says :meth:`why_not_scored`."""
+        if reason := self.why_not_scored(parameters):
+            raise TPVError(reason)
+        return self.members if parameters == "all" else self.consumers
 
-        Raises:
-            TPVError: if there is none, or one that cannot be scored by channel.
-        """
+    def why_not_scored(self, parameters: Parameters) -> str | None:
+        """The sentence for a group without members to score, or with one that cannot be scored by channel."""
         if opaque := [m.module for m in self.members if m.role == "opaque"]:
-            raise TPVError(
+            return (
                 f"the channels of {self.name} go through {', '.join(opaque[:3])}, whose weights cannot be "
                 "scored by channel: leave this group out."
             )
         raw = [m.module for m in self.members if m.role == "parameter"]
         if raw and parameters == "all":
-            raise TPVError(
+            return (
                 f"the channels of {self.name} go through {raw[0]}, a parameter outside of a layer, which "
                 'cannot be scored by channel: use parameters="consumers", or leave this group out.'
             )
-        scored = self.members if parameters == "all" else self.consumers
-        if not scored:
+        if not (self.members if parameters == "all" else self.consumers):
             other = 'score them with parameters="all", or ' if self.members else ""
-            raise TPVError(
+            return (
                 f"no convolution or linear layer takes the channels of {self.name} as inputs: {other}leave "
                 "this group out."
             )
-        return scored
+        return None
 
     @property
     def consumers(self) -> tuple[Member, ...]:

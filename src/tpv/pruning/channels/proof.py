@@ -13,9 +13,8 @@ from tpv.model.batches import call_model, map_tensors
 from tpv.model.float64 import Float64Everywhere
 from tpv.model.linearization import Forward
 from tpv.model.outputs import outputs_tensor
-from tpv.pruning.channels.edits import permuted, zeroed
 from tpv.pruning.channels.groups import ChannelGroup, Role
-from tpv.pruning.channels.surgery import own_copy, remove
+from tpv.pruning.channels.surgery import own_copy, permuted, remove, zeroed
 
 WRONG = "computes something else"
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
@@ -42,15 +41,12 @@ def problems(
     try:
         precise = own_copy(model).double()
         with Float64Everywhere():
-            outputs_tensor(run(precise, doubled := map_tensors(example, _double)))
+            doubled = map_tensors(example, lambda t: t.double() if t.is_floating_point() else t)
+            outputs_tensor(run(precise, doubled))
     except Exception:  # it has casts of its own
         return _problems(model, example, groups, forward)
     with Float64Everywhere():
         return _problems(precise, doubled, groups, forward)
-
-
-def _double(t: Tensor) -> Tensor:
-    return t.double() if t.is_floating_point() else t
 
 
 def _problems(

@@ -1,8 +1,8 @@
-"""Removing channels for good."""
+"""Copies of a network with channels removed, zeroed or in another order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tpv.common.errors import TPVError
 from tpv.model.linearization import Forward
 from tpv.model.twin import make_twin
-from tpv.pruning.channels.groups import ChannelGroup, Member, Role
+from tpv.pruning.channels.groups import ChannelGroup, Member, Role, channel_axis
 from tpv.pruning.channels.tracing import group_of, trace
 
 Removed = Mapping[str, Sequence[int]]
@@ -36,13 +36,7 @@ def remove(
     removed: Removed,
     forward: Forward | None = None,
 ) -> nn.Module:
-    """A copy of the model without these channels.
-
-    Raises:
-        TPVError: if a group would be left empty.
-
-    Cost: a forward pass of the example, to trace the copy.
-    """
+    """A copy of the model without these channels; a forward pass of the example traces it."""
     pruned = own_copy(model)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     graph = trace(pruned, example, forward)
@@ -89,41 +83,85 @@ def kept_outputs(groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, 
 
 
 def _kept(groups: Sequence[ChannelGroup], removed: Removed) -> dict[tuple[str, Role], Tensor]:
-    """(Module, role) → which positions of the axis stay; positions beyond the last that a group knows are
-    left out.
-    """
+    """(Module, role) → which positions of the axis stay, up to the last that a group knows."""
     positions_left: dict[tuple[str, Role], Tensor] = {}
     for group in groups:
-        gone = torch.tensor(sorted(removed.get(group.name, ())), dtype=torch.long)
         for m in group.members:
             known = positions_left.get((m.module, m.role), torch.ones(0, dtype=torch.bool))
             more = torch.ones(max(0, int(m.index.max()) + 1 - len(known)), dtype=torch.bool)
             positions_left[m.module, m.role] = torch.cat([known, more])
-            positions_left[m.module, m.role][m.index[torch.isin(m.channel, gone)]] = False
+            positions_left[m.module, m.role][m.positions(removed.get(group.name, ()))] = False
     return positions_left
 
 
+def zeroed(
+    model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed, roles: Collection[Role]
+) -> nn.Module:
+    """A copy with zeros at the removed channels, in the members of these roles."""
+    copied = own_copy(model)
+    for group in groups:
+        for member in group.members:
+            for channels in _of_member(copied, member) if member.role in roles else ():
+                _put(channels, member.positions(removed[group.name]), 0)
+    return copied
+
+
 def masks(model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> dict[str, Tensor]:
-    """Masks of the weights that take channels as inputs, 0 for the removed ones."""
+    """Masks of the weights that take channels as inputs, False for the removed ones."""
     by_weight: dict[str, Tensor] = {}
     for group in groups:
-        gone = torch.tensor(list(removed.get(group.name, ())), dtype=torch.long)
-        for member in group.scored_members("consumers") if len(gone) else ():
-            name, layer = f"{member.module}.weight", model.get_submodule(member.module)
-            device = next(layer.parameters()).device
-            mask = mask_of_inputs(layer, member.index[torch.isin(member.channel, gone)]).to(device)
-            by_weight[name] = by_weight[name] & mask if name in by_weight else mask
+        for member in group.scored_members("consumers") if removed.get(group.name) else ():
+            layer: Any = model.get_submodule(member.module)
+            mask = torch.ones_like(layer.weight, dtype=torch.bool)
+            mask = by_weight.setdefault(f"{member.module}.weight", mask)
+            zero_inputs(layer, mask, member.positions(removed[group.name]))
     return by_weight
 
 
-def mask_of_inputs(layer: nn.Module, gone: Tensor) -> Tensor:
-    """A mask for a layer's weight, 0 at the inputs ``gone``; those of a convolution in groups are in one."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    groups, kernel = getattr(layer, "groups", 1), [1] * (weight.ndim - 2)
-    if getattr(layer, "transposed", False):
-        mask = torch.ones(len(weight), 1, *kernel, dtype=torch.bool)
-        mask[gone] = False
-        return mask
-    mask = torch.ones(groups, 1, weight.shape[1], dtype=torch.bool)
-    mask.movedim(1, -1).reshape(-1)[gone] = False
-    return mask.expand(-1, len(weight) // groups, -1).reshape(len(weight), weight.shape[1], *kernel)
+def zero_inputs(layer: nn.Module, weight: Tensor, positions: Tensor) -> None:
+    """Zeros, in place, at positions along the input axis of a layer's weight or a mask of its shape."""
+    _put(_channels_first(layer, weight, consumes=True), positions, 0)
+
+
+def permuted(model: nn.Module, groups: Sequence[ChannelGroup]) -> nn.Module:
+    """A copy with the channels of these groups in a random order, in every weight that has them."""
+    copied = own_copy(model)
+    for group in groups:
+        order = torch.randperm(group.width, generator=torch.Generator().manual_seed(group.width))
+        order = order.flip(0) if torch.equal(order, torch.arange(group.width)) else order
+        for member in group.members:
+            positions = member.index[member.channel.argsort(stable=True)]
+            if len(positions) % group.width:
+                raise TPVError(f"the channels of {member.module} cannot be told apart")
+            positions = positions.reshape(group.width, -1)
+            for channels in _of_member(copied, member):
+                _put(channels, positions, channels.flatten(0, 1)[positions[order]])
+    return copied
+
+
+def _put(channels: Tensor, positions: Tensor, values: Tensor | float) -> None:
+    """Set rows of a view (groups, channels of each, ...), counted over all groups."""
+    rows = channels.flatten(0, 1).clone()
+    rows[positions] = values
+    channels.copy_(rows.reshape(channels.shape))
+
+
+def _of_member(model: nn.Module, member: Member) -> Iterator[Tensor]:
+    """Views (groups, channels of each, ...) of a member's tensors."""
+    if member.role == "parameter":
+        parameter = model.get_parameter(member.module).detach()
+        yield parameter.movedim(channel_axis(parameter), 0).unsqueeze(0)
+        return
+    layer, consumes = model.get_submodule(member.module), member.role == "consumer"
+    own = [layer.weight] if consumes else [*layer.parameters(False), *layer.buffers(False)]
+    for tensor in (t.detach() for t in own if isinstance(t, Tensor) and t.ndim):
+        yield _channels_first(layer, tensor, consumes=consumes)
+
+
+def _channels_first(layer: Any, tensor: Tensor, *, consumes: bool) -> Tensor:
+    if isinstance(layer, nn.Embedding):
+        return tensor.T.unsqueeze(0)
+    if consumes != getattr(layer, "transposed", False) and tensor.ndim > 1:
+        by_group: Tensor = tensor.unflatten(0, (getattr(layer, "groups", 1), -1))
+        return by_group.movedim(2, 1)
+    return tensor.unsqueeze(0)

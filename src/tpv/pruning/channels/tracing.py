@@ -23,11 +23,7 @@ _MAX_VISITS = 96
 
 
 def torch_pruning() -> Any:
-    """The library.
-
-    Raises:
-        TPVError: where it is not installed.
-    """
+    """The library."""
     try:
         import torch_pruning as tp
     except ImportError:
@@ -36,11 +32,7 @@ def torch_pruning() -> Any:
 
 
 def trace(model: nn.Module, example: Any, forward: Forward | None = None) -> Any:
-    """The ``tp.DependencyGraph`` of a model, with a search for groups that ends.
-
-    Raises:
-        TPVError: where Torch-Pruning cannot trace it.
-    """
+    """The ``tp.DependencyGraph`` of a model, with a search for groups that ends."""
 
     def run(m: nn.Module, batch: Any) -> Tensor:
         with watch_of(m).forward():
@@ -73,9 +65,7 @@ def _graph_class() -> Any:
     tp = torch_pruning()
 
     class Graph(tp.DependencyGraph):  # type: ignore[misc,name-defined]
-        """A dependency graph whose searches end; ``untraceable`` has the modules where one did not reach its
-        end, with the reason.
-        """
+        """A graph whose searches end; ``untraceable`` has the modules where one was cut short, and why."""
 
         def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
             self.broken: set[Any] = set()
@@ -114,9 +104,7 @@ def _set_visits(nodes: Iterable[Any], visits: int) -> None:
 
 
 def _unfollowed(graph: Any) -> set[Any]:
-    """The concatenations, splits and the like that Torch-Pruning cannot follow channels through; from now on
-    it takes them for operations by element.
-    """
+    """Operations that Torch-Pruning cannot follow channels through, from now on elementwise ones to it."""
     broken, alone = set(), copy.copy(graph)
     for module, node in getattr(graph, "module2node", {}).items():
         alone.module2node = {module: node}

@@ -17,12 +17,7 @@ _GIVE = "give an unpruned instance of the saved architecture"
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known of a network without its weights.
-
-    Attributes:
-        shapes: of every parameter and buffer, by name.
-        sizes: module → its ints and tuples of ints, such as a convolution's ``out_channels``.
-    """
+    """Shapes of every parameter and buffer, and module → its ints, such as a convolution's channels."""
 
     shapes: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, Mapping[str, Any]]
@@ -44,8 +39,7 @@ def _is_size(value: Any) -> bool:
 def describe(model: nn.Module, unpruned: Architecture) -> dict[str, Any]:
     """What makes an unpruned instance the pruned model, as plain JSON values."""
     sizes, shortcuts = {}, {}
-    own = Architecture.of(model)
-    for name, now in own.sizes.items():
+    for name, now in Architecture.of(model).sizes.items():
         before = unpruned.sizes.get(name, {})
         if changed := {key: value for key, value in now.items() if before.get(key, value) != value}:
             sizes[name] = changed
@@ -62,12 +56,8 @@ def describe(model: nn.Module, unpruned: Architecture) -> dict[str, Any]:
 
 
 def rebuild(model: nn.Module, contents: Mapping[str, Any], saved: Mapping[str, Tensor]) -> None:
-    """Give an unpruned instance, in place, the sizes of the pruned model, which are ``contents`` of
-    :func:`describe` from a file, and tensors of the saved shapes and dtypes.
-
-    Raises:
-        TPVError: for a model of another architecture.
-        KeyError, TypeError, ValueError, AttributeError: for contents that are not of :func:`describe`.
+    """Give an unpruned instance, in place, the sizes that ``contents`` of :func:`describe` have, and tensors
+    of the saved shapes and dtypes. Contents of anything else raise a KeyError, TypeError or the like.
     """
     replaced = _replace_shortcuts(model, contents["shortcuts"])
     _refuse_others(model, contents["architecture"], replaced, saved)
@@ -75,14 +65,14 @@ def rebuild(model: nn.Module, contents: Mapping[str, Any], saved: Mapping[str, T
     for name in saved.keys() - model.state_dict().keys():  # such as a bias that was added
         owner, _, key = name.rpartition(".")
         if getattr(modules.get(owner), key, 0) is None:
-            modules[owner].register_parameter(key, nn.Parameter(torch.zeros(())))
+            modules[owner].register_parameter(key, nn.Parameter(torch.zeros((), device=_device(model))))
     for name, sizes in contents["sizes"].items():
         for key, value in sizes.items():
             size = tuple(value) if isinstance(value, list) else value
             if not (_is_size(size) and _is_size(getattr(modules.get(name), key, None))):
                 raise TPVError(f"{name or 'the model'} has no size {key}, which the saved one has: {_GIVE}.")
             setattr(modules[name], key, size)
-    _resize(model, saved)
+    _resize(model.requires_grad_(False), saved)
     for name, p in model.named_parameters():
         p.requires_grad_(name not in contents["frozen"] and p.is_floating_point())
 
@@ -123,16 +113,9 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _resize(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """New tensors where the saved ones have another shape or dtype; tied ones stay tied."""
+    """Empty tensors where the saved ones have another shape or dtype; tied ones stay tied."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    forms = {id(t): saved[name] for name, t in named if name in saved}
-    new: dict[int, Tensor] = {}
     for name, t in named:
-        form = forms.get(id(t), t)
+        form = saved.get(name, t)
         if (form.shape, form.dtype) != (t.shape, t.dtype):
-            if id(t) not in new:
-                new[id(t)] = torch.zeros(form.shape, dtype=form.dtype, device=_device(model))
-                if isinstance(t, nn.Parameter):
-                    new[id(t)] = nn.Parameter(new[id(t)], requires_grad=False)
-            owner, _, key = name.rpartition(".")
-            setattr(model.get_submodule(owner), key, new[id(t)])
+            t.data = torch.zeros(form.shape, dtype=form.dtype, device=_device(model))

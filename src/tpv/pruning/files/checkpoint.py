@@ -96,7 +96,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     contents = _read(folder)
     weights = weights_of(folder, identity_of(contents))
     with safetensors().safe_open(str(weights), "pt") as file:
-        forms = {name: _form(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        forms = {name: file.get_tensor(name).to("meta") for name in file.keys()}  # noqa: SIM118
     try:
         rebuild(pruned, contents, forms)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -110,12 +110,6 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             f"the weights in {folder} do not fit what is left of the model: {' '.join(str(error).split())}"
         ) from error
     return pruned
-
-
-def _form(part: Any) -> Tensor:
-    """A tensor without data of the shape and dtype of a saved one."""
-    dtype: torch.dtype = part[:0].dtype if part.get_shape() else part[...].dtype
-    return torch.empty(part.get_shape(), dtype=dtype, device="meta")
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,7 @@ TITLE = "tpv prune"
 
 
 def check_writable(folder: Path, *names: str, overwrite: bool) -> None:
-    """Refuse a folder that cannot be written to or, without ``overwrite``, that has files of these names
-    which tpv did not write.
-
-    Raises:
-        TPVError: with the names of the files.
-    """
+    """Refuse a folder that cannot be written to, or has foreign files of these names (but to overwrite)."""
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         why = "Permission denied" if nearest.is_dir() else "Not a directory"
@@ -57,9 +53,6 @@ def put_pair(folder: Path, model: nn.Module, description: str) -> None:
 
     The new weights come first, under a name of their own; the description is the switch; then the weights
     take the place of the old ones. :func:`weights_of` finds those that belong to the description at any time.
-
-    Raises:
-        TPVError: if they cannot be written.
     """
     identity, library = identity_of(json.loads(description)), safetensors()
     new = folder / _name(identity)
@@ -75,20 +68,14 @@ def put_pair(folder: Path, model: nn.Module, description: str) -> None:
         raise TPVError(
             f"safetensors cannot write the weights of this model to {folder}: {str(error).splitlines()[0]}"
         ) from error
-    previous = _stray_weights(folder)
+    previous = None
+    with suppress(OSError, ValueError):  # where a kill kept the weights of the last description
+        last = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        previous = folder / _name(identity_of(last))
     put_text(folder / DESCRIPTION, description + "\n")
     os.replace(new, folder / WEIGHTS)
     if previous is not None and previous != new:
         previous.unlink(missing_ok=True)
-
-
-def _stray_weights(folder: Path) -> Path | None:
-    """Where the weights of the present description are, if a kill kept them from their place."""
-    try:
-        contents = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        return folder / _name(identity_of(contents))
-    except (OSError, ValueError):
-        return None
 
 
 def identity_of(contents: Any) -> str:
@@ -97,11 +84,7 @@ def identity_of(contents: Any) -> str:
 
 
 def weights_of(folder: Path, identity: str) -> Path:
-    """The file with the weights of a description.
-
-    Raises:
-        TPVError: if there is none.
-    """
+    """The file with the weights of a description."""
     candidates = [path for path in (folder / _name(identity), folder / WEIGHTS) if path.is_file()]
     if not candidates:
         raise TPVError(
@@ -128,11 +111,7 @@ def _identity_in(path: Path) -> str | None:
 
 
 def safetensors() -> Any:
-    """The library.
-
-    Raises:
-        TPVError: where it is not installed.
-    """
+    """The library."""
     try:
         import safetensors
         import safetensors.torch

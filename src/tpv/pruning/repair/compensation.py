@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,9 +34,7 @@ _SMALLEST_SLOPE = 1e-3
 
 @dataclass(frozen=True)
 class Refit:
-    """The fit of a layer: the ridge chosen on held-out examples, and E‖W x + b − y‖² over E‖y − E y‖² after
-    it, on all examples.
-    """
+    """A layer's ridge, chosen on held-out examples, and E‖W x + b − y‖² over E‖y − E y‖² on all."""
 
     layer: str
     ridge: float
@@ -94,8 +94,9 @@ def compensate(
             for i, name in enumerate(names, start + 1):
                 put_bias = _bias_setter(pruned, name, example, forward)
                 moments = SplitMoments.zero(fittable(pruned)[name])
+                observe = partial(_observe, pruned, [name], forward=forward, later=todo[i:])
                 for target, part in zip([t.pop(name, None) for t in targets], parts, strict=True):
-                    _update(moments, name, pruned, target, part, todo[i:], forward)
+                    _update(moments, target, part, observe)
                 refits += _refit(name, moments, put_bias)
                 bar.advance()
     return refits
@@ -106,7 +107,7 @@ def _order(model: nn.Module, batch: Any, forward: Forward | None) -> list[str]:
     called: list[str] = []
     layers = fittable(model).items()
     hooks = [m.register_forward_hook(lambda *_, name=name: called.append(name)) for name, m in layers]
-    _run(model, batch, forward, hooks)
+    run_hooked(model, batch, forward, hooks)
     return [name for name in called if called.count(name) == 1]
 
 
@@ -116,14 +117,12 @@ def _inputs(model: nn.Module, name: str) -> int:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterable[Any] = ()) -> None:
-    try:
-        (forward or call_model)(model, batch)
-    except _StopError:
-        pass
-    finally:
+def run_hooked(model: nn.Module, batch: Any, forward: Forward | None, handles: Iterable[Any]) -> None:
+    """A forward pass, after which the handles of its hooks are removed."""
+    with ExitStack() as hooks, suppress(_StopError):
         for handle in handles:
-            handle.remove()
+            hooks.enter_context(handle)
+        (forward or call_model)(model, batch)
 
 
 @dataclass(eq=False)
@@ -136,20 +135,14 @@ class _Observed:
 
 
 def _update(
-    moments: SplitMoments,
-    name: str,
-    pruned: nn.Module,
-    target: _Observed | None,
-    batch: Any,
-    later: Sequence[str],
-    forward: Forward | None,
+    moments: SplitMoments, target: _Observed | None, batch: Any, observe: Callable[..., dict[str, _Observed]]
 ) -> None:
     """Add a batch's inputs of a layer and their targets, if both networks run the layer on it."""
     x: list[Tensor] = []
     handle = moments.layer.register_forward_pre_hook(lambda module, args: x.append(args[0].clone()))
-    now = _observe(pruned, [name], batch, forward, later, {}, [handle]).get(name)
+    now = list(observe(batch, handles=[handle]).values())
     if target and now:
-        rows = target.output + _correction(target, now)
+        rows = target.output + _correction(target, now[0])
         moments.update(x[0], rows, batch_size(batch), counted_rows(moments.layer, batch, x[0]))
 
 
@@ -194,14 +187,14 @@ def _observe(
     batch: Any,
     forward: Forward | None,
     later: Sequence[str],
-    kept: Mapping[str, Tensor],
+    outputs_left: Mapping[str, Tensor] = MappingProxyType({}),
     handles: Sequence[Any] = (),
 ) -> dict[str, _Observed]:
-    """A forward pass up to the first of the later layers, observing the kept channels of some layers."""
+    """A forward pass up to the first of the later layers, observing what some layers have left."""
     observed: dict[str, _Observed] = {}
 
     def rows(name: str, t: Tensor) -> Tensor:
-        return _selected(output_rows(layers[name], t), kept.get(name))
+        return _selected(output_rows(layers[name], t), outputs_left.get(name))
 
     def stop(*_: Any) -> None:
         if len(observed) == len(names):
@@ -214,10 +207,10 @@ def _observe(
     ]
     hooks += [model.get_submodule(name).register_forward_pre_hook(stop) for name in later]
     with joins(model, {name: partial(rows, name) for name in names}) as additions:
-        _run(model, batch, forward, [*handles, *hooks])
+        run_hooked(model, batch, forward, [*handles, *hooks])
     for name, join in additions.items():
         observed[name].stream = join.other
-        observed[name].scale = None if join.scale is None else _selected(join.scale, kept.get(name))
+        observed[name].scale = None if join.scale is None else _selected(join.scale, outputs_left.get(name))
     return observed
 
 
@@ -235,7 +228,7 @@ def _bias_setter(
     for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
         handles.append(norm.register_forward_pre_hook(lambda m, a: calls.append((m, a[0] is uses.watched))))
     with uses:
-        _run(model, batch, forward, handles)
+        run_hooked(model, batch, forward, handles)
     norms = [norm for norm, takes in calls if takes and [m for m, _ in calls].count(norm) == 1]
     if uses.functions != ["batch_norm"] or not norms or norms[0].running_mean is None:
         return None

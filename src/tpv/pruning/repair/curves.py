@@ -1,20 +1,20 @@
-"""The output change when a single group is made narrower and its consumers are re-fitted, measured at several
-widths.
-"""
+"""The output change when one group is made narrower and its consumers are re-fitted, at several widths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tpv.model.batches import batch_size, batches, call_model, narrow
+from tpv.model.batches import batch_size, batches, narrow
 from tpv.model.linearization import Forward
 from tpv.model.outputs import Output
 from tpv.pruning.channels.groups import ChannelGroup, Member
-from tpv.pruning.channels.surgery import mask_of_inputs, own_copy
+from tpv.pruning.channels.surgery import own_copy, zero_inputs
+from tpv.pruning.repair.compensation import run_hooked
 from tpv.pruning.repair.least_squares import SplitMoments, counted_rows, fit, fittable, groups_of, output_rows
 from tpv.pruning.scores.measurement import OutputChangeMeter
 from tpv.pruning.widths.selection import Curve
@@ -38,11 +38,7 @@ def measure_curve(
     output: Output,
     forward: Forward | None = None,
 ) -> Curve:
-    """E‖Δf‖² with the group's ``width`` most important channels left and its consumers re-fitted, on the same
-    inputs.
-
-    Args:
-        order: channels from the least to the most important.
+    """E‖Δf‖² with the last ``width`` channels of an order left and the group's consumers re-fitted.
 
     Cost: one forward pass, and for each width one of the first 256 examples and a linear solve for each
         consumer.
@@ -50,22 +46,19 @@ def measure_curve(
     parts = list(batches(data))
     narrowed = own_copy(model)
     consumers = [_Consumer(narrowed, m, refit=refit) for m in group.consumers]
-    _gather({c.member.module: c.moments for c in consumers if c.moments is not None}, model, parts, forward)
+    fitted = [(model.get_submodule(c.member.module), c) for c in consumers if c.moments is not None]
+    for part in parts if fitted else ():
+        hooks = [layer.register_forward_hook(partial(c.observe, part)) for layer, c in fitted]
+        run_hooked(model, part, forward, hooks)
     for consumer in consumers:
-        consumer.choose_ridge(_gone(order, group.width // 2))
+        consumer.choose_ridge(order[: group.width - group.width // 2])
     meter = OutputChangeMeter(model, list(_first(parts, _MEASURED_EXAMPLES)), output, forward)
     curve = {group.width: 0.0}
     for width in widths_of(group.width, points)[:-1]:
         for consumer in consumers:
-            consumer.refit_without(_gone(order, width))
+            consumer.refit_without(order[: group.width - width])
         curve[width] = meter(narrowed)[0].value
     return curve
-
-
-def _gone(order: Tensor, width: int) -> Tensor:
-    gone = torch.zeros(len(order), dtype=torch.bool)
-    gone[order[: len(order) - width]] = True
-    return gone
 
 
 def _first(parts: Sequence[Any], most: int) -> Iterator[Any]:
@@ -76,32 +69,8 @@ def _first(parts: Sequence[Any], most: int) -> Iterator[Any]:
             most -= n
 
 
-def _gather(
-    moments: Mapping[str, SplitMoments], model: nn.Module, parts: Sequence[Any], forward: Forward | None
-) -> None:
-    """Add up each consumer's inputs and outputs."""
-
-    def hook(name: str, part: Any) -> Any:
-        def update(layer: Any, args: tuple[Any, ...], y: Tensor) -> None:
-            counted = counted_rows(layer, part, args[0])
-            moments[name].update(args[0], output_rows(layer, y), batch_size(part), counted)
-
-        return update
-
-    for part in parts if moments else ():
-        handles = [model.get_submodule(name).register_forward_hook(hook(name, part)) for name in moments]
-        try:
-            with torch.no_grad():
-                (forward or call_model)(model, part)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
 class _Consumer:
-    """A layer of the model that takes the channels as inputs, changed in place; convolutions in groups and
-    what cannot be fitted only lose inputs.
-    """
+    """A layer that takes the channels as inputs, changed in place; some only lose inputs, without a fit."""
 
     def __init__(self, model: nn.Module, member: Member, *, refit: bool) -> None:
         self.member, self._layer = member, model.get_submodule(member.module)
@@ -112,6 +81,12 @@ class _Consumer:
         self._shift: Tensor | None = None
         if self.moments is not None:
             self._layer.register_forward_hook(self._shifted)
+
+    def observe(self, batch: Any, layer: Any, args: tuple[Any, ...], y: Tensor) -> None:
+        """Count a batch's inputs and outputs of the unpruned layer."""
+        assert self.moments is not None
+        counted = counted_rows(layer, batch, args[0])
+        self.moments.update(args[0], output_rows(layer, y), batch_size(batch), counted)
 
     def choose_ridge(self, gone: Tensor) -> None:
         """By held-out examples, without these channels."""
@@ -124,8 +99,7 @@ class _Consumer:
         """Fit the weights of the other channels, with zeros for these."""
         weight: Tensor = self._layer.weight  # type: ignore[assignment]
         if self.moments is None:
-            mask = mask_of_inputs(self._layer, self.member.index[gone[self.member.channel]])
-            weight.copy_(self._weight * mask.to(weight))
+            zero_inputs(self._layer, weight.copy_(self._weight), self.member.positions(gone))
             return
         index = self._inputs_left(gone)
         w, b = fit(self.moments.restricted(index).all, self._rows[..., index], self._ridge)
@@ -136,9 +110,8 @@ class _Consumer:
     def _shifted(self, module: nn.Module, args: Any, y: Tensor) -> Tensor | None:
         if self._shift is None:
             return None
-        return y + (
-            self._shift if isinstance(module, nn.Linear) else self._shift.view(-1, *[1] * (y.ndim - 2))
-        )
+        trailing = 0 if isinstance(module, nn.Linear) else y.ndim - 2
+        return y + self._shift.view(-1, *[1] * trailing)
 
     @property
     def _rows(self) -> Tensor:
@@ -147,6 +120,6 @@ class _Consumer:
     def _inputs_left(self, gone: Tensor) -> Tensor:
         """Columns of the weight's rows whose inputs are still there."""
         keep = torch.ones(self._weight.shape[1], dtype=torch.bool)
-        keep[self.member.index[gone[self.member.channel]]] = False
+        keep[self.member.positions(gone)] = False
         columns = keep.repeat_interleave(self._weight[0, 0].numel())
         return columns.nonzero().flatten().to(self._weight.device)

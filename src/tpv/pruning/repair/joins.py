@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,7 @@ _ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 
 @dataclass(frozen=True, eq=False)
 class Join:
-    """An addition of a layer's output: what is kept of the other operand, and the slope (channels,) of the
-    BatchNorm between, None if there is none.
-    """
+    """An addition of a layer's output: the slope (channels,) of a BatchNorm between, the other operand."""
 
     scale: Tensor | None
     other: Tensor
@@ -91,14 +89,12 @@ def joins(model: nn.Module, keep: Mapping[str, Callable[[Tensor], Tensor]]) -> I
             layer, scale = source
             first.setdefault(layer, Join(scale, keep[layer](b)))
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
-    try:
-        with _Additions(note_addition):
-            yield first
-    finally:
-        origin.clear()
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        hooks.callback(origin.clear)
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(hook(name)))
+        hooks.enter_context(_Additions(note_addition))
+        yield first
 
 
 def _slope_behind(module: nn.Module, scale: Tensor | None) -> tuple[Tensor | None] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,7 @@ _ROUNDING, _TINY = 1e-12, 1e-30
 
 
 def fittable(model: nn.Module) -> dict[str, Layer]:
-    """Convolutions and linear layers that can be re-fitted: trainable, with a weight of their own and without
-    hooks.
-    """
+    """Trainable convolutions and linear layers with a weight of their own and without hooks."""
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     layers: dict[str, Layer] = {}
     for name, m in model.named_modules():
@@ -73,12 +71,11 @@ class RowMoments:
     def restricted(self, index: Tensor) -> RowMoments:
         """Of some of the D inputs."""
         xx = self.xx[:, index][:, :, index]
-        return RowMoments(xx, self.xy[:, index], self.yy, self.x[:, index], self.y, self.rows)
+        return replace(self, xx=xx, xy=self.xy[:, index], x=self.x[:, index])
 
     def uncentered(self) -> RowMoments:
         """As if the means were 0: least squares without a bias."""
-        zeros = torch.zeros_like(self.x), torch.zeros_like(self.y)
-        return RowMoments(self.xx, self.xy, self.yy, *zeros, self.rows)
+        return replace(self, x=torch.zeros_like(self.x), y=torch.zeros_like(self.y))
 
     def centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Covariances xx, xy, the variance of y, and both means."""
@@ -133,9 +130,7 @@ class SplitMoments:
         return self.fitted + self.held_out
 
     def best_ridge(self, weight: Tensor) -> float:
-        """The ridge that predicts held-out rows best when fitted on the others; the largest where either has
-        no row.
-        """
+        """The ridge that predicts held-out rows best from the others; the largest where either has none."""
         if not (self.fitted.rows and self.held_out.rows):
             return RIDGES[-1]
         return min(RIDGES, key=lambda ridge: error(self.held_out, *fit(self.fitted, weight, ridge)))
@@ -147,9 +142,7 @@ def groups_of(layer: Layer) -> int:
 
 
 def positions(images: int, count: int) -> Tensor:
-    """(images, M) of the positions of each image: all, or one at random of each of M equal parts; the same at
-    every call.
-    """
+    """(images, M) positions of each image: all, or always the same random one of each of M equal parts."""
     m = min(count, _POSITIONS)
     shift = torch.rand(images, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return ((torch.arange(m) + shift) * (count / m)).long().clamp(max=count - 1)
@@ -162,9 +155,7 @@ def output_rows(layer: Layer, y: Tensor) -> Tensor:
 
 
 def input_rows(layer: Layer, x: Tensor, images: slice) -> Tensor:
-    """(R, G, D): what the sampled positions of some images are computed from, in the order of the weight's
-    axes.
-    """
+    """(R, G, D): what the sampled positions are computed from, in the order of the weight's axes."""
     if isinstance(layer, nn.Linear):
         return _sampled(x.reshape(len(x), -1, x.shape[-1]), images).unsqueeze(1)
     patches = _patches(layer, x[images])

@@ -34,8 +34,8 @@ class Frozen:
             removal. None for others.
     """
 
-    labels: Sequence[Tensor] | None
-    outputs: Sequence[Tensor] | None
+    labels: Sequence[Tensor] | None = None
+    outputs: Sequence[Tensor] | None = None
 
 
 def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: Forward | None = None) -> Frozen:
@@ -58,7 +58,7 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
         True
     """
     if not (criterion.freezes or criterion.interactions):
-        return Frozen(None, None)
+        return Frozen()
     if isinstance(getattr(data, "sampler", None), RandomSampler):
         raise TPVError(
             "the data must come in the same order each time, and this loader shuffles: give shuffle=False, "
@@ -77,11 +77,7 @@ def freeze(model: nn.Module, data: object, criterion: Criterion, *, forward: For
 
 @contextmanager
 def linearized(model: nn.Module, criterion: Criterion, forward: Forward | None) -> Iterator[Linearization]:
-    """The model at a fixed point, in the criterion's output space.
-
-    Raises:
-        TPVError: for something that is not a criterion, or not such a model.
-    """
+    """The model at a fixed point, in the criterion's output space."""
     if not isinstance(criterion, Criterion):
         raise TPVError(
             f"criterion must be one of tpv.pruning.TPVImportance(), JBR() and JC(), got {criterion!r}."
@@ -95,7 +91,7 @@ class Cotangents:
     """The vectors v of a criterion for examples one after another, whatever the chunks they come in."""
 
     def __init__(self, criterion: Criterion, seed: Seed, frozen: Frozen | None) -> None:
-        self._criterion, self._frozen = criterion, frozen or Frozen(None, None)
+        self._criterion, self._frozen = criterion, frozen or Frozen()
         self._seed = seed_of(as_generator(seed))
 
     def __call__(self, f: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -112,9 +108,7 @@ class Cotangents:
         return v, f.new_ones(len(f), dtype=torch.bool)
 
     def output_change(self, lin: Linearization, f: Tensor, chunk: Chunk) -> Tensor:
-        """z(f) − z(unpruned model's f), (N, ...), in the coordinates z of the output space; zero where no
-        outputs are kept.
-        """
+        """z(f) − z(unpruned model's f), (N, ...), in the output space; zero where no outputs are kept."""
         before = _of_chunk(self._frozen.outputs, chunk, f)
         if before is None:
             return torch.zeros_like(f)

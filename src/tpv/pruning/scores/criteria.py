@@ -30,9 +30,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def labels(self, f: Tensor, batch: Any) -> Tensor | None:
-        """A class for each prediction, from the outputs f (N, ...) or the batch; None where the directions
-        are random.
-        """
+        """A class for each prediction, from f (N, ...) or the batch; None where the directions are random."""
 
     def directions(self, f: Tensor, labels: Tensor) -> Tensor:
         """Cotangents m = softmax(f) − onehot(labels) (N, ...), zero where a label is ``IGNORED``."""
@@ -40,7 +38,7 @@ class Criterion(ABC):
         hot = F.one_hot(labels.clamp(min=0), f.shape[axis]).movedim(-1, axis).to(f)
         return (f.softmax(axis) - hot) * (labels >= 0).unsqueeze(axis)
 
-    def _check_parameters(self) -> None:
+    def __post_init__(self) -> None:
         require_choice(type(self).__name__, "parameters", self.parameters, ("consumers", "all"))
 
 
@@ -83,8 +81,8 @@ class TPVImportance(Criterion):
     interactions: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_int("TPVImportance", "probes", self.probes, 1)
-        self._check_parameters()
 
     def labels(self, f: Tensor, batch: Any) -> None:
         """None: the directions are random."""
@@ -123,8 +121,8 @@ class JBR(Criterion):
     freezes = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_number("JBR", "confidence", self.confidence, 0, 1)
-        self._check_parameters()
 
     def labels(self, f: Tensor, batch: Any) -> Tensor:
         """The model's own class of each prediction, ``IGNORED`` below the confidence."""
@@ -135,8 +133,7 @@ class JBR(Criterion):
 
 @dataclass(frozen=True)
 class JC(Criterion):
-    r"""As :class:`JBR`, with y* the true label: :math:`E_x[(m(x)^\top J_g(x) w_g)^2]`, m = softmax(f) −
-    onehot(y).
+    r"""As :class:`JBR`, with the true label for y*: :math:`E_x (m^\top J_g w_g)^2`, at the same cost.
 
     Batches are ``(inputs, labels)``, or mappings with ``labels``; negative ones are ignored. Each output is
     compared with the label at its own position: shift those of a causal language model.
@@ -147,10 +144,6 @@ class JC(Criterion):
     Raises:
         TPVError: for other values, or batches without labels.
 
-    Cost per example: one forward pass and one backward pass without weight gradients.
-
-    Source: D. Arpit, arXiv 2512.11089.
-
     Example:
         >>> import torch, tpv.pruning
         >>> tpv.pruning.JC().directions(torch.zeros(1, 2), torch.tensor([1]))
@@ -159,9 +152,6 @@ class JC(Criterion):
 
     parameters: Parameters = "all"
     interactions: bool = False
-
-    def __post_init__(self) -> None:
-        self._check_parameters()
 
     def labels(self, f: Tensor, batch: Any) -> Tensor:
         """The labels of the batch."""

@@ -30,13 +30,6 @@ class Elimination:
     With :class:`Terms` the damage of removing a set S is :math:`\frac1M \|m + \sum_{g \in S} t_g\|^2`, m the
     change so far, and the next to go is the channel that adds least to it; without, that of the lowest score.
 
-    Args:
-        values: (C,) scores.
-        terms: of the same channels, or None.
-
-    Raises:
-        TPVError: for scores that are NaN or infinite.
-
     Example:
         >>> import torch
         >>> opposite = torch.tensor([[1.0, -1.0, 0.5]])  # the second undoes what the first does
@@ -79,9 +72,7 @@ class Elimination:
             self._change += self._terms.each[:, channel]
 
     def order(self) -> tuple[Tensor, Tensor]:
-        """All channels, first to last, and the damage when each is gone, made to rise: the greatest so
-        far.
-        """
+        """All channels, first to last, and the greatest damage so far when each is gone."""
         order, damage, total = [], [], 0.0
         while (channel := self.lowest()) is not None:
             total += self.added()[channel].item()

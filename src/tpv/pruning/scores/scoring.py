@@ -130,9 +130,7 @@ class _Scoring(EstimatorRun):
         return Terms(rows[:, 1:], rows[:, 0])
 
     def _scores(self, chunk: Chunk) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """(N, channels), which examples count, and with interactions for each probe the change so far and the
-        terms of these.
-        """
+        """(N, channels), which examples count, and each probe's rows for :class:`Terms`, if asked for."""
         rows = []
         with self._tapped(chunk.batch) as (f, z, tapped):
             v, counted = self._cotangents(f.detach(), chunk)
@@ -193,9 +191,7 @@ class _Scoring(EstimatorRun):
         return torch.cat(columns, 1)
 
     def _verify(self, chunk: Chunk) -> None:
-        """Refuse a model in which a layer's rows do not belong to the examples in order, by scoring two of
-        them alone.
-        """
+        """Refuse a model in which a layer's rows are not the examples in order: two are scored alone."""
         pair = ends(chunk.batch, chunk.n)
         size = batch_size(pair)
         with self._tapped(pair) as (_, z, tapped):

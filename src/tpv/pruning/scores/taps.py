@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,19 +62,15 @@ def taps(model: nn.Module, sites: Collection[Site], copied: Collection[Site]) ->
     are modified in place later (``relu_()``) must be ``copied``.
     """
     tapped: list[Tap] = []
-    handles = []
-    for name, module in model.named_modules(remove_duplicate=False):
-        if (name, "consumer") in sites:
-            hook = _input_hook((name, "consumer"), tapped, (name, "consumer") in copied)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        if (name, "producer") in sites:
-            hook = _output_hook((name, "producer"), tapped, (name, "producer") in copied)
-            handles.append(module.register_forward_hook(hook))
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules(remove_duplicate=False):
+            if (name, "consumer") in sites:
+                hook = _input_hook((name, "consumer"), tapped, (name, "consumer") in copied)
+                hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+            if (name, "producer") in sites:
+                hook = _output_hook((name, "producer"), tapped, (name, "producer") in copied)
+                hooks.enter_context(module.register_forward_hook(hook))
         yield tapped
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _input_hook(site: Site, tapped: list[Tap], copy: bool) -> Any:
@@ -104,9 +100,7 @@ def _output_hook(site: Site, tapped: list[Tap], copy: bool) -> Any:
 
 
 def _alias(t: Tensor) -> Tensor:
-    """The same memory as a node of its own in the graph, so that its gradient is that of what comes next
-    alone.
-    """
+    """The same memory as a node of its own in the graph, whose gradient is that of what comes next alone."""
     source = t if t.requires_grad else t.detach().requires_grad_()
     alias: Tensor = torch.ops.aten._unsafe_view(source, t.shape)
     return alias

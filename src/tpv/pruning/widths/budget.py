@@ -93,11 +93,8 @@ class Target:
     def budget(
         self, groups: Sequence[ChannelGroup], known: Mapping[str, Budget], everything: Sequence[ChannelGroup]
     ) -> Budget:
-        """The cost as a function of the widths of some groups, which may lose channels, of ``everything``,
-        whose numbers ``costs`` have; ``known`` are the budgets of MACs and parameters.
-
-        Raises:
-            TPVError: for costs of groups that do not exist.
+        """The cost in the widths of some groups: one of the ``known``, or of ``costs``, in which groups are
+        numbered as in ``everything``.
         """
         if self.costs is None:
             return known[self.unit]

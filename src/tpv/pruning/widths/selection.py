@@ -36,30 +36,25 @@ def by_ranking(
 
     ``values`` are of the channels that are not yet removed, and so are ``terms``, with which a channel's
     value is what it adds to those that have gone before.
-
-    Raises:
-        TPVError: if the limit is not met with one channel left in every group; for NaN.
     """
     left = [(i, c) for i, group in enumerate(groups) for c in remaining_channels(group, removed)]
     owners, now = torch.tensor([i for i, _ in left]), _widths(groups, removed)
     elimination = Elimination(torch.tensor([v for group in groups for v in _finite(group, values)]), terms)
-    order, current = list[int](), list(now)
+    order, current = list[int](), torch.tensor(now)
 
     def widths(k: int) -> list[int]:
         """Without the first k in the order."""
         fewer = Counter(left[channel][0] for channel in order[:k])
         return [width - fewer[i] for i, width in enumerate(now)]
 
-    elimination.keep(torch.tensor([now[i] == 1 for i, _ in left]))
-    while costs.of(widths(len(order))) > limit and not elimination.finished:
+    elimination.keep(current[owners] == 1)
+    while costs.of(current.tolist()) > limit and not elimination.finished:
         for _ in range(_BLOCK):
             if (channel := elimination.lowest()) is not None:
                 order.append(channel)
                 elimination.remove(channel)
-                owner = left[channel][0]
-                current[owner] -= 1
-                if current[owner] == 1:
-                    elimination.keep(owners == owner)
+                current[owners[channel]] -= 1
+                elimination.keep(current[owners] == 1)
     k = bisect_left(range(len(order)), True, key=lambda k: costs.of(widths(k)) <= limit)
     check_attainable(costs, widths(k), limit)
     gone = {group.name: list(removed.get(group.name, ())) for group in groups}
@@ -72,9 +67,7 @@ def by_ranking(
 def uniformly(
     groups: Sequence[ChannelGroup], values: Values, removed: Removed, costs: Budget, limit: float
 ) -> dict[str, list[int]]:
-    """The channels of lowest value within each group, the same share of every group; else as
-    :func:`by_ranking`.
-    """
+    """The channels of lowest value within each group, the same share of every group."""
     now = _widths(groups, removed)
     for share in torch.linspace(1, 0, 1001).tolist():
         widths = [min(n, max(1, round(share * g.width))) for n, g in zip(now, groups, strict=True)]
@@ -92,9 +85,7 @@ def by_curves(
     costs: Budget,
     limit: float,
 ) -> dict[str, list[int]]:
-    """The widths of least summed damage among those measured, then one channel more after the other while the
-    limit allows; else as :func:`by_ranking`, with the values of all channels.
-    """
+    """The widths of least summed damage among those measured, then single channels while the limit allows."""
     most = _widths(groups, removed)
     check_attainable(costs, [1] * len(groups), limit)
     damages = [
@@ -146,11 +137,7 @@ def _finite(group: ChannelGroup, values: Values) -> list[float]:
 
 
 def check_attainable(costs: Budget, widths: Sequence[int], limit: float) -> None:
-    """Refuse widths that cost too much, the least there are.
-
-    Raises:
-        TPVError: with what they cost.
-    """
+    """Refuse widths, the least there are, that cost too much."""
     if costs.of(widths) > limit:
         raise TPVError(
             "the target cannot be met: with one channel left in every group there are still "
