@@ -208,8 +208,8 @@ def _is_rows(value: Any, size: int) -> bool:
         return value.ndim > 0 and len(value) == size
     if not isinstance(value, Sequence) or len(value) != size:
         return False
-    found = [t for element in value for t in tensors(element)]
-    return not found or not all(per_example(t, size) for t in found)
+    leaves = [t for element in value for t in tensors(element)]
+    return not leaves or not all(per_example(t, size) for t in leaves)
 
 
 def rows_of(batch: Any, rows: Sequence[int], size: int) -> Any:
