@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -200,11 +200,17 @@ def has_plain_rows(batch: Any, size: int) -> bool:
     )
 
 
+def _is_array(value: Any) -> bool:
+    """Whether it is a NumPy array; without NumPy, nothing is."""
+    numpy: Any = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
 def _is_rows(value: Any, size: int) -> bool:
     """Whether an entry of a batch has one element for each example, and is not itself a list of columns."""
     if isinstance(value, Tensor | Mapping | str | bytes) or hasattr(value, "_fields"):
         return False
-    if isinstance(value, np.ndarray):
+    if _is_array(value):
         return value.ndim > 0 and len(value) == size
     if not isinstance(value, Sequence) or len(value) != size:
         return False
@@ -233,14 +239,14 @@ def _rows_of_entry(value: Any, rows: Sequence[int], size: int) -> Any:
     if not _is_rows(value, size):
         _refuse_uncuttable(value, size)
         return rows_of(value, rows, size)
-    if isinstance(value, np.ndarray):
+    if _is_array(value):
         return value[list(rows)]
     elements = [value[i] for i in rows]
     return _rebuilt(value, elements) if isinstance(value, list | tuple) else elements
 
 
 def _refuse_uncuttable(value: Any, size: int) -> None:
-    plain = isinstance(value, Tensor | Mapping | Sequence | np.ndarray | str | bytes)
+    plain = isinstance(value, Tensor | Mapping | Sequence | str | bytes) or _is_array(value)
     counted = isinstance(value, Sized) and not isinstance(value, type) and len(value) == size
     if not plain and (isinstance(value, Iterator) or counted):
         raise TPVError(
