@@ -19,7 +19,7 @@ demo: .venv/cli
 test: .venv/test
 	$(BIN)/python -m pytest
 
-# The core, the formulas and the algebra: under a minute on two cores.
+# The core, the formulas and the algebra: about a minute.
 FAST := $(addprefix tests/,common model jacobian perturbations estimators estimation results)
 test-fast: .venv/test
 	$(BIN)/python -m pytest -m "not slow" $(FAST)
