@@ -19,7 +19,7 @@ from tpv.common.progress import Listener, Progress
 from tpv.common.stats import Moments
 from tpv.common.warn import warn
 from tpv.estimators.base import Chunk, EstimatorRun
-from tpv.model.batches import batch_size, count_examples, inputs, narrow
+from tpv.model.batches import batch_size, count_examples, narrow
 from tpv.model.checks import check_device, check_outputs, explain_non_finite
 from tpv.model.independence import check_last
 from tpv.model.linearization import Linearization
@@ -130,7 +130,7 @@ def _accumulated(
     run: Run | None = None
     checked: set[int] = set()
     for number, batch in enumerate(data):
-        check_device(lin.model, batch if lin.custom_forward else inputs(batch))
+        check_device(lin.model, lin.used(batch))
         size = batch_size(batch)
         if size not in checked:
             outputs = check_outputs(lin, batch)[0].numel()

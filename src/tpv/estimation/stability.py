@@ -15,7 +15,7 @@ from tpv.estimation.evaluate import AUTO, Evaluation
 from tpv.estimation.fixed_point import fixed_point
 from tpv.estimation.loop import as_seed
 from tpv.estimators import Estimator
-from tpv.model.batches import batches, count_examples, inputs
+from tpv.model.batches import batches, count_examples
 from tpv.model.checks import check_device, check_outputs
 from tpv.model.layers import LayersSpec, groups
 from tpv.model.linearization import Forward, Linearization
@@ -103,7 +103,7 @@ def _with_common_estimator(
     first = next(iter(batches(sides[0])), None)
     if first is None:
         raise TPVError("the training data is empty: it gave no batch.")
-    check_device(lin.model, first if lin.custom_forward else inputs(first))
+    check_device(lin.model, lin.used(first))
     outputs = check_outputs(lin, first)[0].numel()
     problem = evaluation.problem(lin, bound, outputs, largest)
     return dataclasses.replace(evaluation, estimator=evaluation.estimator.resolved(problem))

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from tpv.model.attributes import Attributes
-from tpv.model.batches import batch_size, call_model, duplicated, map_tensors
+from tpv.model.batches import batch_size, call_model, duplicated, inputs, map_tensors
 from tpv.model.outputs import Output, as_output, mask_of
 from tpv.model.padding import PaddingRows
 from tpv.model.process_state import differentiable_kernels, eager
@@ -62,6 +62,10 @@ class Linearization:
         single = batch_size(batch) == 1
         on_cpu = next(iter(self.weights.values())).device.type == "cpu"
         return duplicated(batch) if self._normalised and single and on_cpu else batch
+
+    def used(self, batch: Any) -> Any:
+        """What of a batch the predictions can depend on: all of it under a ``forward=``, else its inputs."""
+        return batch if self.custom_forward else inputs(batch)
 
     def __call__(self, batch: Any) -> Tensor:
         """Predictions z (N, ...), with gradients wherever the caller enabled them."""

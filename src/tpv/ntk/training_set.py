@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tpv.common.errors import TPVError
-from tpv.model.batches import batch_size, batches, chunks, inputs
+from tpv.model.batches import batch_size, batches, chunks
 from tpv.model.checks import check_device, check_outputs
 from tpv.model.independence import repeatability
 from tpv.model.linearization import Linearization
@@ -51,7 +51,7 @@ class TrainingSet:
         total = 0.0
         raw, checked = lin.reading(same), set[int]()
         for batch in self.data:
-            check_device(lin.model, batch if lin.custom_forward else inputs(batch))
+            check_device(lin.model, lin.used(batch))
             size = batch_size(batch)
             if size not in checked:
                 check_outputs(raw, batch)

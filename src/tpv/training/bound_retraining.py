@@ -15,7 +15,7 @@ from tpv.common.errors import TPVError
 from tpv.common.fingerprint import RunningFingerprint, fingerprint
 from tpv.common.resume import ResumableStore
 from tpv.common.warn import warn
-from tpv.model.batches import batch_size, inputs
+from tpv.model.batches import batch_size
 from tpv.model.linearization import masked
 from tpv.ntk.training_set import TrainingSet, flattened
 from tpv.perturbations.bound import Bound
@@ -137,7 +137,7 @@ class BoundRetraining(Bound):
             f"{train.magnitude:.4g}", f"{self._own.double().norm().item():.4g}",
         )  # fmt: skip
         for batch, _ in train.read():
-            running.update(batch if train.lin.custom_forward else inputs(batch))
+            running.update(train.lin.used(batch))
         return running.hexdigest()
 
 

@@ -11,7 +11,7 @@ from tpv.common.errors import TPVError
 from tpv.common.fingerprint import digest
 from tpv.common.options import number_field, require_bool
 from tpv.common.warn import warn
-from tpv.model.batches import batch_size, batches, has_plain_rows, inputs, narrow, tensors
+from tpv.model.batches import batch_size, batches, has_plain_rows, narrow, tensors
 from tpv.model.linearization import Forward, Linearization
 from tpv.model.regrouping import chosen
 from tpv.model.weights import Patterns
@@ -182,7 +182,7 @@ def _warn_about_duplicates(train: TrainingSet) -> None:
     """Two copies of an input get different noise, which no fit can follow."""
     seen: set[str] = set()
     for batch, _ in train.read():
-        used, size = batch if train.lin.custom_forward else inputs(batch), batch_size(batch)
+        used, size = train.lin.used(batch), batch_size(batch)
         if has_plain_rows(used, size):
             return
         seen |= {digest(*tensors(narrow(used, i, i + 1, size))) for i in range(size)}
